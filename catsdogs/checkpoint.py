@@ -1,0 +1,199 @@
+"""Save and load: weights travel with class names and preprocessing, in timm's local-dir layout.
+
+`config.json` beside `model.safetensors`; class names and preprocessing live in the former and nowhere else.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torchvision.models import ResNet, ResNet50_Weights
+
+from catsdogs import storage
+from catsdogs.errors import InputError
+from catsdogs.images import Preprocessing
+from catsdogs.model import HEAD, build
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with what is needed to use it; `sha256` is of its weights file."""
+
+    model: ResNet
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    sha256: str
+
+
+def save(uri: str, model: ResNet, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
+    """Write a checkpoint directory; each file appears whole.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    storage.write_bytes(storage.join(uri, CONFIG), json.dumps(_config(class_names, preprocessing), indent=2).encode())
+    storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(state, metadata={"format": "pt"}))
+
+
+def load(uri: str) -> Checkpoint:
+    """Read a checkpoint directory.
+
+    Raises:
+        InputError: a file is missing, unreadable or does not fit ResNet50.
+    """
+    class_names, preprocessing = _read_config(uri)
+    content = storage.read_bytes(storage.join(uri, WEIGHTS))
+    model = build(len(class_names), seed=0)
+    load_state(model, _parse_safetensors(content, uri), uri)
+    return Checkpoint(model.eval(), class_names, preprocessing, hashlib.sha256(content).hexdigest())
+
+
+def load_state(model: ResNet, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copy a state dict into a model, to the last key.
+
+    Raises:
+        InputError: names the keys that are missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(set(own) - set(state) - optional)
+    unexpected = sorted(set(state) - set(own))
+    shapes = sorted(name for name in set(own) & set(state) if own[name].shape != state[name].shape)
+    problems = [
+        f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise InputError(f"{source} is no ResNet50 of torchvision's key names; keys {'; '.join(problems)}; check --weights")
+    model.load_state_dict(state, strict=False)
+
+
+def load_pretrained(model: ResNet, weights: str, class_names: tuple[str, ...]) -> str:
+    """Start a model from `imagenet`, `none`, a weights file or a checkpoint directory; say what became of the head.
+
+    Raises:
+        InputError: the weights cannot be had or do not fit.
+    """
+    if weights == "none":
+        return "random weights"
+    state, head_names = _read_weights(weights)
+    own = model.state_dict()
+    head = {name: tensor for name, tensor in state.items() if name.startswith(f"{HEAD}.")}
+    fits = all(name in own and own[name].shape == tensor.shape for name, tensor in head.items())
+    keep = bool(head) and fits and head_names in (None, class_names) and weights != "imagenet"
+    if not keep:
+        state |= {name: own[name] for name in own if name.startswith(f"{HEAD}.")}
+    load_state(model, state, weights)
+    if keep:
+        return f"weights and head from {weights}"
+    came = f"{len(head[f'{HEAD}.bias'])} classes" if f"{HEAD}.bias" in head else "none"
+    return f"weights from {weights}; a new head for {len(class_names)} classes replaces its own ({came})"
+
+
+def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
+    if weights == "imagenet":
+        return _imagenet(), None
+    uri = storage.absolute(weights)
+    if uri.endswith(".safetensors"):
+        return _parse_safetensors(storage.read_bytes(uri), uri), None
+    if uri.endswith((".pth", ".pt")):
+        return _parse_torch(storage.read_bytes(uri), uri), None
+    if not storage.exists(storage.join(uri, CONFIG)):
+        raise InputError(
+            f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint directory with "
+            f"{CONFIG}; found none of these"
+        )
+    class_names, _ = _read_config(uri)
+    return _parse_safetensors(storage.read_bytes(storage.join(uri, WEIGHTS)), uri), class_names
+
+
+def _imagenet() -> StateDict:
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    try:
+        return cast(StateDict, dict(weights.get_state_dict(progress=False, check_hash=True)))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"cannot download the ImageNet weights from {weights.url}: {error}; "
+            "fetch them elsewhere and give --weights FILE, or start from --weights none"
+        ) from error
+
+
+def _parse_safetensors(content: bytes, source: str) -> StateDict:
+    try:
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_safetensors(content).items()}
+    except SafetensorError as error:
+        raise InputError(f"{source} is not a safetensors file: {error}") from error
+
+
+def _parse_torch(content: bytes, source: str) -> StateDict:
+    try:
+        loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{source} is not a state dict that loads with weights_only=True: {first_line}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise InputError(f"{source}: expected a state dict of tensors, got {type(loaded).__name__}")
+    return {
+        name.removeprefix("module."): value.float() if value.is_floating_point() else value for name, value in loaded.items()
+    }
+
+
+def _config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, Any]:
+    size = preprocessing.img_size
+    return {
+        "architecture": "resnet50",
+        "num_classes": len(class_names),
+        "num_features": 2048,
+        "global_pool": "avg",
+        "label_names": list(class_names),
+        "id2label": {str(i): name for i, name in enumerate(class_names)},
+        "label2id": {name: i for i, name in enumerate(class_names)},
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": "center",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": len(class_names),
+            "pool_size": [7, 7],
+            "first_conv": "conv1",
+            "classifier": HEAD,
+        },
+    }
+
+
+def _read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
+    path = storage.join(uri, CONFIG)
+    try:
+        config = json.loads(storage.read_bytes(path))
+        wanted = config["pretrained_cfg"]
+        preprocessing = Preprocessing(
+            img_size=int(wanted["input_size"][1]),
+            crop_pct=float(wanted["crop_pct"]),
+            mean=tuple(map(float, wanted["mean"])),
+            std=tuple(map(float, wanted["std"])),
+        )
+        class_names = tuple(map(str, config["label_names"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: expected a checkpoint's settings, as catsdogs train writes them: {error!r}") from error
+    if config.get("architecture") != "resnet50" or wanted.get("interpolation") != "bilinear":
+        raise InputError(f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r}")
+    return class_names, preprocessing

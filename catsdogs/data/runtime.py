@@ -1,0 +1,117 @@
+"""Start or join Ray; share its CPUs between models and the tasks that feed them."""
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+from ray.data import DataContext
+
+from catsdogs.errors import CatsdogsError, InputError, RunError
+
+# Ray's own lines about a dataset's plan and a trainer's state would drown ours; its logs keep them.
+QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
+
+
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's core calls every actor of Ray Data an error, for arguments that Ray Data gives it (ray#53727).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _held_stderr():
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    quiet_datasets()
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Hold back what Ray's core writes while it starts, such as that it takes its log level; shown where it fails."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def joins_cluster() -> bool:
+    """Whether Ray is a cluster that stands already, which may have other nodes and may grow."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def quiet_datasets() -> None:
+    """Show no progress of Ray Data's own in this process; ours is told by who runs the dataset."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class CpuShare:
+    """CPUs that each model process and each decoding task reserves."""
+
+    model: float
+    decode: float
+
+
+def share_cpus(num_models: int) -> CpuShare:
+    """Reserve less than all CPUs for models, or what feeds them would never be scheduled (ray#44687).
+
+    A model reserves less than one CPU whatever its threads: the reservation is for scheduling, threads are set apart.
+    Never as much as a decoding task: Ray Data fuses neighbours that reserve the same, and decoding would then wait
+    for the model in one process.
+    """
+    total = ray.cluster_resources().get("CPU", 1.0)
+    models = 0.9 * min(float(num_models), max(total - 1, total / 2))
+    return CpuShare(model=math.floor(models / num_models * 100) / 100, decode=min(1.0, total / 2))
+
+
+def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
+    """Choose GPUs where the cluster has them; a cluster that was joined may still grow some.
+
+    Raises:
+        InputError: asked for GPUs that will never come.
+    """
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if use_gpu == "auto":
+        return num_gpus > 0
+    if use_gpu == "true" and num_gpus < num_models and not joins_cluster():
+        raise InputError(f"--use-gpu true: expected {num_models} GPUs on this machine, found {num_gpus}; use --use-gpu auto")
+    return use_gpu == "true"
+
+
+def num_nodes() -> int:
+    """Count the machines of the cluster that have CPUs for our tasks."""
+    return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
+
+
+def default_num_actors(use_gpu: bool) -> int:
+    """Run one model per GPU, or one per machine, which takes all its cores."""
+    return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else num_nodes()
+
+
+def explain(error: Exception, what: str, kept: str) -> CatsdogsError:
+    """Find the cause that one of our stages gave in what Ray raises for it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CatsdogsError):
+            return type(cause)(f"{cause.args[0]}; {kept}".splitlines()[0])
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return RunError(f"{what} failed: {str(error).strip().splitlines()[-1]}; {kept}")

@@ -1,0 +1,75 @@
+"""Score a labelled folder, then metrics."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from catsdogs import checkpoint, data, metrics, storage
+from catsdogs.config import EvaluateConfig
+from catsdogs.errors import CatsdogsError
+from catsdogs.images import MAX_PIXELS
+from catsdogs.labels import check_same_classes, list_evaluation
+from catsdogs.progress import Message, Progress, Step, silent
+from catsdogs.schema import OK
+from catsdogs.score.classify import ClassifyOptions, classified
+from catsdogs.score.write import file_metadata
+
+METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+
+
+def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
+    """Label every file of a labelled folder and compare; the content of `metrics.json`.
+
+    Raises:
+        InputError: the folder or the checkpoint cannot be used, or their classes differ.
+        RunError: the run failed.
+    """
+    names = ("data_dir", "checkpoint", "output")
+    config = dataclasses.replace(config, **{name: storage.absolute(getattr(config, name)) for name in names})
+    model = checkpoint.load(config.checkpoint)
+    data.start_ray()
+    labelled = list_evaluation(config.data_dir, config.split, progress)
+    check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
+    options = ClassifyOptions.of(config, model)
+    predictions = _predict(config, labelled.files, options, progress)
+    _tell_failed(predictions, progress)
+    result = metrics.report(predictions, model.class_names) | {"model_sha256": model.sha256}
+    _write(config, predictions, result, model)
+    return result
+
+
+def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, progress: Progress) -> pa.Table:
+    blocks = data.inference_batches(files, config.batch_size)
+    stage = data.DecodeForInference(options.checkpoint.preprocessing, MAX_PIXELS)
+    decoded = data.decode_blocks(ray.data.from_arrow(blocks), stage, options.share.decode)
+    tables: list[pa.Table] = []
+    done = 0
+    try:
+        for rows in classified(decoded, options).iter_batches(batch_size=None, batch_format="pyarrow"):
+            tables.append(rows)
+            done += rows.num_rows
+            progress(Step("evaluate", done, files.num_rows))
+    except CatsdogsError:
+        raise
+    except Exception as error:
+        raise data.explain(error, "evaluation", "nothing was written") from error
+    return pa.concat_tables(tables).sort_by("path")
+
+
+def _tell_failed(predictions: pa.Table, progress: Progress) -> None:
+    failed = [row for row in predictions.select(["path", "status", "error"]).to_pylist() if row["status"] != OK]
+    if failed:
+        progress(Message(f"{len(failed)} images have no label and count as wrong"))
+    for row in failed[:10]:
+        progress(Message(f"  {row['path']}: {row['status']}, {row['error']}"))
+
+
+def _write(config: EvaluateConfig, predictions: pa.Table, result: dict[str, Any], model: checkpoint.Checkpoint) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(predictions.replace_schema_metadata(file_metadata(model)), sink)
+    storage.write_bytes(storage.join(config.output, PREDICTIONS), bytes(sink.getvalue()))
+    storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())

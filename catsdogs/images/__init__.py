@@ -1,0 +1,20 @@
+"""Bytes to uint8 RGB pixels or a reason why not; preprocessing and augmentation. No Ray.
+
+Between stages an image is a NumPy array, uint8 (H, W, 3), RGB; `normalize` makes it a float tensor.
+"""
+
+from catsdogs.images.augment import augment
+from catsdogs.images.decode import MAX_PIXELS, Decoded, decode
+from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels, Preprocessing, normalize
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MAX_PIXELS",
+    "Decoded",
+    "Pixels",
+    "Preprocessing",
+    "augment",
+    "decode",
+    "normalize",
+]

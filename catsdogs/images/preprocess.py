@@ -1,0 +1,107 @@
+"""From an image of any size to what the model takes: resize, centre crop, normalize.
+
+N batch, C channels, H, W.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor, isfinite
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from catsdogs.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+
+# Of ImageNet's training images, as in every ResNet50_Weights of torchvision.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_LONGEST = 32  # long side / short side beyond which only the middle is resized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Evaluation's way from pixels to the model's input; travels inside checkpoints."""
+
+    img_size: int = 224
+    crop_pct: float = 0.965
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", _triple("mean", self.mean))
+        object.__setattr__(self, "std", _triple("std", self.std))
+        if self.img_size < 1:
+            raise InputError(f"img_size must be at least 1, not {self.img_size}")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct must be in (0, 1], not {self.crop_pct}")
+        if min(self.std) <= 0:
+            raise InputError(f"std must be positive, not {self.std}")
+        if self.interpolation != "bilinear":
+            raise InputError(f"interpolation must be bilinear, not {self.interpolation}")
+
+    @property
+    def resize_size(self) -> int:
+        """The short side before the crop: floor(img_size / crop_pct), exact in decimals."""
+        return floor(self.img_size / Fraction(str(self.crop_pct)))
+
+    def __call__(self, image: Pixels) -> Pixels:
+        """Resize the short side and crop the centre as torchvision's v2 Resize and CenterCrop do.
+
+        Args:
+            image: uint8 (H, W, 3), any size, may be read-only.
+
+        Returns:
+            uint8 (img_size, img_size, 3), contiguous and writable.
+        """
+        image_CHW = to_tensor(_middle(image))
+        image_CHW = functional.resize(
+            image_CHW, [self.resize_size], InterpolationMode.BILINEAR, antialias=True
+        )
+        return to_pixels(functional.center_crop(image_CHW, [self.img_size, self.img_size]))
+
+
+def normalize(
+    images_NCHW: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Return (images / 255 - mean) / std as float32, on the tensor's device and in its memory format."""
+    scale_C = torch.tensor(std, device=images_NCHW.device).mul_(255).reciprocal_()
+    shift_C = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images_NCHW.device)
+    return images_NCHW.float().mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
+
+
+def to_tensor(image: Pixels) -> torch.Tensor:
+    """View uint8 (H, W, 3) as (3, H, W); a copy only where torch cannot share it (read-only, flipped)."""
+    return torch.from_numpy(np.require(image, np.uint8, ["C", "W"])).permute(2, 0, 1)
+
+
+def to_pixels(image_CHW: torch.Tensor) -> Pixels:
+    """Copy uint8 (3, H, W) to a contiguous (H, W, 3) that owns its memory."""
+    return np.array(image_CHW.permute(1, 2, 0).numpy(), order="C")
+
+
+def _middle(image: Pixels) -> Pixels:
+    """Cut the far ends off a strip: resizing all of 1 x 5000 to a short side of 232 would take 800 MB.
+
+    What is cut is symmetric and keeps the parity of the length, so that the centre stays where it was.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    excess = max(height, width) - _LONGEST * short
+    if excess <= 0:
+        return image
+    cut = excess // 2
+    return image[cut : height - cut] if height > width else image[:, cut : width - cut]
+
+
+def _triple(name: str, values: object) -> tuple[float, float, float]:
+    """Take the three numbers from a tuple, or from the list that JSON makes of it."""
+    if not isinstance(values, (tuple, list)) or len(values) != 3 or not all(map(isfinite, values)):
+        raise InputError(f"{name} must be three numbers, not {values!r}")
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

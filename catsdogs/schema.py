@@ -1,0 +1,46 @@
+"""Columns and types of the Parquet output; the words of its `status` column."""
+
+import pyarrow as pa
+
+OK = "ok"
+STATUSES = (
+    OK,
+    "empty",
+    "unsupported",
+    "truncated",
+    "decode_error",
+    "too_large",
+    "changed",
+    "not_found",
+    "access_denied",
+    "read_error",
+    "decoder_crash",
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("index", pa.int32()),
+        pa.field("prob", pa.float32()),
+        pa.field("probs", pa.list_(pa.float32())),
+        pa.field("error", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("true_label", pa.string()),
+    ]
+)
+
+# One listed file. `version` is S3's etag, or a local file's modification time in ns.
+FILES = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("version", pa.string()),
+    ]
+)
+
+# One listed file with the index of its class.
+LABELLED_FILES = FILES.append(pa.field("true_index", pa.int32(), nullable=False))

@@ -1,0 +1,76 @@
+"""The stage that holds the model: one per actor, on a GPU where there is one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from catsdogs import data
+from catsdogs.checkpoint import Checkpoint
+from catsdogs.predict import Predictor, predictions, set_threads
+
+# What a stage of the pipeline passes on beside the columns of the output.
+CARRIED = ("shard",)
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """How many models run where."""
+
+    checkpoint: Checkpoint
+    precision: str
+    num_actors: int
+    use_gpu: bool
+    share: data.CpuShare
+
+    @classmethod
+    def of(cls, config: Any, model: Checkpoint) -> "ClassifyOptions":
+        """Choose from a command's settings and what the cluster has."""
+        use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_actors or 1)
+        num_actors = config.num_actors or data.default_num_actors(use_gpu)
+        return cls(model, config.precision, num_actors, use_gpu, data.share_cpus(num_actors))
+
+    @property
+    def device_name(self) -> str:
+        """Where the models run."""
+        return "gpu" if self.use_gpu else "cpu"
+
+
+class Classifier:
+    """A Ray Data actor: decoded rows -> the columns of the output."""
+
+    def __init__(self, checkpoint_ref: Any, precision: str, actors_here: int) -> None:
+        checkpoint: Checkpoint = ray.get(checkpoint_ref)
+        set_threads(actors_here)
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self._class_names = checkpoint.class_names
+        self._img_size = checkpoint.preprocessing.img_size
+        self._predictor = Predictor(checkpoint.model, checkpoint.preprocessing, precision, device)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Label one batch; what is carried beside the output's columns stays."""
+        probs_NK = self._predictor(data.images_of(rows, self._img_size))
+        labelled = predictions(rows, probs_NK, self._class_names)
+        for name in CARRIED:
+            if name in rows.column_names:
+                labelled = labelled.append_column(name, rows[name])
+        return labelled
+
+
+def classified(decoded: Dataset, options: ClassifyOptions) -> Dataset:
+    """Add the model's stage to a dataset of decoded rows; a block in, a block out."""
+    resources: Mapping[str, float] = {"num_cpus": options.share.model} | ({"num_gpus": 1.0} if options.use_gpu else {})
+    actors_here = 1 if options.use_gpu else -(-options.num_actors // data.num_nodes())
+    return decoded.map_batches(
+        Classifier,
+        fn_constructor_args=(ray.put(options.checkpoint), options.precision, actors_here),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(size=options.num_actors),
+        **resources,
+    )

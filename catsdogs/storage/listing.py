@@ -1,0 +1,200 @@
+"""A folder or prefix -> its image files, in order, one at a time.
+
+Order is by path in bytes, which for UTF-8 is the order of code points: S3 lists that way, and a local folder is walked
+that way, so nothing is sorted in memory. Links to files count; a linked folder is followed once, and not at all where
+its files are listed under their own name anyway.
+"""
+
+import os
+import stat
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from catsdogs.errors import InputError
+from catsdogs.progress import Progress, Step, silent
+from catsdogs.storage.s3 import list_objects, split_s3
+from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path, local_uri, quoted_uri
+
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+REPORT_EVERY = 1000  # files; also a page of S3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file as it was listed; `version` is S3's etag, or the modification time in ns of a local file."""
+
+    path: str
+    size_bytes: int | None = None
+    version: str | None = None
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image."""
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+@dataclass
+class Listing:
+    """The image files under `root`, listed while it is iterated over; the rest is known afterwards.
+
+    Attributes:
+        folders: names of folders at most two levels under the root, relative to it, hidden ones left out.
+        unlisted: what could not be listed, with the reason.
+    """
+
+    root: str
+    progress: Progress = silent
+    folders: set[str] = field(default_factory=set)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    num_files: int = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        """List the files.
+
+        Raises:
+            InputError: the root is not there or cannot be listed.
+        """
+        for entry in self._entries():
+            self.num_files += 1
+            if self.num_files % REPORT_EVERY == 0:
+                self.progress(Step("list", self.num_files))
+            yield entry
+        self.progress(Step("list", self.num_files, self.num_files))
+
+    def relative(self, path: str) -> str:
+        """Cut the root off a listed path."""
+        if path.startswith("file://"):
+            quoted = path[len(quoted_uri(local_path(self.root))) + 1 :]
+            return "/".join(_folder_name(urllib.parse.unquote_to_bytes(part)) for part in quoted.split("/"))
+        return path[len(self.root.rstrip("/")) + 1 :]
+
+    def _entries(self) -> Iterator[Entry]:
+        if is_local(self.root):
+            return self._local()
+        return self._s3() if self.root.startswith("s3://") else self._other()
+
+    def _note_folder(self, parts: list[str]) -> None:
+        for depth in range(1, min(len(parts), 2) + 1):
+            self.folders.add("/".join(parts[:depth]))
+
+    def _local(self) -> Iterator[Entry]:
+        path = local_path(self.root)
+        if os.path.isfile(path):
+            yield local_entry(path)
+        elif os.path.isdir(path):
+            yield from _LocalWalk(self, os.path.realpath(path)).walk(path, [])
+        else:
+            raise InputError(f"no such file or folder: {self.root}")
+
+    def _s3(self) -> Iterator[Entry]:
+        bucket, prefix = split_s3(self.root)
+        prefix = f"{prefix}/" if prefix else ""
+        found = False
+        for item in list_objects(self.root, bucket, prefix):
+            found = True
+            *parts, name = item["Key"][len(prefix) :].split("/")
+            if any(is_hidden(part) for part in parts):
+                continue
+            self._note_folder(parts)
+            if is_image(name):
+                yield _s3_entry(bucket, item)
+        if not found:
+            yield from (_s3_entry(bucket, item) for item in self._s3_single(bucket, prefix[:-1]))
+
+    def _s3_single(self, bucket: str, key: str) -> Iterator[dict[str, Any]]:
+        """Take the root for the name of one object."""
+        if key:
+            first = next(list_objects(self.root, bucket, key), None)
+            if first is not None and first["Key"] == key:
+                yield first
+
+    def _other(self) -> Iterator[Entry]:
+        fs, root = filesystem(self.root), fs_path(self.root).rstrip("/")
+        try:
+            found: dict[str, dict[str, Any]] = fs.find(root, detail=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot list {self.root}: {error}") from error
+        for path in sorted(found):
+            *parts, name = path[len(root) + 1 :].split("/") if path != root else [path.rpartition("/")[2]]
+            if not any(is_hidden(part) for part in parts):
+                self._note_folder(parts)
+                if is_image(name):
+                    yield Entry(fs.unstrip_protocol(path), found[path].get("size"))
+
+
+def local_entry(path: bytes) -> Entry:
+    """Describe a local file; one that cannot be looked at keeps its name alone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return Entry(local_uri(path))
+    return Entry(local_uri(path), found.st_size, str(found.st_mtime_ns))
+
+
+@dataclass
+class _LocalWalk:
+    """A depth-first walk that follows each linked folder once."""
+
+    listing: Listing
+    root: bytes
+    followed: list[bytes] = field(default_factory=list)
+
+    def walk(self, folder: bytes, parts: list[str]) -> Iterator[Entry]:
+        self.listing._note_folder(parts)
+        try:
+            with os.scandir(folder) as found:
+                items = sorted(found, key=_walk_order)
+        except OSError as error:
+            self.listing.unlisted[local_uri(folder)] = error.strerror or str(error)
+            return
+        for item in items:
+            name = os.fsdecode(item.name)
+            if is_hidden(name):
+                continue
+            if item.is_dir():
+                if self._enter(item):
+                    yield from self.walk(item.path, [*parts, _folder_name(item.name)])
+            elif is_image(name):
+                yield from self._file(item)
+
+    def _file(self, item: os.DirEntry[bytes]) -> Iterator[Entry]:
+        entry = local_entry(item.path)
+        if entry.size_bytes is not None and not stat.S_ISREG(os.stat(item.path).st_mode):
+            self.listing.unlisted[entry.path] = "not a regular file"
+        else:
+            yield entry
+
+    def _enter(self, item: os.DirEntry[bytes]) -> bool:
+        real = os.path.realpath(item.path)
+        owner = next((target for target in self.followed if _inside(os.path.realpath(os.path.dirname(item.path)), target)), None)
+        if not item.is_symlink() and owner is None:
+            return True
+        taken = [self.root, *(target for target in self.followed if item.is_symlink() or target != owner)]
+        if any(_inside(real, other) for other in taken):
+            return False
+        if item.is_symlink():
+            self.followed.append(real)
+        return True
+
+
+def _folder_name(name: bytes) -> str:
+    return local_uri(name).removeprefix("file://")
+
+
+def _inside(path: bytes, folder: bytes) -> bool:
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+
+
+def _walk_order(item: os.DirEntry[bytes]) -> bytes:
+    return item.name + b"/" if item.is_dir() else item.name
+
+
+def _s3_entry(bucket: str, item: dict[str, Any]) -> Entry:
+    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))

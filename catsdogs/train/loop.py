@@ -1,0 +1,289 @@
+"""What every training worker runs: epochs of steps, then validation, then the epoch is kept."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.util.queue import Queue
+from torchvision.models import ResNet
+
+from catsdogs import data, storage
+from catsdogs.checkpoint import load_state
+from catsdogs.config import TrainConfig
+from catsdogs.errors import InputError
+from catsdogs.images import MAX_PIXELS
+from catsdogs.metrics import Sums
+from catsdogs.model import build, freeze_backbone, resolve_precision
+from catsdogs.predict import BATCH_SIZE, Predictor, predictions, set_threads
+from catsdogs.progress import Step
+from catsdogs.schema import OK, PREDICTIONS
+from catsdogs.train.state import ARGS, LEFT_OUT, EpochRow, History, RunFolder, parquet_bytes
+from catsdogs.train.step import Stepper, learning_rate, make_optimizer
+
+TELL_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker group begins, after so many finished epochs."""
+
+    epoch: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class EpochFinished:
+    """An epoch is kept; `history` holds it and those before."""
+
+    history: list[EpochRow]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Training images that could not be decoded: path, status, error."""
+
+    rows: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What the driver hands to every worker; large things by reference into the object store."""
+
+    config: TrainConfig
+    folder: RunFolder
+    train_files: ray.ObjectRef[pa.Table]
+    validation_files: ray.ObjectRef[pa.Table]
+    initial_state: ray.ObjectRef[dict[str, np.ndarray[Any, Any]]]
+    events: Queue
+    decode_cpus: float
+
+
+@dataclass
+class Worker:
+    """One worker's part of the run."""
+
+    spec: RunSpec
+    rank: int
+    world_size: int
+    device: torch.device
+    train_files: pa.Table
+    validation_files: pa.Table
+    stepper: Stepper
+    history: History = field(default_factory=History)
+    left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    told_left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    told_at: float = 0.0
+
+    @property
+    def model(self) -> ResNet:
+        """The model without DDP around it."""
+        return self.stepper.model
+
+    @property
+    def plan(self) -> data.EpochPlan:
+        """The rows of this worker."""
+        config = self.spec.config
+        return data.EpochPlan(
+            num_rows=self.train_files.num_rows,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def tell(self, event: object) -> None:
+        """Send an event to the driver, from the first worker alone."""
+        if self.rank == 0:
+            self.spec.events.put(event)
+
+    def tell_step(self, stage: str, done: int, total: int, note: str) -> None:
+        """Tell how far a stage is, about once a second."""
+        now = time.monotonic()
+        if now - self.told_at >= TELL_EVERY_S:
+            self.told_at = now
+            self.tell(Step(stage, min(done, total), total, note))
+
+
+def train_loop_per_worker(loop_config: dict[str, RunSpec]) -> None:
+    """Train from the last finished epoch to the last; what Ray Train starts on each worker."""
+    worker = make_worker(loop_config["spec"])
+    config = worker.spec.config
+    worker.tell(Started(worker.history.epoch, worker.stepper.precision, str(worker.device)))
+    for epoch in range(worker.history.epoch + 1, config.epochs + 1):
+        started = time.monotonic()
+        trained = train_epoch(worker, epoch)
+        seconds = time.monotonic() - started
+        validation, rows = validate(worker, epoch)
+        row: EpochRow = {
+            "epoch": epoch,
+            "train_loss": float(trained[0] / trained[2]),
+            "train_accuracy": float(trained[1] / trained[2]),
+            "val_loss": validation.mean_loss,
+            "val_accuracy": validation.accuracy,
+            "lr": learning_rate(config, epoch * worker.plan.num_steps - 1, worker.plan.num_steps),
+            "images_per_s": float(trained[2] / seconds),
+            "seconds": time.monotonic() - started,
+        }
+        keep_epoch(worker, row, rows)
+        ray.train.report(row)
+
+
+def make_worker(spec: RunSpec) -> Worker:
+    """Build the model, its optimizer and the state to go on from."""
+    context = ray.train.get_context()
+    if not storage.exists(spec.folder.path(ARGS)):
+        raise InputError(
+            f"--storage-path: the run's folder {spec.folder.uri} is not visible from node {ray.util.get_node_ip_address()}; "
+            "expected storage that all nodes share, such as s3://bucket/prefix"
+        )
+    set_threads(context.get_local_world_size())
+    device = ray.train.torch.get_device()
+    stepper = _make_stepper(spec, device, context.get_world_size())
+    worker = Worker(
+        spec=spec,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        train_files=ray.get(spec.train_files),
+        validation_files=ray.get(spec.validation_files),
+        stepper=stepper,
+    )
+    if spec.folder.has_state():
+        state = spec.folder.load_state()
+        load_state(worker.model, state["model"], spec.folder.uri)
+        stepper.optimizer.load_state_dict(state["optimizer"])
+        worker.history = History(state["history"])
+    return worker
+
+
+def _make_stepper(spec: RunSpec, device: torch.device, world_size: int) -> Stepper:
+    model = build(len(spec.folder.class_names), spec.config.seed)
+    initial = ray.get(spec.initial_state)
+    load_state(model, {name: torch.tensor(array) for name, array in initial.items()}, "the initial weights")
+    if spec.config.freeze == "backbone":
+        freeze_backbone(model)
+    model = model.to(device=device, memory_format=torch.channels_last)
+    wrapped = ray.train.torch.prepare_model(
+        model, move_to_device=False, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+    )
+    return Stepper(
+        model=model,
+        wrapped=wrapped,
+        optimizer=make_optimizer(model, spec.config),
+        config=spec.config,
+        preprocessing=spec.folder.preprocessing,
+        device=device,
+        precision=resolve_precision(spec.config.precision, device),
+        world_size=world_size,
+    )
+
+
+def train_epoch(worker: Worker, epoch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Take every step of an epoch.
+
+    Returns:
+        float64 (3,): cross-entropy summed, rows right, rows; over all workers.
+
+    Raises:
+        InputError: no training image can be decoded.
+    """
+    plan, config = worker.plan, worker.spec.config
+    batches = data.epoch_batches(
+        worker.train_files, plan, epoch, worker.spec.folder.preprocessing, config.augment, worker.spec.decode_cpus
+    )
+    totals = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    for step in range(plan.num_steps):
+        images_NHWC, targets_N = _tensors(worker, next(batches, None))
+        lr = learning_rate(config, (epoch - 1) * plan.num_steps + step, plan.num_steps)
+        totals += worker.stepper.step(images_NHWC, targets_N, lr)
+        seen = min((step + 1) * plan.global_batch_size, plan.num_rows)
+        worker.tell_step("train", seen, plan.num_rows, f"epoch {epoch}/{config.epochs}")
+    if worker.world_size > 1:
+        dist.all_reduce(totals)
+    _tell_left_out(worker)
+    if not totals[2]:
+        raise InputError("no training image can be decoded; check --data-dir")
+    return np.asarray(totals.cpu().numpy())
+
+
+def _tensors(worker: Worker, rows: pa.Table | None) -> tuple[torch.Tensor, torch.Tensor]:
+    if rows is None:
+        return torch.zeros((0, 1, 1, 3), dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+    images_NHWC = data.images_of(rows, worker.spec.folder.preprocessing.img_size)
+    ok_N = np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
+    if not ok_N.all():
+        bad = rows.filter(pa.array(~ok_N)).select(["path", "status", "error"]).to_pylist()
+        worker.left_out |= {row["path"]: (row["status"], row["error"]) for row in bad}
+        images_NHWC = images_NHWC[ok_N]
+    targets_N = torch.tensor(rows["true_index"].to_numpy()[ok_N], dtype=torch.int64, device=worker.device)
+    return torch.tensor(images_NHWC, device=worker.device), targets_N
+
+
+def _tell_left_out(worker: Worker) -> None:
+    """Name the training images that were left out, each once."""
+    gathered = _gather(worker, worker.left_out) or []
+    new = {path: why for part in gathered for path, why in part.items() if path not in worker.told_left_out}
+    worker.left_out = {}
+    if new:
+        worker.told_left_out |= new
+        rows = [{"path": path, "status": why[0], "error": why[1]} for path, why in sorted(worker.told_left_out.items())]
+        storage.write_bytes(worker.spec.folder.path(LEFT_OUT), parquet_bytes(pa.Table.from_pylist(rows)))
+        worker.tell(LeftOut([(path, *why) for path, why in sorted(new.items())]))
+
+
+def validate(worker: Worker, epoch: int) -> tuple[Sums, pa.Table | None]:
+    """Label every validation row, once over all workers.
+
+    Returns:
+        The sums over all rows, and on the first worker the rows sorted by path.
+    """
+    if worker.world_size > 1:  # BatchNorm's statistics are per worker; the first one's count
+        for buffer in worker.model.buffers():
+            dist.broadcast(buffer, 0)
+    tables = list(_predict_own(worker, epoch))
+    own = pa.concat_tables(tables) if tables else PREDICTIONS.empty_table()
+    class_names = worker.spec.folder.class_names
+    vector = torch.tensor(Sums.of(own, class_names).vector(), device=worker.device)
+    if worker.world_size > 1:
+        dist.all_reduce(vector)
+    gathered = _gather(worker, own)
+    rows = pa.concat_tables(gathered).sort_by("path") if gathered is not None else None
+    return Sums.from_vector(vector.cpu().numpy(), len(class_names)), rows
+
+
+def _predict_own(worker: Worker, epoch: int) -> Iterator[pa.Table]:
+    folder, config = worker.spec.folder, worker.spec.config
+    predictor = Predictor(worker.model, folder.preprocessing, worker.stepper.precision, worker.device)
+    blocks = data.inference_batches(worker.validation_files, BATCH_SIZE)[worker.rank :: worker.world_size]
+    stage = data.DecodeForInference(folder.preprocessing, MAX_PIXELS)
+    for i, rows in enumerate(data.decoded_batches(blocks, stage, worker.spec.decode_cpus)):
+        probs_NK = predictor(data.images_of(rows, folder.preprocessing.img_size))
+        yield predictions(rows, probs_NK, folder.class_names)
+        done = (i + 1) * BATCH_SIZE * worker.world_size
+        worker.tell_step("validate", done, worker.validation_files.num_rows, f"epoch {epoch}/{config.epochs}")
+
+
+def _gather(worker: Worker, value: Any) -> list[Any] | None:
+    """Bring every worker's value to the first one; None elsewhere."""
+    if worker.world_size == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
+    dist.gather_object(value, gathered, dst=0)
+    return gathered
+
+
+def keep_epoch(worker: Worker, row: EpochRow, rows: pa.Table | None) -> None:
+    """Finish an epoch: the first worker writes it, every worker counts it."""
+    worker.history.rows.append(row)
+    if rows is not None:
+        worker.spec.folder.save_epoch(worker.history, worker.model, worker.stepper.optimizer, rows)
+        worker.tell(EpochFinished(list(worker.history.rows)))

@@ -1,0 +1,188 @@
+"""What tests share: one Ray and one S3 server for the session, tiny images, a model that is predicted by hand."""
+
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from catsdogs import checkpoint
+from catsdogs.images import Preprocessing
+from catsdogs.model import build
+
+BIN = Path(sys.executable).parent
+CLASSES = ("blue", "red")
+IMG_SIZE = 32
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Set what every process of the tests inherits, Ray's workers too."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
+        del os.environ[name]
+    home = tmp_path_factory.mktemp("home")
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(home / "absent"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(home / "absent"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "auth_token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TORCH_HOME": str(home / "torch"),
+    }
+    (home / "auth_token").write_text("a-token-of-the-tests-" + "0" * 43)
+    (home / "auth_token").chmod(0o600)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(_environment: None) -> Iterator[str]:
+    """Serve S3 over HTTP on loopback."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL_S3"] = f"http://{host}:{port}"
+    yield os.environ["AWS_ENDPOINT_URL_S3"]
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Iterator[str]:
+    """Make a bucket for one test; `s3://{bucket}/...` is read through the endpoint of the environment."""
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    name = f"bucket-{time.monotonic_ns()}"
+    client.create_bucket(Bucket=name)
+    yield name
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", ()):
+            client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
+    client.close()
+
+
+@pytest.fixture
+def put(bucket: str, s3_endpoint: str) -> Iterator:
+    """Put objects into the test's bucket: put(key, content)."""
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    yield lambda key, content: client.put_object(Bucket=bucket, Key=key, Body=content)
+    client.close()
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start one Ray head of two CPUs with token authentication; commands and jobs join it. The dashboard's address."""
+    ports = free_port(), free_port()
+    log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
+    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})
+    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{ports[0]}"
+    try:
+        _wait_for_port(ports[1], head)
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        _leave_ray()
+        del os.environ["RAY_ADDRESS"]
+        head.terminate()
+        head.wait(timeout=60)
+        log.close()
+
+
+def _wait_for_port(port: int, head: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and head.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"Ray did not start: {head.poll()}")
+
+
+def _leave_ray() -> None:
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def run_command(ray_cluster: str):
+    """Run `catsdogs` as a user does, in a process of its own that joins the session's Ray."""
+
+    def run(*arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess:
+        command = [BIN / "catsdogs", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+    return run
+
+
+def solid(color: tuple[int, int, int], size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """Draw one colour, with a little noise that depends on the colour alone."""
+    rng = np.random.default_rng(color)
+    pixels = np.full((size[1], size[0], 3), color, dtype=np.int16) + rng.integers(-6, 7, (size[1], size[0], 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str = "JPEG") -> bytes:
+    """Write an image into bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=92)
+    return buffer.getvalue()
+
+
+def red_or_blue(label: str, i: int) -> bytes:
+    """Draw the i-th picture of a class of `CLASSES`."""
+    strong, weak = 150 + i * 7 % 90, 10 + i * 13 % 60
+    return encode(solid((strong, 20, weak) if label == "red" else (weak, 20, strong)))
+
+
+@pytest.fixture(scope="session")
+def red_blue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw train/ and validation/ with the classes blue and red: 13 + 7 images a class."""
+    root = tmp_path_factory.mktemp("labelled")
+    for folder, start, count in (("train", 0, 13), ("validation", 100, 7)):
+        for label in CLASSES:
+            (root / folder / label).mkdir(parents=True)
+            for i in range(count):
+                (root / folder / label / f"{i:02}.jpg").write_bytes(red_or_blue(label, start + i))
+    return root
+
+
+@pytest.fixture(scope="session")
+def red_blue_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a ResNet50 whose logits grow with an image's blue and red: every block passes channels 0 and 1 through."""
+    model = build(num_classes=2, seed=0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and "running_var" not in name:
+                tensor.zero_()
+        state = model.state_dict()
+        state["conv1.weight"][0, 2, 3, 3] = state["conv1.weight"][1, 0, 3, 3] = 1.0
+        state["bn1.weight"].fill_(1.0)
+        state["bn1.bias"].fill_(3.0)  # normalised pixels reach down to about -2.1
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            for i in (0, 1):
+                state[f"{layer}.0.downsample.0.weight"][i, i] = 1.0
+            state[f"{layer}.0.downsample.1.weight"].fill_(1.0)
+        state["fc.weight"][0, 0] = state["fc.weight"][1, 1] = 2.0
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoint.save(str(folder), model, CLASSES, Preprocessing(img_size=IMG_SIZE))
+    return folder

@@ -1,0 +1,250 @@
+"""The page in a real browser, and each section's HTML without one."""
+
+import base64
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from catsdogs import report
+
+Rows = list[dict[str, float]]
+Show = Callable[..., Page]
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+SIZES = {390: 844, 1280: 900}
+MARKUP = ['"><script>alert(1)</script>', "<img src=x onerror=alert(1)>", "' onmouseover='alert(1)"]
+MARKUP += ["{{ 7 * 7 }}</style></title>", "W" * 300]
+CONTROL = ["\x1b[31mred", "cat\u202egpj.exe", "two\nlines", "lone\udc80"]
+SPELLED = [r"\x1b[31mred", r"cat\u202egpj.exe", r"two\nlines", r"lone\udc80"]
+
+
+def history(num_epochs: int, **fixed: float) -> Rows:
+    rows = []
+    for epoch in range(1, num_epochs + 1):
+        d = math.exp((1 - epoch) / 3)
+        quality = {"train_loss": d, "train_accuracy": 1 - d / 3, "val_loss": d / 2, "val_accuracy": 1 - d / 2}
+        rows.append({"epoch": epoch, "lr": 1e-3, "images_per_s": 34.2, "seconds": 58.8} | quality | fixed)
+    return rows
+
+
+def picture(path: str = "/data/cats/1.jpg", prob: float | None = 0.9) -> report.Picture:
+    image = np.full((300, 500, 3), (200, 30, 30), np.uint8)
+    return report.Picture(path=path, image=image, true_label="cats", label="dogs", prob=prob)
+
+
+def whole_page(names: list[str], rows: Rows) -> str:
+    """Every section, with `names` wherever the user's words are shown."""
+    pictures = [report.Picture(path=n, image=picture().image, true_label=n, label=n, prob=0.5) for n in names]
+    counts = {name: 100 - i for i, name in enumerate(names)}
+    sections = [
+        report.facts(dict.fromkeys(names, names[0])),
+        report.curves(rows),
+        report.confusion_matrix(names, np.eye(len(names), dtype=int) * 90 + 3, [2] * len(names)),
+        report.dataset_grid(pictures),
+        report.worst_mistakes(pictures),
+        report.settings(dict.fromkeys(names, names[0])),
+        report.label_counts(counts),
+        report.confidence([3, 8, 20, 60, 300], np.linspace(0.5, 1, 6).tolist()),
+        report.failures(counts, [(name, name, name) for name in names]),
+    ]
+    return report.page(names[0], sections, subtitle=names[-1])
+
+
+def text(html: str) -> str:
+    return re.sub(r"<[^>]+>", "", html)
+
+
+def table(html: str) -> list[str]:
+    rows = re.findall(r"<tr.*?</tr>", html, re.DOTALL)
+    return ["|".join(text(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)) for row in rows]
+
+
+def test_page_closes_every_tag_and_is_the_same_every_time() -> None:
+    html = whole_page(["cats", "dogs"], history(4))
+    assert html == whole_page(["cats", "dogs"], history(4))
+    opened = Counter(re.findall(r"<(\w+)(?![^>]*/>)", html))
+    assert opened - Counter(re.findall(r"</(\w+)>", html)) == {"meta": 5, "link": 1, "img": 4}
+
+
+def test_hostile_names_are_spelled_out_and_can_be_encoded() -> None:
+    html = whole_page(MARKUP + CONTROL, history(2))
+    html.encode()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+    assert not re.search(r"<script|<img src=x|</style>.*</style>|'alert", html, re.DOTALL)
+
+
+def test_names_of_other_scripts_and_emoji_stay_as_they_are() -> None:
+    names = "Кошка 猫.jpg חתול می\u200cخواهم 👩\u200d🚀 e\u0301té"
+    assert names in report.facts({"names": names}).html
+
+
+@pytest.mark.parametrize(
+    ("rows", "marked"),
+    [
+        (history(1), "best epoch 1: 0.500"),
+        (history(5, val_accuracy=0.75), "best epoch 5: 0.750"),
+        (history(5, val_accuracy=0.75, val_loss=0.5), "best epoch 1: 0.750"),
+        (history(5, val_loss=math.nan), "best epoch 5: –"),
+        (history(3, val_accuracy=math.nan), ""),
+        ([{"epoch": 1, "train_loss": math.inf}], ""),
+    ],
+)
+def test_curves_mark_the_best_epoch_or_the_one_they_are_told(rows: Rows, marked: str) -> None:
+    shown = text(report.curves(rows).html)
+    assert marked in shown
+    assert ("best" in shown) == bool(marked)
+    assert "best epoch 1:" in text(report.curves(rows, best_epoch=1).html)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (report.curves([]), "No epoch has finished."),
+        (report.confusion_matrix(["x"] * 40, np.eye(40, dtype=int)), "No image of 40 classes was taken"),
+        (report.dataset_grid([]), "No images."),
+        (report.worst_mistakes([]), "None: every labelled image was classified correctly."),
+        (report.label_counts({"cats": 0}), "No image has a label."),
+        (report.confidence([0, 0], [0, 0.5, 1]), "No image has a label."),
+        (report.failures({"ok": 1200}, []), "None: every one of 1,200 images has a label."),
+    ],
+)
+def test_a_section_with_nothing_to_show_says_so(section: report.Section, words: str) -> None:
+    assert words in section.html
+
+
+def test_scoring_sections_show_counts_and_shares() -> None:
+    labels = text(report.label_counts({f"class {i}": 1000 - i for i in range(30)}).html)
+    assert labels.index("class 0") < labels.index("class 24") < labels.index("5 more labels on 4,865 images.")
+    assert "85.0 % at 0.9 or above" in report.confidence([15, 85], [0.5, 0.9, 1]).html
+    failed = report.failures({"ok": 90, "empty": 1, "truncated": 9}, [("/a/b.jpg", "empty", "0 bytes")]).html
+    assert "10 of 100 images (10.0 %) have no label." in failed
+    assert table(failed)[1:] == ["truncated||9", "empty||1", "path|status|error", "/a/b.jpg|empty|0 bytes"]
+
+
+def test_mistakes_stand_by_confidence() -> None:
+    pictures = [picture("/a/low.jpg", 0.6), picture("/a/none.jpg", None), picture("/a/high.jpg", 0.99)]
+    shown = " ".join(text(report.worst_mistakes(pictures).html).split())
+    assert shown == "cats → dogs 0.990 high.jpg cats → dogs 0.600 low.jpg cats → dogs none.jpg"
+
+
+def test_confusion_matrix_counts_and_quality() -> None:
+    shown = table(report.confusion_matrix(["cat", "dog"], [[8, 2], [1, 1009]]).html)
+    assert shown[:3] == ["|cat|dog", "cat|8|2", "dog|1|1,009"]
+    assert shown[4:] == ["cat|0.889|0.800|0.842|10", "dog|0.998|0.999|0.999|1,010"]
+
+
+def test_confusion_matrix_counts_images_without_a_label_as_wrong() -> None:
+    shown = table(report.confusion_matrix(["cat", "dog"], [[8, 0], [0, 0]], [2, 0]).html)
+    assert shown[:3] == ["|cat|dog|no label", "cat|8|0|2", "dog|0|0|0"]
+    assert shown[4:] == ["cat|1.000|0.800|0.889|10", "dog|–|–|–|0"]
+
+
+def test_many_classes_show_the_most_confused_pairs_and_the_worst_classes_first() -> None:
+    matrix = np.eye(1000, dtype=int) * 10
+    matrix[7, 9], matrix[3, 1] = 5, 2
+    shown = table(report.confusion_matrix([f"class {i}" for i in range(1000)], matrix).html)
+    assert shown[1:3] == ["class 7|class 9|5|33.3 %", "class 3|class 1|2|16.7 %"]
+    assert shown[4].startswith("class 7|")
+    assert len(shown) == 2 + 2 + 1000
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (300, 500), (5000, 2), (40, 4000)])
+def test_thumbnail_is_a_small_jpeg(shape: tuple[int, int]) -> None:
+    thumbnail = report.Picture(path="x", image=np.zeros((*shape, 3), np.uint8)).thumbnail
+    with Image.open(io.BytesIO(base64.b64decode(thumbnail.partition(",")[2]))) as image:
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        assert max(image.size) <= 160
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
+    with sync_playwright() as p, p.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Iterator[Show]:
+    """Open a page that fits the screen and stays quiet: no message, dialog or request beside itself."""
+    file, seen = tmp_path / "report.html", list[str]()
+    with browser.new_page() as page:
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url))
+        page.add_init_script("window.alert = console.log")
+
+        def open_page(html: str, width: int = 1280, scheme: Literal["light", "dark"] = "light") -> Page:
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": SIZES[width]})
+            file.write_text(html)
+            page.goto(file.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            return page
+
+        yield open_page
+    assert {url for url in seen if not url.startswith("data:")} == {file.as_uri()}
+
+
+def pixels_of(plot: Locator, *variables: str) -> list[int]:
+    """Count the pixels of the plot's box that have the colours of CSS variables."""
+    pixels = np.asarray(Image.open(io.BytesIO(plot.screenshot())).convert("RGB")).astype(int)
+    style = "plot => getComputedStyle(plot).getPropertyValue"
+    colours = [list(bytes.fromhex(plot.evaluate(f"{style}('{name}')")[1:])) for name in variables]
+    return [int((np.abs(pixels - colour).max(axis=-1) <= 12).sum()) for colour in colours]
+
+
+def assert_plots_are_drawn(page: Page) -> None:
+    loss, accuracy, histogram = page.locator(".drawing").all()
+    drawn = [*pixels_of(loss, "--train", "--accent"), *pixels_of(accuracy, "--train", "--accent")]
+    assert min(drawn + pixels_of(histogram, "--accent")) > 100
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", SIZES)
+def test_plots_are_drawn_side_by_side_or_stacked(show: Show, width: int, scheme: str) -> None:
+    page = show(whole_page(["cats", "dogs"], history(8)), width, scheme)
+    assert_plots_are_drawn(page)
+    lefts = {plot.evaluate("plot => plot.offsetLeft") for plot in page.locator(".plots .drawing").all()}
+    assert len(lefts) == (1 if width == 390 else 2)
+
+
+@pytest.mark.parametrize("hidden", ["", ".plot [id*=line2d]", ".plot [id*=patch]"])
+def test_the_look_at_the_plots_notices_an_empty_one(show: Show, hidden: str) -> None:
+    html = whole_page(["cats", "dogs"], history(8) if hidden else [{"epoch": 1}, {"epoch": 2}])
+    page = show(html.replace("</style>", hidden + "{opacity:0}</style>"))
+    with pytest.raises(AssertionError, match="min"):
+        assert_plots_are_drawn(page)
+
+
+def test_page_is_accessible(show: Show) -> None:
+    page = show(whole_page(["cats", "dogs"], history(4)))
+    assert page.title() == page.locator("html[lang=en] h1").inner_text() == "cats"
+    assert page.locator("img:not([alt]), img[alt=''], th:not([scope]), [role]:not([aria-label])").count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_hostile_names_are_text_even_without_the_security_policy(show: Show, width: int) -> None:
+    page = show(whole_page(MARKUP + CONTROL, history(1)).replace("http-equiv", "data-not"), width)
+    assert page.locator("script, [onerror], [onmouseover], img:not([src^='data:'])").count() == 0
+    for spelled in MARKUP + SPELLED:
+        assert page.get_by_text(spelled, exact=True).count() >= 8
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_a_wide_confusion_matrix_scrolls_in_its_own_box(show: Show, width: int) -> None:
+    matrix = report.confusion_matrix([f"a long class name {i}" for i in range(30)], np.full((30, 30), 12345))
+    page = show(report.page("Wide", [matrix]), width)
+    assert page.locator(".scroll").first.evaluate("box => box.scrollWidth > box.clientWidth")
