@@ -6,7 +6,6 @@
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -43,7 +42,9 @@ def save(uri: str, model: ResNet, class_names: tuple[str, ...], preprocessing: P
         RunError: it cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    storage.write_bytes(storage.join(uri, CONFIG), json.dumps(_config(class_names, preprocessing), indent=2).encode())
+    storage.write_bytes(
+        storage.join(uri, CONFIG), json.dumps(_config(class_names, preprocessing), indent=2).encode()
+    )
     storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(state, metadata={"format": "pt"}))
 
 
@@ -77,12 +78,14 @@ def load_state(model: ResNet, state: Mapping[str, torch.Tensor], source: str) ->
         if names
     ]
     if problems:
-        raise InputError(f"{source} is no ResNet50 of torchvision's key names; keys {'; '.join(problems)}; check --weights")
+        raise InputError(
+            f"{source} is no ResNet50 of torchvision's key names; keys {'; '.join(problems)}; check --weights"
+        )
     model.load_state_dict(state, strict=False)
 
 
 def load_pretrained(model: ResNet, weights: str, class_names: tuple[str, ...]) -> str:
-    """Start a model from `imagenet`, `none`, a weights file or a checkpoint directory; say what became of the head.
+    """Start a model from `imagenet`, `none`, a file or a checkpoint directory; say what became of the head.
 
     Raises:
         InputError: the weights cannot be had or do not fit.
@@ -113,8 +116,8 @@ def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
         return _parse_torch(storage.read_bytes(uri), uri), None
     if not storage.exists(storage.join(uri, CONFIG)):
         raise InputError(
-            f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint directory with "
-            f"{CONFIG}; found none of these"
+            f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint "
+            f"directory with {CONFIG}; found none of these"
         )
     class_names, _ = _read_config(uri)
     return _parse_safetensors(storage.read_bytes(storage.join(uri, WEIGHTS)), uri), class_names
@@ -133,25 +136,35 @@ def _imagenet() -> StateDict:
 
 def _parse_safetensors(content: bytes, source: str) -> StateDict:
     try:
-        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_safetensors(content).items()}
-    except SafetensorError as error:
+        return {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in load_safetensors(content).items()
+        }
+    except (SafetensorError, KeyError) as error:  # a KeyError: a type of numbers that it cannot load
         raise InputError(f"{source} is not a safetensors file: {error}") from error
 
 
 def _parse_torch(content: bytes, source: str) -> StateDict:
     try:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source} is not a state dict that loads with weights_only=True: {first_line}") from error
+        raise InputError(
+            f"{source} is not a state dict that loads with weights_only=True: {first_line}"
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(_is_weight(*item) for item in loaded.items()):
         raise InputError(f"{source}: expected a state dict of tensors, got {type(loaded).__name__}")
     return {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value for name, value in loaded.items()
+        name.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in loaded.items()
     }
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
 
 
 def _config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -182,18 +195,29 @@ def _config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[
 
 def _read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
     path = storage.join(uri, CONFIG)
+    content = storage.read_bytes(path)
     try:
-        config = json.loads(storage.read_bytes(path))
+        config = json.loads(content)
         wanted = config["pretrained_cfg"]
         preprocessing = Preprocessing(
             img_size=int(wanted["input_size"][1]),
             crop_pct=float(wanted["crop_pct"]),
-            mean=tuple(map(float, wanted["mean"])),
-            std=tuple(map(float, wanted["std"])),
+            mean=wanted["mean"],
+            std=wanted["std"],
         )
-        class_names = tuple(map(str, config["label_names"]))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: expected a checkpoint's settings, as catsdogs train writes them: {error!r}") from error
+        class_names = _class_names(config["label_names"])
+    except (ValueError, KeyError, TypeError, IndexError, InputError) as error:
+        raise InputError(
+            f"{path}: expected a checkpoint's settings, as catsdogs train writes them: {error!r}"
+        ) from error
     if config.get("architecture") != "resnet50" or wanted.get("interpolation") != "bilinear":
-        raise InputError(f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r}")
+        raise InputError(
+            f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r}"
+        )
     return class_names, preprocessing
+
+
+def _class_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+        raise ValueError(f"label_names must be a list of different names, not {names!r}")
+    return tuple(map(str, names))

@@ -73,7 +73,9 @@ class Display:
         if bar is None or step.done < bar.n:
             if bar is not None:
                 bar.close()
-            bar = self._bars[step.stage] = tqdm(total=step.total, desc=step.stage, unit=" images", leave=False, dynamic_ncols=True)
+            bar = self._bars[step.stage] = tqdm(
+                total=step.total, desc=step.stage, unit=" images", leave=False, dynamic_ncols=True
+            )
         bar.total = step.total
         bar.set_postfix_str(step.note, refresh=False)
         bar.update(step.done - bar.n)
@@ -92,7 +94,9 @@ class Display:
 
 def printable(text: str) -> str:
     """Spell control characters, which could drive a terminal, and what UTF-8 cannot hold."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     joined = _ray_runs()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        config: Any = tyro.cli(Command, args=arguments, prog="catsdogs", description="Fine-tune ResNet50; bulk-classify images.")  # type: ignore[call-overload]
+        config: Any = tyro.cli(
+            Command, args=arguments, prog="catsdogs", description="Fine-tune ResNet50; bulk-classify images."
+        )
         _check_paths(config)
         return COMMANDS[type(config)](config, display)
     except InputError as error:
@@ -154,8 +160,8 @@ def _check_paths(config: Any) -> None:
         value = getattr(config, field.name)
         if field.name in PATH_SETTINGS and "://" not in value and not os.path.isabs(value):
             raise InputError(
-                f"--{field.name.replace('_', '-')} {value}: expected an absolute path that every node sees, or s3://..., "
-                "since a job's working folder is a copy that goes with the job"
+                f"--{field.name.replace('_', '-')} {value}: expected an absolute path that every node sees, "
+                "or s3://..., since a job's working folder is a copy that goes with the job"
             )
 
 
@@ -171,7 +177,9 @@ def _download(config: DownloadConfig, display: Display) -> int:
 
     from catsdogs.download import download
 
-    root = download(config.url, Path(config.output), lambda stage, done, total: display(Step(stage, done, total)))
+    root = download(
+        config.url, Path(config.output), lambda stage, done, total: display(Step(stage, done, total))
+    )
     print(f"{root}: ready for catsdogs train --data-dir {root}")
     return 0
 
@@ -193,7 +201,10 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
     metrics = evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
     print(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
-    print(f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); all numbers in {config.output}/metrics.json")
+    print(
+        f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); "
+        f"all numbers in {config.output}/metrics.json"
+    )
     return 0
 
 
@@ -202,9 +213,14 @@ def _score(config: ScoreConfig, display: Display) -> int:
 
     summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
-    print(f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label, {summary['images_per_s']:.1f} img/s")
+    print(
+        f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label, "
+        f"{summary['images_per_s']:.1f} img/s"
+    )
     if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
-        return _fail(f"{failed:,} of {summary['rows']:,} images have no label: see the columns status and error", 3)
+        return _fail(
+            f"{failed:,} of {summary['rows']:,} images have no label: see the columns status and error", 3
+        )
     return 0
 
 

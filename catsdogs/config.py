@@ -1,7 +1,6 @@
 """One frozen dataclass per command: the only place of a setting's default, help and check."""
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +8,7 @@ from catsdogs.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 UseGpu = Literal["auto", "true", "false"]
+MAX_SEED = 2**32 - 1  # what every generator takes
 
 
 def _check(holds: bool, flag: str, expected: str, came: object) -> None:
@@ -18,12 +18,12 @@ def _check(holds: bool, flag: str, expected: str, came: object) -> None:
 
 def _check_range(flag: str, value: float, low: float, high: float = math.inf) -> None:
     expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-    _check(low <= value <= high, flag, expected, value)
+    _check(low <= value <= high and value != math.inf, flag, expected, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Draw labelled cats and dogs, fine-tune, evaluate and bulk-score on them: the whole job on one machine."""
+    """Draw labelled cats and dogs, fine-tune, evaluate and bulk-score: the whole job on one machine."""
 
     output: str
     """Folder to make: data, run, evaluation, scores and report.html."""
@@ -31,7 +31,7 @@ class DemoConfig:
     """Seed of the drawings and of the training."""
 
     def __post_init__(self) -> None:
-        _check_range("--seed", self.seed, 0)
+        _check_range("--seed", self.seed, 0, MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     lr: float | None = None
-    """Peak learning rate; default: 0.02 for sgd (0.1 with --freeze backbone), 0.001 for adamw, per 32 images of the global batch."""
+    """Peak learning rate; default, per 32 images of the global batch: sgd 0.02 (frozen 0.1), adamw 0.001."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up before the cosine; at most a third of all."""
     weight_decay: float = 1e-4
@@ -95,19 +95,25 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.val_split < 1, "--val-split", "a share between 0 and 1", self.val_split)
-        _check(not self.resume or self.name is not None, "--resume", "--name of the run to go on with", "none")
+        _check(
+            not self.resume or self.name is not None, "--resume", "--name of the run to go on with", "none"
+        )
         _check(self.name is None or _is_name(self.name), "--name", "a plain folder name", repr(self.name))
-        for flag, value in (("--epochs", self.epochs), ("--batch-size", self.batch_size), ("--num-workers", self.num_workers)):
+        for flag, value in (
+            ("--epochs", self.epochs),
+            ("--batch-size", self.batch_size),
+            ("--num-workers", self.num_workers),
+        ):
             _check_range(flag, value, 1)
         _check(self.lr is None or 0 < self.lr < math.inf, "--lr", "a positive number", self.lr)
         _check_range("--img-size", self.img_size, 32, 4096)
+        _check_range("--seed", self.seed, 0, MAX_SEED)
         _check_range("--label-smoothing", self.label_smoothing, 0, 0.99)
         _check(self.clip_grad_norm > 0, "--clip-grad-norm", "a positive number", self.clip_grad_norm)
         for flag, least in (
             ("--weight-decay", self.weight_decay),
             ("--warmup-epochs", self.warmup_epochs),
             ("--max-failures", self.max_failures),
-            ("--seed", self.seed),
         ):
             _check_range(flag, least, 0)
 
@@ -118,7 +124,7 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after warm-up; the default grows with the global batch (Goyal et al., arXiv 1706.02677)."""
+        """The rate after warm-up; by default it grows with the global batch (Goyal, arXiv 1706.02677)."""
         if self.lr is not None:
             return self.lr
         base = 1e-3 if self.optimizer == "adamw" else 0.1 if self.freeze == "backbone" else 0.02
@@ -191,4 +197,4 @@ class ScoreConfig:
 
 
 def _is_name(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and os.sep not in name
+    return name not in ("", ".", "..") and "/" not in name and name.isprintable()

@@ -64,7 +64,9 @@ class _Root:
         return any(name.startswith(f"{folder}/") for name in self.folders)
 
 
-def list_training(data_dir: str, val_split: float, progress: Progress = silent) -> tuple[LabelledFiles, LabelledFiles]:
+def list_training(
+    data_dir: str, val_split: float, progress: Progress = silent
+) -> tuple[LabelledFiles, LabelledFiles]:
     """List a root's training and validation rows.
 
     Raises:
@@ -82,38 +84,47 @@ def list_training(data_dir: str, val_split: float, progress: Progress = silent) 
 
 
 def list_evaluation(data_dir: str, split_name: str | None, progress: Progress = silent) -> LabelledFiles:
-    """List the rows to evaluate on: a named split, the first of validation, val and test, or class folders directly.
+    """List the rows to evaluate on: a named split, else validation, val or test, else class folders directly.
 
     Raises:
         InputError: no such split, no class folders or an empty class.
     """
     root = _list(data_dir, progress)
     if split_name is not None and not root.has(split_name):
-        raise InputError(f"no class folders under {storage.join(data_dir, split_name)}; check --data-dir and --split")
+        raise InputError(
+            f"no class folders under {storage.join(data_dir, split_name)}; check --data-dir and --split"
+        )
     first = next((name for name in VALIDATION_NAMES if root.has(name)), "")
     return root.under(split_name if split_name is not None else first)
 
 
 def split(labelled: LabelledFiles, fraction: float, root: str) -> tuple[LabelledFiles, LabelledFiles]:
-    """Split every class by the hash of its paths below the root, so that a file stays on its side when others come.
+    """Split every class by the hashes of its paths below the root: a file stays on its side when others come.
+
+    Each side has at least one file of every class; to that end alone the nearest hash changes sides.
 
     Raises:
         InputError: a class has one image only.
     """
     index = labelled.files["true_index"].to_numpy()
     chosen = np.zeros(len(index), dtype=bool)
-    position = [_position(path[len(root) :]) for path in labelled.files["path"].to_pylist()]
+    relative = storage.Listing(root).relative
+    position = np.array([_position(relative(path)) for path in labelled.files["path"].to_pylist()])
     for i, name in enumerate(labelled.class_names):
         rows = np.flatnonzero(index == i)
         if len(rows) < 2:
-            raise InputError(f"class {name!r} has one image only: expected at least 2 to split off a validation set")
-        num_chosen = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-        chosen[sorted(rows, key=position.__getitem__)[:num_chosen]] = True
+            raise InputError(
+                f"class {name!r} has one image only: expected at least 2 to split off a validation set"
+            )
+        num_chosen = min(max(1, int((position[rows] < fraction).sum())), len(rows) - 1)
+        chosen[rows[np.argsort(position[rows])][:num_chosen]] = True
     train, validation = (labelled.files.filter(pa.array(mask)) for mask in (~chosen, chosen))
     return LabelledFiles(labelled.class_names, train), LabelledFiles(labelled.class_names, validation)
 
 
-def check_same_classes(expected: Sequence[str], found: Sequence[str], expected_of: str, found_of: str) -> None:
+def check_same_classes(
+    expected: Sequence[str], found: Sequence[str], expected_of: str, found_of: str
+) -> None:
     """Compare class names as sets.
 
     Raises:
@@ -146,15 +157,21 @@ def _list(data_dir: str, progress: Progress) -> _Root:
 
 def _check_classes(where: str, class_names: list[str], rows: list[tuple[storage.Entry, int]]) -> None:
     if not class_names:
-        raise InputError(f"no class folders under {where}: expected one folder of images per class, such as cats/ and dogs/")
+        raise InputError(
+            f"no class folders under {where}: expected one folder of images per class, "
+            "such as cats/ and dogs/"
+        )
     filled = {index for _, index in rows}
     empty = [name for i, name in enumerate(class_names) if i not in filled]
     if empty:
         raise InputError(
-            f"no images in class {_names(empty)} under {where}: looked for {EXTENSIONS_SHOWN}; fill or remove the folder"
+            f"no images in class {_names(empty)} under {where}: looked for {EXTENSIONS_SHOWN}; "
+            "fill or remove the folder"
         )
     if len(class_names) < 2:
-        raise InputError(f"one class only, {class_names[0]!r}, under {where}: expected two or more class folders")
+        raise InputError(
+            f"one class only, {class_names[0]!r}, under {where}: expected two or more class folders"
+        )
 
 
 def _table(rows: list[tuple[storage.Entry, int]]) -> pa.Table:
@@ -164,5 +181,6 @@ def _table(rows: list[tuple[storage.Entry, int]]) -> pa.Table:
     return table.sort_by("path")
 
 
-def _position(relative_path: str) -> bytes:
-    return hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).digest()
+def _position(relative_path: str) -> float:
+    """Place a path in [0, 1), evenly over all paths."""
+    return int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:6]) / 2**48

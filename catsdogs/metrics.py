@@ -90,7 +90,7 @@ def report(predictions: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         "accuracy": sums.accuracy,
         "accuracy_interval_95": list(wilson_interval(right, total)),
-        "log_loss": sums.mean_loss,
+        "log_loss": sums.mean_loss if sums.num_labelled else None,
         "roc_auc": _binary_auc(predictions, class_names) if len(class_names) == 2 else None,
         "n": total,
         "failed": sums.num_failed,
@@ -122,7 +122,10 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     if not total:
         return 0.0, 1.0
     z = 1.959964
-    share, spread = right / total, z * math.sqrt(right * (total - right) / total + z * z / 4) / (total + z * z)
+    share, spread = (
+        right / total,
+        z * math.sqrt(right * (total - right) / total + z * z / 4) / (total + z * z),
+    )
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     return max(0.0, centre - spread), min(1.0, centre + spread)
 

@@ -51,7 +51,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Choose bf16 where the hardware multiplies it faster than fp32: AVX512-BF16 or AMX CPUs, Ampere and later GPUs."""
+    """Choose bf16 where it is faster than fp32: on AVX512-BF16 and AMX CPUs, on Ampere and later GPUs."""
     if precision != "auto":
         return cast(Literal["fp32", "bf16"], precision)
     if device.type == "cuda":
@@ -72,7 +72,7 @@ def _cpu_flags() -> str:
 
 @torch.no_grad()
 def for_inference(model: ResNet, precision: Literal["fp32", "bf16"], device: torch.device) -> nn.Module:
-    """Copy a model into the form that labels fastest: BatchNorm folded, channels last, weights in `precision`.
+    """Copy a model into the form that labels fastest: BatchNorm folded, channels last, in `precision`.
 
     Folding is exact up to rounding (Jacob et al., arXiv 1712.05877, section 3.2).
     """
@@ -84,7 +84,7 @@ def for_inference(model: ResNet, precision: Literal["fp32", "bf16"], device: tor
         if block.downsample is not None:
             _fold_pair(block.downsample, "0", "1")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return folded.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return cast(nn.Module, folded.to(device=device, dtype=dtype, memory_format=torch.channels_last))
 
 
 def _fold_pair(owner: nn.Module, conv: str, norm: str) -> None:

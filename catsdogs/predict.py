@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-
 from torchvision.models import ResNet
 
 from catsdogs import storage
@@ -18,7 +17,9 @@ from catsdogs.images import Preprocessing, normalize
 from catsdogs.model import for_inference, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS
 
-BATCH_SIZE = 32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
+BATCH_SIZE = (
+    32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
+)
 Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -26,7 +27,9 @@ Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 class Predictor:
     """A model ready to label batches of images on one device."""
 
-    def __init__(self, model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device) -> None:
+    def __init__(
+        self, model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device
+    ) -> None:
         self._device = device
         self._preprocessing = preprocessing
         self.precision = resolve_precision(precision, device)
@@ -58,8 +61,8 @@ def predictions(rows: pa.Table, probs_NK: Probs, class_names: Sequence[str]) -> 
     """Put decoded rows and their probabilities into the output's columns.
 
     Args:
-        rows: `path`, `size_bytes`, `status`, `error`, `width`, `height`; with `true_index` where labels are known, else
-            the label is the parent folder where that is a class.
+        rows: `path`, `size_bytes`, `status`, `error`, `width`, `height`; with `true_index` where labels are
+            known, else the label is the parent folder where that is a class.
         probs_NK: a row of `rows` without an image has one that is not used.
     """
     failed = pa.array(np.asarray(pc.not_equal(rows["status"], OK)))
@@ -73,7 +76,9 @@ def predictions(rows: pa.Table, probs_NK: Probs, class_names: Sequence[str]) -> 
         "prob": pa.array(probs_NK.max(axis=1, initial=0.0)),
         "probs": pa.ListArray.from_arrays(offsets, pa.array(probs_NK.ravel())),
     }
-    nulled = {name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in columns.items()}
+    nulled = {
+        name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in columns.items()
+    }
     kept = {name: rows[name] for name in ("path", "status", "error", "width", "height", "size_bytes")}
     table = kept | nulled | {"true_label": true_labels(rows, class_names)}
     return pa.table({field.name: table[field.name] for field in PREDICTIONS}).cast(PREDICTIONS)

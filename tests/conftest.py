@@ -1,11 +1,14 @@
 """What tests share: one Ray and one S3 server for the session, tiny images, a model that is predicted by hand."""
 
+import atexit
 import contextlib
 import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +29,14 @@ CLASSES = ("blue", "red")
 IMG_SIZE = 32
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Set what every process of the tests inherits, Ray's workers too."""
+def pytest_configure() -> None:
+    """Set what every process of the tests inherits, Ray's workers too; before Ray is imported, which reads it."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
         del os.environ[name]
-    home = tmp_path_factory.mktemp("home")
+    home = Path(tempfile.mkdtemp(prefix="catsdogs-tests-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    (home / "auth_token").write_text("a-token-of-the-tests-" + "0" * 43)
+    (home / "auth_token").chmod(0o600)
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
@@ -44,12 +49,10 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "TORCH_HOME": str(home / "torch"),
     }
-    (home / "auth_token").write_text("a-token-of-the-tests-" + "0" * 43)
-    (home / "auth_token").chmod(0o600)
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(_environment: None) -> Iterator[str]:
+def s3_endpoint() -> Iterator[str]:
     """Serve S3 over HTTP on loopback."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -67,8 +70,8 @@ def bucket(s3_endpoint: str) -> Iterator[str]:
     client.create_bucket(Bucket=name)
     yield name
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-        for item in page.get("Contents", ()):
-            client.delete_object(Bucket=name, Key=item["Key"])
+        if keys := [{"Key": item["Key"]} for item in page.get("Contents", ())]:
+            client.delete_objects(Bucket=name, Delete={"Objects": keys})
     client.delete_bucket(Bucket=name)
     client.close()
 
@@ -94,6 +97,7 @@ def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
     ports = free_port(), free_port()
     log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
+    command += [f"--temp-dir={Path(os.environ['RAY_AUTH_TOKEN_PATH']).parent / 'ray'}"]  # a socket's path is 107 bytes at most
     command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})

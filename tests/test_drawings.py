@@ -1,4 +1,4 @@
-"""The demo's drawings: reproducible, balanced, and not to be told apart by colour or by a coarse thumbnail."""
+"""The demo's drawings: reproducible, balanced, not to be told apart by colour or by a coarse thumbnail."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ def features(num: int, seed: int) -> Features:
     colour = [np.asarray(image, dtype=float).mean(axis=(0, 1)) for image in images]
     small = [image.convert("L").resize((16, 16), Image.Resampling.BOX) for image in images]
     thumbnail = [np.asarray(image, dtype=float).ravel() for image in small]
-    return Features(np.array(colour), np.array(thumbnail), np.arange(num) % 2 * 2.0 - 1)
+    return Features(np.array(colour), np.array(thumbnail), np.resize([-1.0, 1.0], num))
 
 
 def ridge_accuracy(train: Array, train_sign: Array, test: Array, test_sign: Array) -> float:
@@ -41,7 +41,7 @@ def ridge_accuracy(train: Array, train_sign: Array, test: Array, test_sign: Arra
 
 @pytest.fixture(scope="module")
 def train_and_test() -> tuple[Features, Features]:
-    return features(800, seed=1), features(400, seed=2)
+    return features(600, seed=1), features(300, seed=2)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,15 +1,167 @@
-from catsdogs import checkpoint
-from catsdogs.predict import Predictor
-import torch, io
+"""The hand-made model's logits grow with an image's blue and red, so its answers are known beforehand."""
+
+import io
+
 import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import CLASSES, red_or_blue
 from PIL import Image
-from conftest import red_or_blue
+
+from catsdogs import checkpoint
+from catsdogs.predict import Predictor, predictions, set_threads, true_labels
+from catsdogs.schema import PREDICTIONS
+
+CPU = torch.device("cpu")
 
 
-def test_hand_made_model_tells_red_from_blue(red_blue_checkpoint):
-    model = checkpoint.load(str(red_blue_checkpoint))
-    predictor = Predictor(model.model, model.preprocessing, "fp32", torch.device("cpu"))
-    images = [np.asarray(Image.open(io.BytesIO(red_or_blue(label, i)))) for label in ("blue", "red") for i in range(20)]
-    probs = predictor(np.stack([model.preprocessing(image) for image in images]))
-    assert probs.argmax(axis=1).tolist() == [0] * 20 + [1] * 20
-    print(probs)
+@pytest.fixture(scope="module")
+def model(red_blue_checkpoint):
+    return checkpoint.load(str(red_blue_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def images(model):
+    """20 blue images, then 20 red ones."""
+    drawn = [
+        np.asarray(Image.open(io.BytesIO(red_or_blue(label, i)))) for label in CLASSES for i in range(20)
+    ]
+    return np.stack([model.preprocessing(image) for image in drawn])
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return Predictor(model.model, model.preprocessing, "fp32", CPU)
+
+
+def decoded(statuses: list[str], folders: list[str] | None = None) -> pa.Table:
+    """Make rows as the decoding stage gives them."""
+    folders = folders or ["red"] * len(statuses)
+    ok = [status == "ok" for status in statuses]
+    return pa.table(
+        {
+            "path": [f"s3://b/{folder}/{i}.jpg" for i, folder in enumerate(folders)],
+            "size_bytes": pa.array([10 + i for i in range(len(statuses))], pa.int64()),
+            "status": statuses,
+            "error": pa.array([None if good else "why" for good in ok], pa.string()),
+            "width": pa.array([40 if good else None for good in ok], pa.int32()),
+            "height": pa.array([36 if good else None for good in ok], pa.int32()),
+            "image": [b""] * len(statuses),
+        }
+    )
+
+
+PROBS_NK = np.array([[0.75, 0.25], [0.5, 0.5], [0.125, 0.875]], dtype=np.float32)
+
+
+def test_hand_made_model_tells_red_from_blue(predictor, images):
+    assert predictor(images).argmax(axis=1).tolist() == [0] * 20 + [1] * 20
+
+
+def test_probabilities_are_float32_and_sum_to_one(predictor, images):
+    probs_NK = predictor(images[:5])
+    assert (probs_NK.shape, probs_NK.dtype) == ((5, 2), np.float32)
+    np.testing.assert_allclose(probs_NK.sum(axis=1), 1, atol=1e-6)
+
+
+def test_probabilities_are_those_of_the_plain_model(model, predictor, images):
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std))
+    inputs_NCHW = (torch.tensor(images[15:25]).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        expected = model.model(inputs_NCHW).softmax(dim=1).numpy()
+    np.testing.assert_allclose(predictor(images[15:25]), expected, atol=1e-5)
+
+
+def test_read_only_images_are_fine_and_stay_as_they_are(predictor, images):
+    given = images[18:22].copy()
+    given.flags.writeable = False
+    before = given.copy()
+    predictor(given)
+    assert (given == before).all()
+
+
+def test_bf16_agrees_on_the_labels(model, predictor, images):
+    bf16 = Predictor(model.model, model.preprocessing, "bf16", CPU)
+    assert bf16.precision == "bf16"
+    found = bf16(images[10:30])
+    assert found.dtype == np.float32
+    assert (found.argmax(axis=1) == predictor(images[10:30]).argmax(axis=1)).all()
+
+
+def test_predictions_have_the_outputs_schema_and_rows():
+    table = predictions(decoded(["ok", "ok", "ok"], ["red", "blue", "green"]), PROBS_NK, CLASSES)
+    assert table.schema.equals(PREDICTIONS)
+    assert table.to_pylist()[2] == {
+        "path": "s3://b/green/2.jpg",
+        "status": "ok",
+        "label": "red",
+        "index": 1,
+        "prob": 0.875,
+        "probs": [0.125, 0.875],
+        "error": None,
+        "width": 40,
+        "height": 36,
+        "size_bytes": 12,
+        "true_label": None,
+    }
+    assert table["label"].to_pylist() == ["blue", "blue", "red"]
+    assert table["true_label"].to_pylist() == ["red", "blue", None]
+
+
+@pytest.mark.parametrize("statuses", [["truncated", "ok", "not_found"], ["empty", "empty", "empty"]])
+def test_rows_that_failed_have_nulls_for_what_the_model_says(statuses):
+    rows = predictions(decoded(statuses), PROBS_NK, CLASSES).to_pylist()
+    for row, status in zip(rows, statuses, strict=True):
+        assert row["status"] == status
+        assert row["true_label"] == "red"
+        for name in ("label", "index", "prob", "probs", "width", "height"):
+            assert (row[name] is None) == (status != "ok"), name
+        assert (row["error"] is None) == (status == "ok")
+    assert [row["size_bytes"] for row in rows] == [10, 11, 12]
+
+
+def test_sliced_and_chunked_rows_give_the_same():
+    rows = decoded(["ok", "truncated", "ok"])
+    chunked = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
+    longer = decoded(["empty", "ok", "truncated", "ok"])
+    assert predictions(chunked, PROBS_NK, CLASSES).equals(predictions(rows, PROBS_NK, CLASSES))
+    sliced = predictions(longer.slice(1), PROBS_NK, CLASSES)
+    assert sliced["probs"].to_pylist() == predictions(rows, PROBS_NK, CLASSES)["probs"].to_pylist()
+
+
+def test_no_rows_give_an_empty_table_of_the_schema():
+    table = predictions(decoded([]), np.zeros((0, 2), np.float32), CLASSES)
+    assert table.schema.equals(PREDICTIONS)
+    assert table.num_rows == 0
+
+
+def test_a_known_class_index_goes_before_the_folders_name():
+    rows = decoded(["ok", "ok"], ["red", "deep"]).append_column("true_index", pa.array([0, 1], pa.int32()))
+    assert true_labels(rows, CLASSES).to_pylist() == ["blue", "red"]
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/data/red/1.jpg", "red"),
+        ("s3://red/blue/1.jpg", "blue"),
+        ("/data/red/sub/1.jpg", None),
+        ("/data/Red/1.jpg", None),
+        ("file:///data/red/%FF.jpg", "red"),
+        ("1.jpg", None),
+    ],
+)
+def test_the_parent_folder_is_the_true_label_where_it_is_a_class(path, label):
+    assert true_labels(pa.table({"path": [path]}), CLASSES).to_pylist() == [label]
+
+
+def test_threads_are_shared_and_never_none():
+    before = torch.get_num_threads()
+    try:
+        set_threads(10_000)
+        assert torch.get_num_threads() == 1
+        set_threads(1)
+        assert torch.get_num_threads() >= 1
+    finally:
+        torch.set_num_threads(before)

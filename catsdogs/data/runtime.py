@@ -19,14 +19,26 @@ QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 
 
 def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so."""
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so.
+
+    Raises:
+        RunError: there is no cluster at RAY_ADDRESS, or it refuses us.
+    """
     if ray.is_initialized():
         return
+    # Without an address Ray would also join what a cluster that is gone left behind in /tmp/ray, and wait for it.
+    address = os.environ.get("RAY_ADDRESS", "local")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's core calls every actor of Ray Data an error, for arguments that Ray Data gives it (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _held_stderr():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        with _held_stderr():
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise RunError(
+            f"{error}: expected a running cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}; check the address, and "
+            "RAY_AUTH_MODE=token with the cluster's token"
+        ) from error
     quiet_datasets()
 
 

@@ -235,7 +235,7 @@ def draw(kind: str, rng: np.random.Generator, size: int = 96) -> Image.Image:
 def draw_dataset(
     folder: Path, *, num_train: int, num_validation: int, seed: int, progress: Progress | None = None
 ) -> None:
-    """Write `folder/{train,validation}/{cats,dogs}/`: no picture twice, `num_*` counts cats and dogs together.
+    """Write `folder/{train,validation}/{cats,dogs}/`: `num_*` pictures, both kinds together, none twice.
 
     Args:
         progress: called with (pictures drawn, pictures in all) after each picture.

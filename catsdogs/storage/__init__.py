@@ -1,8 +1,8 @@
 """URI -> file system and path; listing; reading image bytes; atomic writes. No Ray.
 
-A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens. An S3 key stands in its URI as it
-is: nothing in it is quoted, the first `/` after the bucket ends the bucket. A local path stands as it is, absolute; a
-name that is not UTF-8 stands as a `file://` URI with its bytes percent-encoded.
+A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens. An S3 key stands in its URI
+as it is: nothing in it is quoted, the first `/` after the bucket ends the bucket. A local path stands as it
+is, absolute; a name that is not UTF-8 stands as a `file://` URI with its bytes percent-encoded.
 """
 
 from catsdogs.storage.listing import EXTENSIONS, Entry, Listing, is_hidden, is_image

@@ -1,8 +1,8 @@
 """A folder or prefix -> its image files, in order, one at a time.
 
-Order is by path in bytes, which for UTF-8 is the order of code points: S3 lists that way, and a local folder is walked
-that way, so nothing is sorted in memory. Links to files count; a linked folder is followed once, and not at all where
-its files are listed under their own name anyway.
+Order is by path in bytes, which for UTF-8 is the order of code points: S3 lists that way, and a local folder
+is walked that way, so nothing is sorted in memory. Links to files count; a linked folder is followed once,
+and not at all where its files are listed under their own name anyway.
 """
 
 import os
@@ -15,10 +15,19 @@ from typing import Any
 from catsdogs.errors import InputError
 from catsdogs.progress import Progress, Step, silent
 from catsdogs.storage.s3 import list_objects, split_s3
-from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path, local_uri, quoted_uri
+from catsdogs.storage.uris import (
+    filesystem,
+    folder_name,
+    fs_path,
+    is_local,
+    local_path,
+    local_uri,
+    quoted_uri,
+)
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 REPORT_EVERY = 1000  # files; also a page of S3
+MAX_DEPTH = 200  # folders below the root; each takes a frame of the stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +80,11 @@ class Listing:
     def relative(self, path: str) -> str:
         """Cut the root off a listed path."""
         if path.startswith("file://"):
-            quoted = path[len(quoted_uri(local_path(self.root))) + 1 :]
-            return "/".join(_folder_name(urllib.parse.unquote_to_bytes(part)) for part in quoted.split("/"))
-        return path[len(self.root.rstrip("/")) + 1 :]
+            quoted = path[len(quoted_uri(local_path(self.root).rstrip(b"/"))) + 1 :]
+            return "/".join(folder_name(urllib.parse.unquote_to_bytes(part)) for part in quoted.split("/"))
+        if is_local(path) or path.startswith("s3://"):
+            return path[len(self.root.rstrip("/")) + 1 :]
+        return fs_path(path)[len(fs_path(self.root).rstrip("/")) + 1 :]
 
     def _entries(self) -> Iterator[Entry]:
         if is_local(self.root):
@@ -87,7 +98,7 @@ class Listing:
     def _local(self) -> Iterator[Entry]:
         path = local_path(self.root)
         if os.path.isfile(path):
-            yield local_entry(path)
+            yield _local_entry(path, os.stat(path))
         elif os.path.isdir(path):
             yield from _LocalWalk(self, os.path.realpath(path)).walk(path, [])
         else:
@@ -129,12 +140,7 @@ class Listing:
                     yield Entry(fs.unstrip_protocol(path), found[path].get("size"))
 
 
-def local_entry(path: bytes) -> Entry:
-    """Describe a local file; one that cannot be looked at keeps its name alone."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return Entry(local_uri(path))
+def _local_entry(path: bytes, found: os.stat_result) -> Entry:
     return Entry(local_uri(path), found.st_size, str(found.st_mtime_ns))
 
 
@@ -148,6 +154,9 @@ class _LocalWalk:
 
     def walk(self, folder: bytes, parts: list[str]) -> Iterator[Entry]:
         self.listing._note_folder(parts)
+        if len(parts) > MAX_DEPTH:
+            self.listing.unlisted[local_uri(folder)] = f"more than {MAX_DEPTH} folders deep"
+            return
         try:
             with os.scandir(folder) as found:
                 items = sorted(found, key=_walk_order)
@@ -158,42 +167,63 @@ class _LocalWalk:
             name = os.fsdecode(item.name)
             if is_hidden(name):
                 continue
-            if item.is_dir():
+            if _is_folder(item):
                 if self._enter(item):
-                    yield from self.walk(item.path, [*parts, _folder_name(item.name)])
+                    yield from self.walk(item.path, [*parts, folder_name(item.name)])
             elif is_image(name):
                 yield from self._file(item)
 
     def _file(self, item: os.DirEntry[bytes]) -> Iterator[Entry]:
-        entry = local_entry(item.path)
-        if entry.size_bytes is not None and not stat.S_ISREG(os.stat(item.path).st_mode):
-            self.listing.unlisted[entry.path] = "not a regular file"
+        try:
+            found = os.stat(item.path)
+        except OSError:  # reading it will say why
+            yield Entry(local_uri(item.path))
+            return
+        if stat.S_ISREG(found.st_mode):
+            yield _local_entry(item.path, found)
         else:
-            yield entry
+            self.listing.unlisted[local_uri(item.path)] = "not a regular file"
 
     def _enter(self, item: os.DirEntry[bytes]) -> bool:
         real = os.path.realpath(item.path)
-        owner = next((target for target in self.followed if _inside(os.path.realpath(os.path.dirname(item.path)), target)), None)
+        owner = self._owner(item)
         if not item.is_symlink() and owner is None:
             return True
         taken = [self.root, *(target for target in self.followed if item.is_symlink() or target != owner)]
-        if any(_inside(real, other) for other in taken):
+        if any(_lists(other, real) for other in taken):
             return False
         if item.is_symlink():
             self.followed.append(real)
         return True
 
-
-def _folder_name(name: bytes) -> str:
-    return local_uri(name).removeprefix("file://")
+    def _owner(self, item: os.DirEntry[bytes]) -> bytes | None:
+        """Find the followed link's target that the walk came here through."""
+        if not self.followed:
+            return None
+        folder = os.path.realpath(os.path.dirname(item.path))
+        return next((target for target in self.followed if _inside(folder, target)), None)
 
 
 def _inside(path: bytes, folder: bytes) -> bool:
     return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
 
 
+def _lists(folder: bytes, path: bytes) -> bool:
+    """Whether a walk of `folder` comes through `path`: hidden folders are left out of it."""
+    if not _inside(path, folder):
+        return False
+    return not any(is_hidden(os.fsdecode(name)) for name in path[len(folder) :].split(b"/"))
+
+
+def _is_folder(item: os.DirEntry[bytes]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # a link in a circle, or to where we may not look
+        return False
+
+
 def _walk_order(item: os.DirEntry[bytes]) -> bytes:
-    return item.name + b"/" if item.is_dir() else item.name
+    return item.name + b"/" if _is_folder(item) else item.name
 
 
 def _s3_entry(bucket: str, item: dict[str, Any]) -> Entry:

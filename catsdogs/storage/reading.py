@@ -1,22 +1,22 @@
 """Image files -> bytes, or a reason why not.
 
-Every file is read by one request. A reason is a status of the output: `not_found`, `access_denied`, `changed` (another
-size, etag or modification time than was listed), `read_error`. Missing or expired credentials stop the job instead:
-they say nothing about an image.
+Every file is read by one request. A reason is a status of the output: `not_found`, `access_denied`, `changed`
+(another size, etag or modification time than was listed), `read_error`. Missing or expired credentials stop
+the job instead: they say nothing about an image.
 """
 
 import asyncio
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from catsdogs.errors import InputError
 from catsdogs.storage.listing import Entry
-from catsdogs.storage.s3 import check_credentials, get_object, split_s3
+from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, get_object, split_s3
 from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
 
 READS_IN_FLIGHT = 32  # of one process; S3 answers a GET in tens of milliseconds
@@ -60,18 +60,26 @@ def read_bytes(uri: str) -> bytes:
 
 def _fetch_local(entry: Entry) -> Fetched:
     try:
-        with open(local_path(entry.path), "rb") as file:
+        with open(local_path(entry.path), "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return Fetched("read_error", error="not a regular file")
             content = file.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: the name holds a zero byte
         return Fetched(_status(error), error=_words(error))
     return _unchanged(entry, content, str(found.st_mtime_ns))
 
 
+def _open_at_once(path: str | bytes, flags: int) -> int:
+    """Open without waiting for a pipe's other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _fetch_other(entry: Entry) -> Fetched:
+    fs = filesystem(entry.path)
     try:
-        content = filesystem(entry.path).cat_file(fs_path(entry.path))
-    except OSError as error:
+        content = fs.cat_file(fs_path(entry.path))
+    except Exception as error:  # noqa: BLE001 - the file systems' errors share no base class
         return Fetched(_status(error), error=_words(error))
     return _unchanged(entry, content, entry.version)
 
@@ -89,7 +97,7 @@ async def _fetch_many(fs: Any, entries: Sequence[Entry]) -> list[Fetched]:
 async def _fetch_s3(fs: Any, entry: Entry) -> Fetched:
     try:
         content, etag = await get_object(fs, *split_s3(entry.path))
-    except (OSError, ClientError, BotoCoreError, asyncio.TimeoutError) as error:
+    except STORE_ERRORS as error:
         check_credentials(error)
         return Fetched(_status(error), error=_words(error))
     return _unchanged(entry, content, etag)
@@ -104,7 +112,7 @@ def _unchanged(entry: Entry, content: bytes, version: str | None) -> Fetched:
 
 
 def _status(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "not_found"
     return "access_denied" if isinstance(error, PermissionError) else "read_error"
 

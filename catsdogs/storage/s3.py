@@ -5,10 +5,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
 
 from catsdogs.errors import InputError, RunError
 
+# What a call to a store raises: s3fs translates most of botocore's errors into OSErrors.
+STORE_ERRORS = (OSError, ClientError, BotoCoreError)
 # A process reads 32 images at once and still lists and writes.
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -24,6 +34,13 @@ CREDENTIAL_CODES = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+CREDENTIAL_ERRORS = (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -44,9 +61,11 @@ def list_objects(uri: str, bucket: str, prefix: str) -> Iterator[dict[str, Any]]
     while True:
         try:
             page = fs.call_s3("list_objects_v2", **request)
-        except (OSError, ClientError, BotoCoreError) as error:
+        except STORE_ERRORS as error:
             check_credentials(error)
-            raise InputError(f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint") from error
+            raise InputError(
+                f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint"
+            ) from error
         yield from page.get("Contents", ())
         if not page.get("IsTruncated"):
             return
@@ -61,16 +80,16 @@ async def get_object(fs: Any, bucket: str, key: str) -> tuple[bytes, str]:
     """
     reason: object = "fewer bytes than announced"
     for attempt in range(BODY_TRIES):
+        await asyncio.sleep(0.1 * (2**attempt - 1))
         response = await fs._call_s3("get_object", Bucket=bucket, Key=key)
         try:
             async with response["Body"] as body:
                 content: bytes = await body.read()
-        except Exception as error:  # noqa: BLE001 - the HTTP client's errors share no base class with botocore's
+        except Exception as error:  # noqa: BLE001 - the HTTP client's errors are not botocore's
             reason = error
         else:
-            if len(content) == response["ContentLength"]:
+            if len(content) == response.get("ContentLength", len(content)):
                 return content, response["ETag"].strip('"')
-        await asyncio.sleep(0.1 * 2**attempt)
     raise OSError(f"the body broke off {BODY_TRIES} times: {reason}")
 
 
@@ -82,8 +101,8 @@ def check_credentials(error: BaseException) -> None:
     """
     cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
     code = cause.response["Error"].get("Code", "") if isinstance(cause, ClientError) else ""
-    if code in CREDENTIAL_CODES or isinstance(cause, NoCredentialsError | PartialCredentialsError):
+    if code in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
         raise RunError(
-            f"the S3 credentials are missing, wrong or expired ({code or type(cause).__name__}): renew them in the "
-            "standard AWS chain (environment, ~/.aws, instance profile) and run the same command again"
+            f"the S3 credentials are missing, wrong or expired ({code or type(cause).__name__}): renew them "
+            "in the standard AWS chain (environment, ~/.aws, instance profile) and run the same command again"
         ) from error

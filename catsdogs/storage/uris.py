@@ -8,7 +8,7 @@ import fsspec
 import pyarrow.fs
 
 from catsdogs.errors import InputError
-from catsdogs.storage.s3 import S3_OPTIONS, split_s3
+from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, split_s3
 
 
 def is_local(uri: str) -> bool:
@@ -46,10 +46,10 @@ def absolute(uri: str) -> str:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
     if is_local(uri):
         return local_uri(os.path.abspath(local_path(uri)))
-    if urllib.parse.urlsplit(uri).scheme != "s3":
+    if _scheme(uri) != "s3":
         filesystem(uri)
         return uri.rstrip("/")
-    bucket, key = split_s3(uri)
+    bucket, key = split_s3(f"s3://{uri[5:]}")
     if not bucket or "@" in bucket:
         raise InputError("an S3 URI is s3://bucket/prefix; credentials come from the standard AWS chain")
     return f"s3://{bucket}/{key}".rstrip("/")
@@ -64,7 +64,16 @@ def join(uri: str, *names: str) -> str:
 def parent_name(uri: str) -> str:
     """Name the folder that a file stands in, without the folders above; empty where there is none."""
     folder = uri.rpartition("/")[0].rpartition("/")[2]
-    return urllib.parse.unquote(folder, errors="replace") if uri.startswith("file://") else folder
+    return folder_name(urllib.parse.unquote_to_bytes(folder)) if uri.startswith("file://") else folder
+
+
+def folder_name(name: bytes) -> str:
+    """Name a local folder: as it is, or percent-encoded where it is not UTF-8."""
+    return local_uri(name).removeprefix("file://")
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0].lower()
 
 
 def filesystem(uri: str) -> Any:
@@ -73,7 +82,7 @@ def filesystem(uri: str) -> Any:
     Raises:
         InputError: the scheme is unknown or its package is not installed.
     """
-    scheme = "file" if is_local(uri) else urllib.parse.urlsplit(uri).scheme
+    scheme = "file" if is_local(uri) else _scheme(uri)
     options = S3_OPTIONS if scheme == "s3" else {}
     try:
         return fsspec.filesystem(scheme, **options)
@@ -91,24 +100,41 @@ def fs_path(uri: str) -> str:
 
 
 def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
-    """Open a URI's file system for pyarrow and Ray, which take odd S3 keys for local paths where they are given none."""
+    """Open a URI's file system for pyarrow and Ray, which without one take odd S3 keys for local paths."""
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)))
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        InputError: the store does not tell.
+        RunError: the credentials are missing, wrong or expired.
+    """
     if is_local(uri):
         return os.path.lexists(local_path(uri))
-    return bool(filesystem(uri).exists(fs_path(uri)))
+    try:
+        return bool(filesystem(uri).exists(fs_path(uri)))
+    except STORE_ERRORS as error:
+        check_credentials(error)
+        raise InputError(f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
 
 
 def list_names(uri: str) -> list[str]:
-    """Name what stands directly in a folder, sorted; empty where there is no such folder."""
-    if is_local(uri):
-        path = local_path(uri)
-        return sorted(os.fsdecode(name) for name in os.listdir(path)) if os.path.isdir(path) else []
+    """Name what stands directly in a folder, sorted; empty where there is no such folder.
+
+    Raises:
+        InputError: it cannot be listed.
+        RunError: the credentials are missing, wrong or expired.
+    """
     try:
+        if is_local(uri):
+            path = local_path(uri)
+            return sorted(os.fsdecode(name) for name in os.listdir(path)) if os.path.isdir(path) else []
         found = filesystem(uri).ls(fs_path(uri), detail=False)
     except FileNotFoundError:
         return []
+    except STORE_ERRORS as error:
+        check_credentials(error)
+        raise InputError(f"cannot list {uri}: {error}; check its permissions") from error
     return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})

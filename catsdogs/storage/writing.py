@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 
 from catsdogs.errors import RunError
+from catsdogs.storage.s3 import STORE_ERRORS, check_credentials
 from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
 
 
@@ -12,38 +13,32 @@ def write_bytes(uri: str, content: bytes) -> None:
     """Write or replace a file whole: a rename of a finished file, or one upload.
 
     Raises:
-        RunError: it cannot be written; nothing is left of it.
+        RunError: it cannot be written, and nothing is left of it; or the credentials are missing or expired.
     """
     try:
         if is_local(uri):
             _write_local(local_path(uri), content)
         else:
             filesystem(uri).pipe_file(fs_path(uri), content)
-    except OSError as error:
-        raise RunError(f"cannot write {uri}: {error.strerror or error}") from error
+    except STORE_ERRORS as error:
+        check_credentials(error)
+        raise RunError(f"cannot write {uri}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _write_local(path: bytes, content: bytes) -> None:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=b"." + name[:40] + b".", dir=folder)
+    temporary = os.path.join(folder, b"." + name[:40] + b"." + secrets.token_hex(8).encode())
     try:
-        with open(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def make_folder(uri: str) -> None:

@@ -6,16 +6,20 @@
     show.py    events and results -> lines and pages
 """
 
+import contextlib
 import dataclasses
 import datetime
+import os
+import pickle
+import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 import yaml
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
@@ -25,7 +29,7 @@ from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, list_training
 from catsdogs.model import build
-from catsdogs.progress import Message, Progress, Step, silent
+from catsdogs.progress import Message, Progress, silent
 from catsdogs.train.loop import RunSpec, train_loop_per_worker
 from catsdogs.train.show import EventTeller, write_report
 from catsdogs.train.state import ARGS, RunFolder
@@ -146,44 +150,59 @@ def _fit(
         events=events,
         decode_cpus=share.decode,
     )
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell nobody
     resources = {"CPU": share.model} | ({"GPU": 1.0} if config.use_gpu == "true" else {})
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"spec": spec},
+        train_loop_config={"spec": _put(spec)},  # by reference: Ray Train's own processes need not import torch
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu == "true", resources_per_worker=resources
         ),
         run_config=RunConfig(name=config.name, failure_config=FailureConfig(max_failures=config.max_failures)),
     )
-    try:
-        _follow(trainer, events, teller)
-    finally:
-        events.shutdown(force=True)
+    with _told(events, teller):
+        _run(trainer, teller)
 
 
 def _put(value: Any) -> Any:
     return ray.put(value)
 
 
-def _follow(trainer: TorchTrainer, events: Queue, teller: EventTeller) -> None:
-    """Run the trainer beside this thread, which keeps the signals and tells what comes."""
-    failures: list[BaseException] = []
+@contextlib.contextmanager
+def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
+    """Tell what the workers send while the trainer keeps this thread."""
+    done = threading.Event()
 
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the user sees it
-            failures.append(error)
+    def follow() -> None:
+        while not (done.is_set() and events.empty()):
+            with contextlib.suppress(Empty):
+                teller.tell(pickle.loads(events.get(timeout=0.5)))
 
-    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread = threading.Thread(target=follow, name="events", daemon=True)
     thread.start()
-    while thread.is_alive() or not events.empty():
-        try:
-            teller.tell(events.get(timeout=0.5))
-        except Empty:
-            continue
-    if failures:
-        raise _explain(failures[0], teller) from failures[0]
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        events.shutdown(force=True)
+
+
+def _run(trainer: TorchTrainer, teller: EventTeller) -> None:
+    """Fit; Ctrl-C, which Ray takes to end the workers and then exits 0, stays Ctrl-C."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as error:
+        if error.code == 0:
+            raise KeyboardInterrupt from error
+        raise
+    except TrainingFailedError as error:
+        raise _explain(error, teller) from error
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, before)
 
 
 def _explain(error: BaseException, teller: EventTeller) -> CatsdogsError:
@@ -199,4 +218,3 @@ def _explain(error: BaseException, teller: EventTeller) -> CatsdogsError:
 
 
 __all__ = ["TrainResult", "train"]
-_ = (Step, pa)

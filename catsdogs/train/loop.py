@@ -1,5 +1,6 @@
 """What every training worker runs: epochs of steps, then validation, then the epoch is kept."""
 
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class Worker:
     def tell(self, event: object) -> None:
         """Send an event to the driver, from the first worker alone."""
         if self.rank == 0:
-            self.spec.events.put(event)
+            self.spec.events.put(pickle.dumps(event))  # as bytes, or the queue's process would import torch to hold it
 
     def tell_step(self, stage: str, done: int, total: int, note: str) -> None:
         """Tell how far a stage is, about once a second."""
@@ -113,9 +114,9 @@ class Worker:
             self.tell(Step(stage, min(done, total), total, note))
 
 
-def train_loop_per_worker(loop_config: dict[str, RunSpec]) -> None:
+def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> None:
     """Train from the last finished epoch to the last; what Ray Train starts on each worker."""
-    worker = make_worker(loop_config["spec"])
+    worker = make_worker(ray.get(loop_config["spec"]))
     config = worker.spec.config
     worker.tell(Started(worker.history.epoch, worker.stepper.precision, str(worker.device)))
     for epoch in range(worker.history.epoch + 1, config.epochs + 1):

@@ -1,0 +1,376 @@
+"""The command line, in a process of its own where its speed, streams and exit codes count."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from catsdogs import __version__, cli
+from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from catsdogs.errors import InputError, RunError
+from catsdogs.progress import Message, Step
+
+BIN = Path(sys.executable).parent
+REQUIRED = {
+    "demo": ["--output", "o"],
+    "download": ["--output", "o"],
+    "train": ["--data-dir", "d"],
+    "evaluate": ["--data-dir", "d", "--checkpoint", "c", "--output", "o"],
+    "score": ["--input", "i", "--checkpoint", "c", "--output", "o"],
+}
+CONFIGS = {
+    "demo": DemoConfig,
+    "download": DownloadConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+}
+
+
+@pytest.fixture(autouse=True)
+def _keep_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Put a command's work in place of the real one: runs(command, work) -> what settings came."""
+
+    def replace(command: str, work=lambda config, display: 0) -> list:
+        came = []
+        monkeypatch.setitem(cli.COMMANDS, CONFIGS[command], lambda c, d: came.append(c) or work(c, d))
+        return came
+
+    return replace
+
+
+def failing(error: BaseException):
+    def work(config, display):
+        raise error
+
+    return work
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [BIN / "catsdogs", *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+# Help and version
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--help"], ["score", "-h"]], ids=" ".join)
+def test_answers_in_under_a_second(arguments):
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = run(*arguments)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0
+        assert done.stderr == ""
+        if min(seconds) < 1:
+            return
+    assert min(seconds) < 1
+
+
+def test_version_is_the_packages():
+    assert run("--version").stdout == f"catsdogs {__version__}\n"
+
+
+@pytest.mark.parametrize("command", REQUIRED)
+def test_help_imports_neither_ray_nor_torch(command):
+    code = f"""
+import sys
+from catsdogs.cli import main
+try:
+    main(["{command}", "--help"])
+except SystemExit as done:
+    heavy = {{"ray", "torch", "torchvision", "numpy", "pyarrow", "fsspec", "s3fs", "matplotlib", "PIL"}}
+    print(done.code, sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert f"usage: catsdogs {command}" in done.stdout
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert not [command for command in REQUIRED if command not in shown]
+
+
+@pytest.mark.parametrize("module", ["jobs.train", "jobs.score"])
+def test_jobs_take_the_commands_flags(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=BIN.parents[1],
+    )
+    assert done.returncode == 0
+    assert f"usage: catsdogs {module.removeprefix('jobs.')}" in done.stdout
+
+
+# Flags -> settings
+
+
+@pytest.mark.parametrize("command", REQUIRED)
+def test_required_flags_alone_give_the_defaults(runs, command):
+    came = runs(command)
+    assert cli.main([command, *REQUIRED[command]]) == 0
+    pairs = zip(REQUIRED[command][::2], REQUIRED[command][1::2], strict=True)
+    assert came == [CONFIGS[command](**{flag[2:].replace("-", "_"): value for flag, value in pairs})]
+
+
+def test_every_flag_arrives(runs):
+    came = runs("train")
+    flags = (
+        "--data-dir s3://b/d --val-split 0.2 --storage-path /r --name n --resume --max-failures 1 "
+        "--weights none --freeze backbone --epochs 3 --batch-size 4 --optimizer adamw --lr 0.5 "
+        "--warmup-epochs 0 --weight-decay 0 "
+        "--label-smoothing 0 --clip-grad-norm 1 --augment affine --img-size 64 --seed 7 --precision bf16 "
+        "--num-workers 2 --use-gpu false"
+    )
+    assert cli.main(["train", *flags.split()]) == 0
+    assert came == [
+        TrainConfig(
+            data_dir="s3://b/d",
+            val_split=0.2,
+            storage_path="/r",
+            name="n",
+            resume=True,
+            max_failures=1,
+            weights="none",
+            freeze="backbone",
+            epochs=3,
+            batch_size=4,
+            optimizer="adamw",
+            lr=0.5,
+            warmup_epochs=0.0,
+            weight_decay=0.0,
+            label_smoothing=0.0,
+            clip_grad_norm=1.0,
+            augment="affine",
+            img_size=64,
+            seed=7,
+            precision="bf16",
+            num_workers=2,
+            use_gpu="false",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--vers"],
+        ["trai", "--data-dir", "d"],
+        ["train"],
+        ["train", "--data-dir"],
+        ["train", "--data-dir", "d", "--epo", "3"],
+        ["train", "--data", "d"],
+        ["train", "--data-dir", "d", "--nosuch", "1"],
+        ["train", "--data-dir", "d", "extra"],
+        ["train", "--data-dir", "d", "--epochs", "three"],
+        ["train", "--data-dir", "d", "--epochs", "1.5"],
+        ["train", "--data-dir", "d", "--freeze", "head"],
+        ["train", "--data-dir", "d", "--use-gpu", "yes"],
+        ["score", "--input", "i", "--checkpoint", "c", "--out", "o"],
+        ["score", "--data-dir", "d", "--checkpoint", "c", "--output", "o"],
+    ],
+    ids=" ".join,
+)
+def test_unknown_shortened_and_malformed_flags_are_errors(runs, capsys, arguments):
+    came = [runs(command) for command in REQUIRED]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert not any(came)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err
+
+
+# Errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("no images under d; check --input"), 2, "catsdogs: no images under d; check --input\n"),
+        (RunError("the disk is full"), 1, "catsdogs: the disk is full\n"),
+        (KeyboardInterrupt(), 130, "catsdogs: interrupted: what is done is kept\n"),
+        (
+            InputError("no /a\nb\x1b[31m\r\x07/\u202e\ud800é猫"),
+            2,
+            "catsdogs: no /a\\nb\\x1b[31m\\r\\x07/\\u202e\\ud800é猫\n",
+        ),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(runs, capsys, error, code, line):
+    runs("score", failing(error))
+    assert cli.main(["score", *REQUIRED["score"]]) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", line)
+
+
+def test_a_bug_of_ours_is_a_traceback(runs):
+    runs("score", failing(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["score", *REQUIRED["score"]])
+
+
+def test_a_setting_out_of_range_is_one_line(capsys):
+    assert cli.main(["train", "--data-dir", "d", "--epochs", "0"]) == 2
+    assert capsys.readouterr().err == "catsdogs: --epochs: expected at least 1, got 0\n"
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_a_command_with_their_code(signal_number, code):
+    program = """
+import sys, time
+from catsdogs import cli, config
+def work(config, display):
+    print("started", flush=True)
+    time.sleep(60)
+cli.COMMANDS[config.ScoreConfig] = work
+sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal_number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert errors.count("\n") == 1
+    assert "what is done is kept" in errors
+
+
+@pytest.mark.parametrize(
+    ("rows", "ok", "rate", "code"),
+    [(10, 10, 0.0, 0), (10, 9, 0.0, 3), (10, 9, 0.1, 0), (10, 8, 0.1, 3), (10, 1, 1.0, 0), (10, 0, 1.0, 3)],
+)
+def test_too_many_failed_rows_are_exit_3(monkeypatch, capsys, rows, ok, rate, code):
+    import catsdogs.score
+
+    by_status = {"ok": ok, "truncated": rows - ok}
+    summary = {"rows": rows, "by_status": {s: n for s, n in by_status.items() if n}, "images_per_s": 12.34}
+    monkeypatch.setattr(catsdogs.score, "score", lambda config, progress: summary)
+    assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
+    captured = capsys.readouterr()
+    assert captured.out == f"{rows} rows in o, {rows - ok} without a label, 12.3 img/s\n"
+    assert captured.err == (
+        ""
+        if code == 0
+        else f"catsdogs: {rows - ok} of {rows} images have no label: see the columns status and error\n"
+    )
+
+
+# Jobs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["train", "--data-dir", "d"], "--data-dir d"),
+        (["train", "--data-dir", "/d"], "--storage-path runs"),
+        (["score", "--input", "s3://b/i", "--checkpoint", "c", "--output", "/o"], "--checkpoint c"),
+        (["demo", "--output", "o"], "--output o"),
+    ],
+)
+def test_a_job_refuses_paths_in_its_throw_away_folder(monkeypatch, capsys, runs, arguments, flag):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    came = runs(arguments[0])
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(
+        f"catsdogs: {flag}: expected an absolute path that every node sees"
+    )
+    assert came == []
+
+
+def test_a_job_takes_absolute_paths_and_uris(monkeypatch, runs):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    came = runs("score")
+    assert cli.main(["score", "--input", "s3://b/i", "--checkpoint", "/c", "--output", "file:///o"]) == 0
+    assert len(came) == 1
+
+
+# What is shown
+
+
+def test_control_characters_of_names_are_spelled(capsys):
+    cli.Display()(Message("left out /a\x1b]0;title\x07\nb.jpg: truncated"))
+    assert capsys.readouterr().out == "left out /a\\x1b]0;title\\x07\\nb.jpg: truncated\n"
+
+
+@pytest.mark.parametrize("text", ["", "plain text", "żółć 猫 🐈", "100% 'quoted' \\ back"])
+def test_printable_text_stays_as_it_is(text):
+    assert cli.printable(text) == text
+
+
+def test_steps_are_lines_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = cli.Display()
+    for i in range(13):
+        now[0] = float(i)
+        display(Step("score", 1000 * (i + 1), 13000, "1 img/s\x07"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "score 1,000/13,000  1 img/s\\x07"
+    assert len(lines) == 3
+
+
+def test_steps_are_bars_on_a_terminal(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    display = cli.Display()
+    display(Step("list", 10))
+    display(Step("score", 0, 10))
+    time.sleep(0.11)  # tqdm shows ten states a second
+    display(Step("score", 5, 10, "2 img/s"))
+    display(Step("score", 10, 10))
+    display(Step("score", 1, 10))
+    display(Message("a line"))
+    display.close()
+    shown = sys.stderr.getvalue()
+    assert "list: " in shown
+    assert "score:  50%" in shown
+    assert "2 img/s" in shown
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_results_of_evaluation_are_one_json_line_and_one_for_people(monkeypatch, capsys):
+    import catsdogs.evaluate
+
+    metrics = {"accuracy": 0.5, "n": 4, "failed": 1, "accuracy_interval_95": [0.15, 0.85]}
+    monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
+    assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert json.loads(first) == {"accuracy": 0.5, "n": 4, "failed": 1}
+    assert second == "accuracy 0.5000 (0.1500 to 0.8500); all numbers in o/metrics.json"
+
+
+def test_no_environment_secret_is_shown_in_help():
+    done = run("score", "--help", env=os.environ | {"AWS_SECRET_ACCESS_KEY": "very-secret"})
+    assert "very-secret" not in done.stdout + done.stderr

@@ -1,0 +1,194 @@
+import ast
+import dataclasses
+import inspect
+import itertools
+import math
+
+import pytest
+
+from catsdogs import config as config_module
+from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from catsdogs.errors import InputError
+
+COMMANDS = {
+    "demo": DemoConfig,
+    "download": DownloadConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+}
+REQUIRED = {
+    DemoConfig: {"output": "o"},
+    DownloadConfig: {"output": "o"},
+    TrainConfig: {"data_dir": "d"},
+    EvaluateConfig: {"data_dir": "d", "checkpoint": "c", "output": "o"},
+    ScoreConfig: {"input": "i", "checkpoint": "c", "output": "o"},
+}
+DEFAULTS = {
+    "demo": {"output": None, "seed": 0},
+    "download": {
+        "output": None,
+        "url": "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip",
+    },
+    "train": {
+        "data_dir": None,
+        "val_split": 0.15,
+        "storage_path": "runs",
+        "name": None,
+        "resume": False,
+        "max_failures": 3,
+        "weights": "imagenet",
+        "freeze": "none",
+        "epochs": 10,
+        "batch_size": 32,
+        "optimizer": "sgd",
+        "lr": None,
+        "warmup_epochs": 1.0,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+        "clip_grad_norm": 5.0,
+        "augment": "light",
+        "img_size": 224,
+        "seed": 0,
+        "precision": "auto",
+        "num_workers": 1,
+        "use_gpu": "auto",
+    },
+    "evaluate": {
+        "data_dir": None,
+        "checkpoint": None,
+        "output": None,
+        "split": None,
+        "batch_size": 32,
+        "precision": "auto",
+        "num_actors": None,
+        "use_gpu": "auto",
+    },
+    "score": {
+        "input": None,
+        "checkpoint": None,
+        "output": None,
+        "limit": None,
+        "batch_size": 32,
+        "precision": "auto",
+        "num_actors": None,
+        "use_gpu": "auto",
+        "shard_size": 10_000,
+        "max_pixels": 178_956_970,
+        "max_error_rate": 1.0,
+    },
+}
+
+
+def make(config_class, **values):
+    return config_class(**REQUIRED[config_class] | values)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_and_their_defaults_are_pinned(command):
+    fields = dataclasses.fields(COMMANDS[command])
+    found = {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
+    assert found == DEFAULTS[command]
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    assert required == set(REQUIRED[COMMANDS[command]])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_has_one_sentence_of_help(command):
+    tree = ast.parse(inspect.getsource(COMMANDS[command]))
+    body = tree.body[0].body
+    for field, after in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), field.target.id
+            assert after.value.value.endswith("."), field.target.id
+            assert "\n" not in after.value.value
+
+
+@pytest.mark.parametrize("config_class", COMMANDS.values())
+def test_settings_are_frozen_and_keyword_only(config_class):
+    settings = make(config_class)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.output = "x"
+    with pytest.raises(TypeError):
+        config_class(*REQUIRED[config_class].values())
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "value"),
+    [
+        *((TrainConfig, "val_split", value) for value in (0, 1, -0.1, math.nan)),
+        *((TrainConfig, "epochs", value) for value in (0, -1)),
+        (TrainConfig, "batch_size", 0),
+        (TrainConfig, "num_workers", 0),
+        (TrainConfig, "max_failures", -1),
+        *((TrainConfig, "lr", value) for value in (0.0, -1.0, math.inf, math.nan)),
+        *((TrainConfig, "weight_decay", value) for value in (-1e-9, math.inf, math.nan)),
+        (TrainConfig, "warmup_epochs", -1.0),
+        *((TrainConfig, "label_smoothing", value) for value in (-0.1, 1.0, math.nan)),
+        *((TrainConfig, "clip_grad_norm", value) for value in (0.0, math.nan)),
+        *((TrainConfig, "img_size", value) for value in (31, 4097)),
+        *((TrainConfig, "seed", value) for value in (-1, 2**32)),
+        *((TrainConfig, "name", value) for value in ("", ".", "..", "a/b", "a\0b", "a\nb")),
+        (DemoConfig, "seed", -1),
+        (EvaluateConfig, "batch_size", 0),
+        (EvaluateConfig, "num_actors", 0),
+        *(
+            (ScoreConfig, name, 0)
+            for name in ("limit", "batch_size", "num_actors", "shard_size", "max_pixels")
+        ),
+        *((ScoreConfig, "max_error_rate", value) for value in (-0.1, 1.1, math.nan)),
+    ],
+)
+def test_values_out_of_range_name_their_flag(config_class, name, value):
+    with pytest.raises(InputError) as caught:
+        make(config_class, **{name: value})
+    assert str(caught.value).startswith(f"--{name.replace('_', '-')}: expected ")
+    assert str(caught.value).endswith(f"got {value!r}" if name == "name" else f"got {value}")
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values"),
+    [
+        (
+            TrainConfig,
+            {"val_split": 0.999, "lr": 1e-9, "weight_decay": 0.0, "label_smoothing": 0.0, "max_failures": 0},
+        ),
+        (TrainConfig, {"img_size": 32, "seed": 2**32 - 1, "clip_grad_norm": math.inf, "warmup_epochs": 0.0}),
+        (TrainConfig, {"name": "a b-é.1", "resume": True}),
+        (ScoreConfig, {"limit": 1, "max_error_rate": 0.0, "num_actors": 1}),
+    ],
+)
+def test_values_at_the_edge_are_fine(config_class, values):
+    settings = make(config_class, **values)
+    assert {name: getattr(settings, name) for name in values} == values
+
+
+def test_resume_needs_a_name():
+    with pytest.raises(InputError, match="--resume: expected --name of the run to go on with, got none"):
+        make(TrainConfig, resume=True)
+
+
+def test_the_global_batch_counts_every_worker():
+    assert make(TrainConfig, batch_size=16, num_workers=3).global_batch_size == 48
+
+
+@pytest.mark.parametrize(
+    ("values", "peak"),
+    [
+        ({}, 0.02),
+        ({"num_workers": 4}, 0.08),
+        ({"batch_size": 16}, 0.01),
+        ({"freeze": "backbone"}, 0.1),
+        ({"optimizer": "adamw"}, 0.001),
+        ({"optimizer": "adamw", "freeze": "backbone", "batch_size": 64}, 0.002),
+        ({"lr": 0.5, "num_workers": 8}, 0.5),
+    ],
+)
+def test_the_default_learning_rate_grows_with_the_global_batch(values, peak):
+    assert make(TrainConfig, **values).peak_lr == pytest.approx(peak)
+
+
+def test_no_setting_takes_a_secret():
+    words = ("secret", "token", "password", "credential", "access_key")
+    source = inspect.getsource(config_module).lower()
+    assert not [word for word in words if word in source]

@@ -1,0 +1,169 @@
+"""ResNet50 at full width on images of 32 pixels, with BatchNorm statistics as a trained model has them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from catsdogs import model as model_module
+from catsdogs.model import (
+    build,
+    for_inference,
+    freeze_backbone,
+    is_frozen,
+    parameter_groups,
+    resolve_precision,
+    training_mode,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """Make a model whose BatchNorm layers do something."""
+    made = build(num_classes=3, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight.data, 0.3, 0.9),
+                (module.bias.data, -0.3, 0.3),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+            ):
+                tensor.uniform_(low, high, generator=generator)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def tried(resnet):
+    """A copy to change."""
+    return copy.deepcopy(resnet)
+
+
+@pytest.fixture(scope="module")
+def folded(resnet):
+    return for_inference(resnet, "fp32", CPU)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_seed_decides_the_weights_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, other = build(2, seed=7), build(2, seed=7), build(2, seed=8)
+    assert torch.rand(3).equal(expected)
+    assert all(
+        a.equal(b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert not first.fc.weight.equal(other.fc.weight)
+    assert not first.conv1.weight.equal(other.conv1.weight)
+    assert first.fc.weight.shape == (2, 2048)
+
+
+def test_freezing_leaves_the_head_alone_to_train(tried):
+    tried.requires_grad_(True)
+    assert not is_frozen(tried)
+    freeze_backbone(tried)
+    assert is_frozen(tried)
+    assert [name for name, p in tried.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "num_rows", "training"),
+    [(False, 2, True), (False, 1, False), (False, 0, False), (True, 32, False)],
+)
+def test_statistics_move_only_where_they_can_be_learned(tried, frozen, num_rows, training):
+    tried.requires_grad_(True)
+    if frozen:
+        freeze_backbone(tried)
+    training_mode(tried, num_rows)
+    assert tried.training == training
+    assert all(module.training == training for module in tried.modules())
+    before = tried.bn1.running_mean.clone()
+    tried.bn1(torch.randn(2, 64, 3, 3))
+    assert tried.bn1.running_mean.equal(before) != training
+
+
+def test_norms_and_biases_do_not_decay(resnet):
+    decayed, spared = parameter_groups(resnet, weight_decay=0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in resnet.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {
+        name for name in names.values() if "conv" in name or "downsample.0" in name or name == "fc.weight"
+    }
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_parameter_groups_of_a_frozen_model_are_the_head(tried):
+    freeze_backbone(tried)
+    groups = parameter_groups(tried, 0.1)
+    assert [len(group["params"]) for group in groups] == [1, 1]
+
+
+def test_the_inference_form_gives_the_same_logits(resnet, folded, images):
+    with torch.inference_mode():
+        expected = resnet(images)
+        found = folded(images.contiguous(memory_format=torch.channels_last))
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_inference_form_in_bf16_is_near(resnet, images):
+    folded = for_inference(resnet, "bf16", CPU)
+    assert {p.dtype for p in folded.parameters()} == {torch.bfloat16}
+    with torch.inference_mode():
+        expected = resnet(images)
+        found = folded(images.bfloat16().contiguous(memory_format=torch.channels_last)).float()
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_the_inference_form_is_a_copy_without_norms(resnet):
+    before = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
+    folded = for_inference(resnet, "fp32", CPU)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not [p for p in folded.parameters() if p.requires_grad]
+    assert folded.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(resnet.state_dict()[name].equal(tensor) for name, tensor in before.items())
+    assert all(p.requires_grad for p in resnet.parameters())
+
+
+def test_a_model_in_training_mode_is_folded_as_for_evaluation(resnet, folded):
+    resnet.train()
+    again = for_inference(resnet, "fp32", CPU)
+    assert resnet.training
+    resnet.eval()
+    assert not again.training
+    assert all(a.equal(b) for a, b in zip(again.parameters(), folded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_given_precision_is_kept(precision):
+    assert resolve_precision(precision, CPU) == precision
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "expected"),
+    [
+        ("AVX512", "flags : avx512f avx512_bf16 amx_bf16", "bf16"),
+        ("AVX512", "flags : avx512f", "fp32"),
+        ("AVX2", "flags : avx2 avx512_bf16", "fp32"),
+        ("DEFAULT", "", "fp32"),
+    ],
+)
+def test_auto_precision_follows_the_cpu(monkeypatch, capability, flags, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(model_module, "_cpu_flags", lambda: flags)
+    assert resolve_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_precision_follows_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
