@@ -42,9 +42,7 @@ def save(uri: str, model: ResNet, class_names: tuple[str, ...], preprocessing: P
         RunError: it cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    storage.write_bytes(
-        storage.join(uri, CONFIG), json.dumps(_config(class_names, preprocessing), indent=2).encode()
-    )
+    storage.write_bytes(storage.join(uri, CONFIG), json.dumps(_config(class_names, preprocessing), indent=2).encode())
     storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(state, metadata={"format": "pt"}))
 
 
@@ -149,9 +147,7 @@ def _parse_torch(content: bytes, source: str) -> StateDict:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{source} is not a state dict that loads with weights_only=True: {first_line}"
-        ) from error
+        raise InputError(f"{source} is not a state dict that loads with weights_only=True: {first_line}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -211,9 +207,7 @@ def _read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
             f"{path}: expected a checkpoint's settings, as catsdogs train writes them: {error!r}"
         ) from error
     if config.get("architecture") != "resnet50" or wanted.get("interpolation") != "bilinear":
-        raise InputError(
-            f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r}"
-        )
+        raise InputError(f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r}")
     return class_names, preprocessing
 
 

@@ -94,9 +94,7 @@ class Display:
 
 def printable(text: str) -> str:
     """Spell control characters, which could drive a terminal, and what UTF-8 cannot hold."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,9 +175,7 @@ def _download(config: DownloadConfig, display: Display) -> int:
 
     from catsdogs.download import download
 
-    root = download(
-        config.url, Path(config.output), lambda stage, done, total: display(Step(stage, done, total))
-    )
+    root = download(config.url, Path(config.output), lambda stage, done, total: display(Step(stage, done, total)))
     print(f"{root}: ready for catsdogs train --data-dir {root}")
     return 0
 
@@ -201,10 +197,7 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
     metrics = evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
     print(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
-    print(
-        f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); "
-        f"all numbers in {config.output}/metrics.json"
-    )
+    print(f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); all numbers in {config.output}/metrics.json")
     return 0
 
 
@@ -214,13 +207,10 @@ def _score(config: ScoreConfig, display: Display) -> int:
     summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
     print(
-        f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label, "
-        f"{summary['images_per_s']:.1f} img/s"
+        f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label, {summary['images_per_s']:.1f} img/s"
     )
     if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
-        return _fail(
-            f"{failed:,} of {summary['rows']:,} images have no label: see the columns status and error", 3
-        )
+        return _fail(f"{failed:,} of {summary['rows']:,} images have no label: see the columns status and error", 3)
     return 0
 
 

@@ -95,9 +95,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.val_split < 1, "--val-split", "a share between 0 and 1", self.val_split)
-        _check(
-            not self.resume or self.name is not None, "--resume", "--name of the run to go on with", "none"
-        )
+        _check(not self.resume or self.name is not None, "--resume", "--name of the run to go on with", "none")
         _check(self.name is None or _is_name(self.name), "--name", "a plain folder name", repr(self.name))
         for flag, value in (
             ("--epochs", self.epochs),

@@ -129,9 +129,7 @@ def _network_errors(url: str) -> Iterator[None]:
         raise kind(f"{_shown(url)} answered {error.code}, expected 200; try another --url") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = repr(str(getattr(error, "reason", None) or error))  # URLError wraps the real one
-        raise RunError(
-            f"cannot fetch {_shown(url)}: {reason}; check network, SSL_CERT_FILE, --url"
-        ) from error
+        raise RunError(f"cannot fetch {_shown(url)}: {reason}; check network, SSL_CERT_FILE, --url") from error
 
 
 def _fetch(url: str, path: Path, progress: Progress) -> None:
@@ -151,9 +149,7 @@ def _body(url: str) -> Iterator[tuple[bytes, int, int | None]]:
             _check_limit("bytes", max(num_bytes, total or 0), MAX_DOWNLOAD_BYTES)
             yield chunk, num_bytes, total
     if total is not None and num_bytes != total:
-        raise RunError(
-            f"{_shown(url)} ended after {num_bytes} of {total} bytes; run again or try another --url"
-        )
+        raise RunError(f"{_shown(url)} ended after {num_bytes} of {total} bytes; run again or try another --url")
 
 
 def _check_limit(what: str, number: int, limit: int) -> None:

@@ -28,8 +28,12 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         InputError: the folder or the checkpoint cannot be used, or their classes differ.
         RunError: the run failed.
     """
-    names = ("data_dir", "checkpoint", "output")
-    config = dataclasses.replace(config, **{name: storage.absolute(getattr(config, name)) for name in names})
+    config = dataclasses.replace(
+        config,
+        data_dir=storage.absolute(config.data_dir),
+        checkpoint=storage.absolute(config.checkpoint),
+        output=storage.absolute(config.output),
+    )
     model = checkpoint.load(config.checkpoint)
     data.start_ray()
     labelled = list_evaluation(config.data_dir, config.split, progress)
@@ -49,6 +53,7 @@ def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, 
     tables: list[pa.Table] = []
     done = 0
     try:
+        rows: pa.Table
         for rows in classified(decoded, options).iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(rows)
             done += rows.num_rows

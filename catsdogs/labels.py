@@ -64,9 +64,7 @@ class _Root:
         return any(name.startswith(f"{folder}/") for name in self.folders)
 
 
-def list_training(
-    data_dir: str, val_split: float, progress: Progress = silent
-) -> tuple[LabelledFiles, LabelledFiles]:
+def list_training(data_dir: str, val_split: float, progress: Progress = silent) -> tuple[LabelledFiles, LabelledFiles]:
     """List a root's training and validation rows.
 
     Raises:
@@ -91,9 +89,7 @@ def list_evaluation(data_dir: str, split_name: str | None, progress: Progress = 
     """
     root = _list(data_dir, progress)
     if split_name is not None and not root.has(split_name):
-        raise InputError(
-            f"no class folders under {storage.join(data_dir, split_name)}; check --data-dir and --split"
-        )
+        raise InputError(f"no class folders under {storage.join(data_dir, split_name)}; check --data-dir and --split")
     first = next((name for name in VALIDATION_NAMES if root.has(name)), "")
     return root.under(split_name if split_name is not None else first)
 
@@ -113,18 +109,14 @@ def split(labelled: LabelledFiles, fraction: float, root: str) -> tuple[Labelled
     for i, name in enumerate(labelled.class_names):
         rows = np.flatnonzero(index == i)
         if len(rows) < 2:
-            raise InputError(
-                f"class {name!r} has one image only: expected at least 2 to split off a validation set"
-            )
+            raise InputError(f"class {name!r} has one image only: expected at least 2 to split off a validation set")
         num_chosen = min(max(1, int((position[rows] < fraction).sum())), len(rows) - 1)
         chosen[rows[np.argsort(position[rows])][:num_chosen]] = True
     train, validation = (labelled.files.filter(pa.array(mask)) for mask in (~chosen, chosen))
     return LabelledFiles(labelled.class_names, train), LabelledFiles(labelled.class_names, validation)
 
 
-def check_same_classes(
-    expected: Sequence[str], found: Sequence[str], expected_of: str, found_of: str
-) -> None:
+def check_same_classes(expected: Sequence[str], found: Sequence[str], expected_of: str, found_of: str) -> None:
     """Compare class names as sets.
 
     Raises:
@@ -158,8 +150,7 @@ def _list(data_dir: str, progress: Progress) -> _Root:
 def _check_classes(where: str, class_names: list[str], rows: list[tuple[storage.Entry, int]]) -> None:
     if not class_names:
         raise InputError(
-            f"no class folders under {where}: expected one folder of images per class, "
-            "such as cats/ and dogs/"
+            f"no class folders under {where}: expected one folder of images per class, such as cats/ and dogs/"
         )
     filled = {index for _, index in rows}
     empty = [name for i, name in enumerate(class_names) if i not in filled]
@@ -169,9 +160,7 @@ def _check_classes(where: str, class_names: list[str], rows: list[tuple[storage.
             "fill or remove the folder"
         )
     if len(class_names) < 2:
-        raise InputError(
-            f"one class only, {class_names[0]!r}, under {where}: expected two or more class folders"
-        )
+        raise InputError(f"one class only, {class_names[0]!r}, under {where}: expected two or more class folders")
 
 
 def _table(rows: list[tuple[storage.Entry, int]]) -> pa.Table:

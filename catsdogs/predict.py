@@ -17,9 +17,7 @@ from catsdogs.images import Preprocessing, normalize
 from catsdogs.model import for_inference, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS
 
-BATCH_SIZE = (
-    32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
-)
+BATCH_SIZE = 32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
 Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -27,9 +25,7 @@ Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 class Predictor:
     """A model ready to label batches of images on one device."""
 
-    def __init__(
-        self, model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device
-    ) -> None:
+    def __init__(self, model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device) -> None:
         self._device = device
         self._preprocessing = preprocessing
         self.precision = resolve_precision(precision, device)
@@ -76,9 +72,7 @@ def predictions(rows: pa.Table, probs_NK: Probs, class_names: Sequence[str]) -> 
         "prob": pa.array(probs_NK.max(axis=1, initial=0.0)),
         "probs": pa.ListArray.from_arrays(offsets, pa.array(probs_NK.ravel())),
     }
-    nulled = {
-        name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in columns.items()
-    }
+    nulled = {name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in columns.items()}
     kept = {name: rows[name] for name in ("path", "status", "error", "width", "height", "size_bytes")}
     table = kept | nulled | {"true_label": true_labels(rows, class_names)}
     return pa.table({field.name: table[field.name] for field in PREDICTIONS}).cast(PREDICTIONS)

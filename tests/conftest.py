@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import numpy as np
@@ -21,10 +22,13 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from catsdogs import checkpoint
+from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
 from catsdogs.model import build
+from catsdogs.train import train
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
 CLASSES = ("blue", "red")
 IMG_SIZE = 32
 
@@ -96,9 +100,24 @@ def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
     """Start one Ray head of two CPUs with token authentication; commands and jobs join it. The dashboard's address."""
     ports = free_port(), free_port()
     log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
-    command += [f"--temp-dir={Path(os.environ['RAY_AUTH_TOKEN_PATH']).parent / 'ray'}"]  # a socket's path is 107 bytes at most
-    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
+    command = [
+        BIN / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--num-gpus=0",
+        "--disable-usage-stats",
+    ]
+    command += [
+        f"--temp-dir={Path(os.environ['RAY_AUTH_TOKEN_PATH']).parent / 'ray'}"
+    ]  # a socket's path is 107 bytes at most
+    command += [
+        f"--port={ports[0]}",
+        f"--dashboard-port={ports[1]}",
+        "--dashboard-host=127.0.0.1",
+        "--node-ip-address=127.0.0.1",
+    ]
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{ports[0]}"
@@ -190,3 +209,23 @@ def red_blue_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     checkpoint.save(str(folder), model, CLASSES, Preprocessing(img_size=IMG_SIZE))
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Train two epochs of all layers without a break: its config, folder, events and result."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = TrainConfig(
+        data_dir=str(red_blue_root),
+        storage_path=str(folder),
+        name="run",
+        weights="none",
+        epochs=2,
+        batch_size=8,
+        img_size=IMG_SIZE,
+        precision="fp32",
+        seed=3,
+    )
+    events: list = []
+    result = train(config, events.append)
+    return SimpleNamespace(config=config, folder=folder / "run", events=events, result=result)

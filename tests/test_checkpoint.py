@@ -126,9 +126,7 @@ def test_the_config_names_what_other_programs_look_for(folder):
     assert config["id2label"] == {"0": "cats", "1": "dogs", "2": "żaby 50%"}
     assert config["label2id"] == {"cats": 0, "dogs": 1, "żaby 50%": 2}
     wanted = {"input_size": [3, 96, 96], "crop_pct": 0.875, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
-    assert (
-        config["pretrained_cfg"].items() >= (wanted | {"interpolation": "bilinear", "num_classes": 3}).items()
-    )
+    assert config["pretrained_cfg"].items() >= (wanted | {"interpolation": "bilinear", "num_classes": 3}).items()
 
 
 # timm
@@ -192,12 +190,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         lambda config: json.dumps(config | {"pretrained_cfg": []}),
         lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"mean": "abc"}}),
         lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"input_size": 3}}),
-        lambda config: json.dumps(
-            config | {"pretrained_cfg": config["pretrained_cfg"] | {"input_size": [3, None]}}
-        ),
-        lambda config: json.dumps(
-            config | {"pretrained_cfg": config["pretrained_cfg"] | {"interpolation": "bicubic"}}
-        ),
+        lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"input_size": [3, None]}}),
+        lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"interpolation": "bicubic"}}),
         lambda config: json.dumps(config | {"architecture": "resnet18"}),
         lambda config: json.dumps({name: value for name, value in config.items() if name != "label_names"}),
         lambda config: json.dumps(config | {"label_names": None}),
@@ -297,10 +291,7 @@ def test_a_wrapped_torch_file_with_a_fitting_head_is_taken_whole(resnet, fresh, 
 
 def test_a_safetensors_file_with_a_fitting_head_is_taken_whole(resnet, fresh, folder):
     model = fresh(3)
-    assert (
-        load_pretrained(model, str(folder / WEIGHTS), ("x", "y", "z"))
-        == f"weights and head from {folder / WEIGHTS}"
-    )
+    assert load_pretrained(model, str(folder / WEIGHTS), ("x", "y", "z")) == f"weights and head from {folder / WEIGHTS}"
     assert same_state(model, resnet.state_dict())
 
 
@@ -324,16 +315,11 @@ def test_a_checkpoint_of_the_same_classes_keeps_its_head(resnet, fresh, folder):
     assert same_state(model, resnet.state_dict())
 
 
-@pytest.mark.parametrize(
-    "class_names", [("cats", "dogs", "mice"), ("dogs", "cats", "żaby 50%"), ("cats", "dogs")]
-)
+@pytest.mark.parametrize("class_names", [("cats", "dogs", "mice"), ("dogs", "cats", "żaby 50%"), ("cats", "dogs")])
 def test_a_checkpoint_of_other_classes_gets_a_new_head(resnet, fresh, folder, class_names):
     model = fresh(len(class_names))
     said = load_pretrained(model, str(folder), class_names)
-    assert (
-        said
-        == f"weights from {folder}; a new head for {len(class_names)} classes replaces its own (3 classes)"
-    )
+    assert said == f"weights from {folder}; a new head for {len(class_names)} classes replaces its own (3 classes)"
     assert not model.fc.weight.any()
     assert model.conv1.weight.equal(resnet.conv1.weight)
 
@@ -341,9 +327,7 @@ def test_a_checkpoint_of_other_classes_gets_a_new_head(resnet, fresh, folder, cl
 def test_a_state_dict_without_a_head_gets_one(resnet, fresh, tmp_path):
     file = pth({name: v for name, v in resnet.state_dict().items() if not name.startswith("fc.")})(tmp_path)
     model = fresh(2)
-    assert load_pretrained(model, str(file), ("a", "b")).endswith(
-        "a new head for 2 classes replaces its own (none)"
-    )
+    assert load_pretrained(model, str(file), ("a", "b")).endswith("a new head for 2 classes replaces its own (none)")
     assert model.conv1.weight.equal(resnet.conv1.weight)
 
 
@@ -361,9 +345,7 @@ class Malicious:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize(
-    "save_as", [torch_bytes, lambda value: pickle.dumps(value, protocol=2)], ids=["zip", "pickle"]
-)
+@pytest.mark.parametrize("save_as", [torch_bytes, lambda value: pickle.dumps(value, protocol=2)], ids=["zip", "pickle"])
 def test_a_malicious_pickle_is_refused_and_does_not_run(fresh, tmp_path, save_as):
     (tmp_path / "w.pth").write_bytes(save_as({"fc.weight": Malicious(tmp_path / "ran")}))
     with pytest.raises(InputError, match="is not a state dict that loads with weights_only=True"):
@@ -428,9 +410,7 @@ def test_a_failing_download_says_what_to_do(fresh, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
-    with pytest.raises(
-        InputError, match=r"(no route|invalid hash).*--weights FILE, or start from --weights none"
-    ):
+    with pytest.raises(InputError, match=r"(no route|invalid hash).*--weights FILE, or start from --weights none"):
         load_pretrained(fresh(2), "imagenet", ("a", "b"))
 
 
@@ -445,10 +425,7 @@ def test_imagenet_weights_get_a_new_head_whatever_the_number_of_classes(fresh, m
     for num_classes in (2, 1000):
         model = fresh(num_classes)
         said = load_pretrained(model, "imagenet", tuple(map(str, range(num_classes))))
-        assert (
-            said
-            == f"weights from imagenet; a new head for {num_classes} classes replaces its own (1000 classes)"
-        )
+        assert said == f"weights from imagenet; a new head for {num_classes} classes replaces its own (1000 classes)"
         assert not model.fc.weight.any()
         assert model.conv1.weight.equal(state["conv1.weight"])
     (url,), options = asked[0]

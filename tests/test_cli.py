@@ -97,9 +97,7 @@ except SystemExit as done:
     heavy = {{"ray", "torch", "torchvision", "numpy", "pyarrow", "fsspec", "s3fs", "matplotlib", "PIL"}}
     print(done.code, sorted(heavy & set(sys.modules)))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
     assert f"usage: catsdogs {command}" in done.stdout
 
@@ -278,9 +276,7 @@ def test_too_many_failed_rows_are_exit_3(monkeypatch, capsys, rows, ok, rate, co
     captured = capsys.readouterr()
     assert captured.out == f"{rows} rows in o, {rows - ok} without a label, 12.3 img/s\n"
     assert captured.err == (
-        ""
-        if code == 0
-        else f"catsdogs: {rows - ok} of {rows} images have no label: see the columns status and error\n"
+        "" if code == 0 else f"catsdogs: {rows - ok} of {rows} images have no label: see the columns status and error\n"
     )
 
 
@@ -300,9 +296,7 @@ def test_a_job_refuses_paths_in_its_throw_away_folder(monkeypatch, capsys, runs,
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     came = runs(arguments[0])
     assert cli.main(arguments) == 2
-    assert capsys.readouterr().err.startswith(
-        f"catsdogs: {flag}: expected an absolute path that every node sees"
-    )
+    assert capsys.readouterr().err.startswith(f"catsdogs: {flag}: expected an absolute path that every node sees")
     assert came == []
 
 

@@ -31,9 +31,7 @@ SSH = json.loads((REPO / "cluster" / "ssh.json").read_text())
 NODE_TYPES = ["head", "gpu", "gpu_spot"]
 
 # Ray leaves two files open: the config it reads, and the one it writes for the head.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed file .*(cluster.yaml|ray-bootstrap-):ResourceWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*(cluster.yaml|ray-bootstrap-):ResourceWarning")
 
 Config = dict[str, Any]
 
@@ -193,9 +191,7 @@ def no_ssh(cluster: Cluster) -> type:
 
         def __init__(self, **asked: Any) -> None:
             cluster.updaters.append(asked)
-            cluster.as_head = json.loads(
-                Path(asked["file_mounts"]["~/ray_bootstrap_config.yaml"]).read_text()
-            )
+            cluster.as_head = json.loads(Path(asked["file_mounts"]["~/ray_bootstrap_config.yaml"]).read_text())
 
         def start(self) -> None: ...
 
@@ -295,9 +291,7 @@ def test_a_security_group_made_by_ray_would_be_open(aws: pytest.MonkeyPatch) -> 
 
 
 def test_only_the_spot_type_is_spot(cluster: Cluster) -> None:
-    market = {
-        node_type: cluster.launch_of(node_type).get("InstanceMarketOptions") for node_type in NODE_TYPES
-    }
+    market = {node_type: cluster.launch_of(node_type).get("InstanceMarketOptions") for node_type in NODE_TYPES}
     assert market == {"head": None, "gpu": None, "gpu_spot": {"MarketType": "spot"}}
 
 
@@ -406,7 +400,5 @@ def may_launch(launch: Config) -> bool:
 
 
 @pytest.mark.parametrize(("node_type", "allowed"), [("head", False), ("gpu", True), ("gpu_spot", True)])
-def test_the_head_may_launch_workers_and_no_second_head(
-    cluster: Cluster, node_type: str, allowed: bool
-) -> None:
+def test_the_head_may_launch_workers_and_no_second_head(cluster: Cluster, node_type: str, allowed: bool) -> None:
     assert may_launch(cluster.launch_of(node_type)) is allowed

@@ -132,10 +132,7 @@ def test_settings_are_frozen_and_keyword_only(config_class):
         (DemoConfig, "seed", -1),
         (EvaluateConfig, "batch_size", 0),
         (EvaluateConfig, "num_actors", 0),
-        *(
-            (ScoreConfig, name, 0)
-            for name in ("limit", "batch_size", "num_actors", "shard_size", "max_pixels")
-        ),
+        *((ScoreConfig, name, 0) for name in ("limit", "batch_size", "num_actors", "shard_size", "max_pixels")),
         *((ScoreConfig, "max_error_rate", value) for value in (-0.1, 1.1, math.nan)),
     ],
 )

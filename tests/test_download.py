@@ -206,9 +206,7 @@ def test_returns_the_output_where_train_lies_directly_in_it(https: Server, tmp_p
     assert download(url, tmp_path / "data", silent) == tmp_path / "data"
 
 
-def test_fills_an_empty_folder_in_place(
-    https: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fills_an_empty_folder_in_place(https: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inode = tmp_path.stat().st_ino
     monkeypatch.chdir(tmp_path)
     url = https.url("/good.zip", zip_of({**GOOD_FILES, "README": b"read me"}))
@@ -241,9 +239,7 @@ def test_leaves_out_what_macos_adds(https: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [ZIP_STORED, ZIP_DEFLATED])
-def test_accepts_stored_and_deflated_entries_without_a_length(
-    http: Server, tmp_path: Path, method: int
-) -> None:
+def test_accepts_stored_and_deflated_entries_without_a_length(http: Server, tmp_path: Path, method: int) -> None:
     url = http.url("/unsized.zip", unsized(zip_of(GOOD_FILES, method)))
     totals: list[int | None] = []
     download(url, tmp_path / "data", lambda stage, done, total: totals.append(total))
@@ -253,16 +249,12 @@ def test_accepts_stored_and_deflated_entries_without_a_length(
 
 def test_follows_redirects_that_stay_safe(https: Server, http: Server, tmp_path: Path) -> None:
     good = https.url("/good.zip", GOOD_ZIP)
-    for number, url in enumerate(
-        [https.url("/moved", status(302, good)), http.url("/up", status(308, good))]
-    ):
+    for number, url in enumerate([https.url("/moved", status(302, good)), http.url("/up", status(308, good))]):
         download(url, tmp_path / str(number), silent)
         assert content_of(tmp_path / str(number)) == GOOD_FILES
 
 
-def test_asks_no_proxy_for_this_machine(
-    https: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asks_no_proxy_for_this_machine(https: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     download(https.url("/good.zip", GOOD_ZIP), tmp_path / "data", silent)
@@ -300,24 +292,18 @@ def test_shows_no_secret_of_a_url(https: Server, tmp_path: Path) -> None:
     ("code", "kind"),
     [(404, InputError), (403, InputError), (429, RunError), (500, RunError), (503, RunError)],
 )
-def test_names_the_status_of_a_refusal(
-    https: Server, tmp_path: Path, code: int, kind: type[CatsdogsError]
-) -> None:
+def test_names_the_status_of_a_refusal(https: Server, tmp_path: Path, code: int, kind: type[CatsdogsError]) -> None:
     message = failure(https.url("/gone.zip", status(code)), tmp_path / "data", kind)
     assert str(code) in message
     assert "--url" in message
 
 
-@pytest.mark.parametrize(
-    "target", ["http://example.com/a.zip", "ftp://example.com/a.zip", "file:///etc/passwd"]
-)
+@pytest.mark.parametrize("target", ["http://example.com/a.zip", "ftp://example.com/a.zip", "file:///etc/passwd"])
 def test_refuses_a_redirect_away_from_https(https: Server, tmp_path: Path, target: str) -> None:
     failure(https.url("/moved", status(302, target)), tmp_path / "data")
 
 
-def test_refuses_a_redirect_from_https_to_http_on_this_machine(
-    https: Server, http: Server, tmp_path: Path
-) -> None:
+def test_refuses_a_redirect_from_https_to_http_on_this_machine(https: Server, http: Server, tmp_path: Path) -> None:
     target = http.url("/good.zip", GOOD_ZIP)
     message = failure(https.url("/moved", status(302, target)), tmp_path / "data")
     assert "redirects to" in message
@@ -348,9 +334,7 @@ def test_reports_a_refused_connection(tmp_path: Path) -> None:
     assert "refused" in failure("http://127.0.0.1:9/a.zip", tmp_path / "data", RunError)
 
 
-def test_gives_up_on_a_server_that_stalls(
-    https: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gives_up_on_a_server_that_stalls(https: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         whole(b"PK", 100)(handler)
         https.stalled.wait(5)
@@ -400,9 +384,7 @@ def test_refuses_a_file_as_output(https: Server, tmp_path: Path, below: str) -> 
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_keeps_what_another_run_put_there_in_the_meantime(
-    https: Server, tmp_path: Path, exists: bool
-) -> None:
+def test_keeps_what_another_run_put_there_in_the_meantime(https: Server, tmp_path: Path, exists: bool) -> None:
     output = tmp_path / "data"
     if exists:
         output.mkdir()
@@ -512,9 +494,7 @@ def test_accepts_an_odd_but_harmless_name(https: Server, tmp_path: Path, name: s
     assert content_of(tmp_path / "data") == {name: PHOTO}
 
 
-@pytest.mark.parametrize(
-    "kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR]
-)
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR])
 def test_refuses_a_special_entry(https: Server, tmp_path: Path, kind: int) -> None:
     info = ZipInfo("train/link")
     info.external_attr = (kind | 0o777) << 16
@@ -633,9 +613,7 @@ def test_damage_anywhere_is_an_error_of_ours_or_harmless(http: Server, tmp_path:
     for _ in range(200):
         body = bytearray(sound)
         for _ in range(random_.choice([1, 1, 2, 8])):
-            body[random_.randrange(len(body))] = random_.choice(
-                [0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)]
-            )
+            body[random_.randrange(len(body))] = random_.choice([0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)])
         with suppress(InputError):
             download(http.url("/fuzz.zip", bytes(body)), tmp_path / "data", silent)
         assert {path.name for path in tmp_path.iterdir()} <= {"data"}

@@ -480,10 +480,7 @@ def test_big_tiff_whose_offset_is_no_index_is_truncated(offset):
 
 def test_reason_is_in_words():
     image_bytes = encode(noise(24, 32), "JPEG")
-    assert (
-        decode(image_bytes[:500]).error
-        == "JPEG ends early, after 500 bytes: Image is incomplete or truncated"
-    )
+    assert decode(image_bytes[:500]).error == "JPEG ends early, after 500 bytes: Image is incomplete or truncated"
     damaged = image_bytes[:2] + b"\xff\xdb\0\1" + image_bytes[2:]
     assert_failed(decode(damaged), "decode_error")
     assert decode(damaged).error == "damaged JPEG: Bogus marker length"
@@ -661,9 +658,7 @@ def test_augment_invents_no_colour(kind):
     image = np.full((50, 70, 3), (10, 100, 200), np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        np.testing.assert_array_equal(
-            augment(image, kind, 24, rng), np.broadcast_to([10, 100, 200], (24, 24, 3))
-        )
+        np.testing.assert_array_equal(augment(image, kind, 24, rng), np.broadcast_to([10, 100, 200], (24, 24, 3)))
 
 
 def test_light_shows_at_least_a_quarter_of_the_image():

@@ -32,9 +32,7 @@ def names_of(labelled: LabelledFiles, root: str) -> dict[str, str]:
 
 def made_up(root: str, counts: dict[str, int]) -> LabelledFiles:
     names = tuple(sorted(counts))
-    rows = [
-        (f"{root}/{name}/{i}.jpg", None, None, k) for k, name in enumerate(names) for i in range(counts[name])
-    ]
+    rows = [(f"{root}/{name}/{i}.jpg", None, None, k) for k, name in enumerate(names) for i in range(counts[name])]
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=LABELLED_FILES)
     return LabelledFiles(names, table)
 
@@ -128,9 +126,7 @@ def test_a_class_whose_name_is_not_utf8_is_a_class(tmp_path):
 def test_folders_that_cannot_be_listed_are_told(tmp_path):
     root = fill(tmp_path, "a/1.jpg", "b/1.jpg", "b/" + "x/" * 210 + "deep.jpg")
     told: list[Message] = []
-    labels.list_evaluation(
-        root, None, lambda event: told.append(event) if isinstance(event, Message) else None
-    )
+    labels.list_evaluation(root, None, lambda event: told.append(event) if isinstance(event, Message) else None)
     assert len(told) == 1
     assert told[0].text.startswith(f"could not list {root}/b/x/")
 
@@ -167,9 +163,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, files, folders, words):
 
 def test_a_missing_split_is_named(tmp_path):
     root = fill(tmp_path, "validation/a/1.jpg", "validation/b/1.jpg")
-    with pytest.raises(
-        InputError, match=f"no class folders under {root}/holdout; check --data-dir and --split"
-    ):
+    with pytest.raises(InputError, match=f"no class folders under {root}/holdout; check --data-dir and --split"):
         labels.list_evaluation(root, "holdout")
 
 
@@ -218,11 +212,7 @@ def test_more_files_move_none_of_the_others():
 @pytest.mark.parametrize("count", [2, 3])
 def test_no_side_is_empty(fraction, count):
     train, validation = labels.split(made_up("/data", {"a": count, "b": count}), fraction, "/data")
-    assert (
-        set(train.files["true_index"].to_pylist())
-        == set(validation.files["true_index"].to_pylist())
-        == {0, 1}
-    )
+    assert set(train.files["true_index"].to_pylist()) == set(validation.files["true_index"].to_pylist()) == {0, 1}
 
 
 def test_the_split_is_the_same_from_s3_a_local_folder_and_elsewhere(tmp_path, bucket, put):

@@ -43,8 +43,7 @@ def random_predictions(num_rows: int, num_classes: int, seed: int = 0) -> tuple[
     classes = tuple(f"c{i}" for i in range(num_classes))
     probs = rng.dirichlet(np.ones(num_classes), num_rows).astype(np.float32)
     rows = [
-        (classes[rng.integers(num_classes)], FAILED if rng.random() < 0.1 else [float(p) for p in row])
-        for row in probs
+        (classes[rng.integers(num_classes)], FAILED if rng.random() < 0.1 else [float(p) for p in row]) for row in probs
     ]
     return table(rows, classes), classes
 
@@ -57,12 +56,8 @@ def test_report_matches_numbers_worked_out_by_hand():
     assert found["confusion_matrix"] == [[2, 1], [1, 1]]
     assert found["failed_by_class"] == [1, 1]
     assert found["class_names"] == ["cats", "dogs"]
-    assert found["per_class"]["cats"] == pytest.approx(
-        {"precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7, "support": 4}
-    )
-    assert found["per_class"]["dogs"] == pytest.approx(
-        {"precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5, "support": 3}
-    )
+    assert found["per_class"]["cats"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 4, "f1": 4 / 7, "support": 4})
+    assert found["per_class"]["dogs"] == pytest.approx({"precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5, "support": 3})
     assert found["log_loss"] == pytest.approx(-math.log(0.75 * 0.5 * 0.25 * 0.875 * 0.25) / 5)
     # dogs' scores .875, .25 against cats' .25, .5, .75: wins 3 + (half a win) of 6
     assert found["roc_auc"] == pytest.approx(3.5 / 6)
@@ -141,9 +136,7 @@ def test_auc_with_ties_matches_every_pair(seed):
     positive = rng.random(80) < 0.4
     rows = [(CLASSES[int(p)], [float(1 - s), float(s)]) for p, s in zip(positive, score, strict=True)]
     pairs = [(s > t) + (s == t) / 2 for s in score[positive] for t in score[~positive]]
-    assert report(table([*rows, ("cats", FAILED)]), CLASSES)["roc_auc"] == pytest.approx(
-        np.mean(pairs), abs=1e-12
-    )
+    assert report(table([*rows, ("cats", FAILED)]), CLASSES)["roc_auc"] == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
 @pytest.mark.parametrize(

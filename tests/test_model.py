@@ -59,9 +59,7 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     first, second, other = build(2, seed=7), build(2, seed=7), build(2, seed=8)
     assert torch.rand(3).equal(expected)
-    assert all(
-        a.equal(b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
+    assert all(a.equal(b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     assert not first.fc.weight.equal(other.fc.weight)
     assert not first.conv1.weight.equal(other.conv1.weight)
     assert first.fc.weight.shape == (2, 2048)

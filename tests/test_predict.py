@@ -24,9 +24,7 @@ def model(red_blue_checkpoint):
 @pytest.fixture(scope="module")
 def images(model):
     """20 blue images, then 20 red ones."""
-    drawn = [
-        np.asarray(Image.open(io.BytesIO(red_or_blue(label, i)))) for label in CLASSES for i in range(20)
-    ]
+    drawn = [np.asarray(Image.open(io.BytesIO(red_or_blue(label, i)))) for label in CLASSES for i in range(20)]
     return np.stack([model.preprocessing(image) for image in drawn])
 
 

@@ -62,9 +62,7 @@ def as_nobody(work: Callable[[], object]) -> str:
         pytest.skip("only root can drop its rights")
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # 3.12 warns of other threads; the child uses none
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of other threads; the child uses none
         child = os.fork()
     if child == 0:
         try:
@@ -99,9 +97,7 @@ def test_image_extensions_count_in_any_case(name):
     assert storage.is_image(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["a.txt", "jpg", "a.jpg.txt", "a.heic", ".a.jpg", "._a.jpg", ".jpg", "", "a.jpg~"]
-)
+@pytest.mark.parametrize("name", ["a.txt", "jpg", "a.jpg.txt", "a.heic", ".a.jpg", "._a.jpg", ".jpg", "", "a.jpg~"])
 def test_other_and_hidden_names_are_no_images(name):
     assert not storage.is_image(name)
 
@@ -136,9 +132,7 @@ def test_absolute_leaves_s3_keys_alone(uri, expected):
     assert storage.absolute(uri) == expected
 
 
-@pytest.mark.parametrize(
-    "uri", ["", "s3://", "s3:///key", "s3://key:secret@b/x", "nosuchscheme://x", "a[b://x"]
-)
+@pytest.mark.parametrize("uri", ["", "s3://", "s3:///key", "s3://key:secret@b/x", "nosuchscheme://x", "a[b://x"])
 def test_absolute_refuses_what_cannot_be_opened(uri):
     with pytest.raises(InputError) as caught:
         storage.absolute(uri)
@@ -200,16 +194,12 @@ def test_local_order_is_by_path_bytes(tmp_path):
 def test_s3_order_is_by_path_bytes(bucket, put):
     for name in ORDERED:
         put(f"p/{name}", b"x")
-    assert paths(f"s3://{bucket}/p") == sorted(
-        (f"s3://{bucket}/p/{name}" for name in ORDERED), key=os.fsencode
-    )
+    assert paths(f"s3://{bucket}/p") == sorted((f"s3://{bucket}/p/{name}" for name in ORDERED), key=os.fsencode)
 
 
 def test_s3_pages_turn(bucket):
     keys = [f"n/{i:05}.jpg" for i in range(1005)]
-    store = s3_backends[DEFAULT_ACCOUNT_ID][
-        "aws"
-    ]  # of the server's thread: 1,005 requests would take seconds
+    store = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]  # of the server's thread: 1,005 requests would take seconds
     for key in keys:
         store.put_object(bucket, key, b"")
     told: list[Step] = []
@@ -237,22 +227,15 @@ def test_odd_s3_keys_are_listed_and_read_back(bucket, put):
     put("pq/outside.jpg", b"")
     entries = list(Listing(f"s3://{bucket}/p"))
     assert {entry.path for entry in entries} == {f"s3://{bucket}/{key}" for key in keys}
-    assert [entry.size_bytes for entry in entries] == [
-        len(split_s3(entry.path)[1].encode()) for entry in entries
-    ]
-    contents = {
-        entry.path: fetched.image_bytes
-        for entry, fetched in zip(entries, storage.fetch(entries), strict=True)
-    }
+    assert [entry.size_bytes for entry in entries] == [len(split_s3(entry.path)[1].encode()) for entry in entries]
+    contents = {entry.path: fetched.image_bytes for entry, fetched in zip(entries, storage.fetch(entries), strict=True)}
     assert contents == {f"s3://{bucket}/{key}": key.encode() for key in keys}
 
 
 def test_odd_local_names_are_listed_and_read_back(tmp_path):
     fill(tmp_path, *ODD_NAMES, "a.jpg/inside.jpg")
     entries = list(Listing(str(tmp_path)))
-    assert {entry.path for entry in entries} == {
-        f"{tmp_path}/{name}" for name in [*ODD_NAMES, "a.jpg/inside.jpg"]
-    }
+    assert {entry.path for entry in entries} == {f"{tmp_path}/{name}" for name in [*ODD_NAMES, "a.jpg/inside.jpg"]}
     assert [fetched.image_bytes for fetched in storage.fetch(entries)] == [
         entry.path[len(str(tmp_path)) + 1 :].encode() for entry in entries
     ]
@@ -541,9 +524,7 @@ def failing_s3() -> Iterator[Callable[..., str]]:
                 paths.append(self.path)
                 broken = repaired_after is None or self.requests <= repaired_after
                 self.send_response(status)
-                self.send_header(
-                    "Content-Length", str(length if broken and length is not None else len(body))
-                )
+                self.send_header("Content-Length", str(length if broken and length is not None else len(body)))
                 self.send_header("ETag", '"e"')
                 self.send_header("Connection", "close")
                 self.end_headers()
@@ -605,9 +586,7 @@ def test_expired_credentials_stop_the_job(failing_s3):
 
 def test_missing_credentials_stop_the_job(failing_s3):
     address = failing_s3(200, b"")
-    code = (
-        "import os\nfor name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY'):\n    del os.environ['AWS_' + name]\n"
-    )
+    code = "import os\nfor name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY'):\n    del os.environ['AWS_' + name]\n"
     assert ask(code + textwrap.dedent(EVERY_CALL), AWS_ENDPOINT_URL_S3=address) == STOPPED
 
 

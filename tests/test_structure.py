@@ -53,9 +53,7 @@ def num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Count a function's lines without its docstring."""
     first = node.body[0]
     docstring = (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
     )
     return node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if docstring else 0)
 
@@ -93,9 +91,7 @@ def test_ray_is_imported_where_the_list_says(path):
 @each_file
 def test_only_the_command_line_prints(path):
     calls = {
-        node.func.id
-        for node in ast.walk(TREES[path])
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        node.func.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     written = {ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute)}
     streams = {f"sys.{stream}.{way}" for stream in ("stdout", "stderr") for way in ("write", "writelines")}
@@ -106,9 +102,7 @@ def test_only_the_command_line_prints(path):
 
 @each_file
 def test_no_function_is_longer_than_a_screen(path):
-    assert not {
-        node.name: num_lines(node) for node in functions(TREES[path]) if num_lines(node) > LONGEST_FUNCTION
-    }
+    assert not {node.name: num_lines(node) for node in functions(TREES[path]) if num_lines(node) > LONGEST_FUNCTION}
 
 
 def test_functions_are_short_on_the_whole():
@@ -127,9 +121,7 @@ def test_no_name_says_nothing(path):
     assert path.stem not in {"utils", "helpers", "common", "misc"}
     names = [node.name for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert not [
-        name
-        for name in names
-        if name.lower().startswith(("process_", "do_")) or name.endswith(("Manager", "Handler"))
+        name for name in names if name.lower().startswith(("process_", "do_")) or name.endswith(("Manager", "Handler"))
     ]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -12,156 +13,162 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, IMG_SIZE
+from conftest import CLASSES
 
 from catsdogs import checkpoint
-from catsdogs.config import TrainConfig
+from catsdogs.config import EvaluateConfig
+from catsdogs.data import EpochPlan
 from catsdogs.errors import InputError
+from catsdogs.evaluate import evaluate
 from catsdogs.progress import Message
 from catsdogs.train import train
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def config_for(root, folder, **settings):
-    defaults = {
-        "weights": "none",
-        "epochs": 2,
-        "batch_size": 8,
-        "img_size": IMG_SIZE,
-        "precision": "fp32",
-        "seed": 3,
-        "name": "run",
-    }
-    return TrainConfig(data_dir=str(root), storage_path=str(folder), **(defaults | settings))
+from catsdogs.train.step import learning_rate
 
 
-def weights_of(folder):
-    return checkpoint.load(str(folder)).model.state_dict()
-
-
-@pytest.fixture(scope="module")
-def finished(red_blue_root, tmp_path_factory, ray_cluster):
-    """Train two epochs without a break."""
-    folder = tmp_path_factory.mktemp("finished")
-    lines = []
-    config = config_for(red_blue_root, folder)
-    result = train(config, lines.append)
-    return config, folder / "run", lines, result
-
-
-def test_a_run_leaves_what_the_contract_names(finished):
-    _, run, _, result = finished
-    assert {path.name for path in run.iterdir()} == {
-        *("best", "last", "summary.csv", "args.yaml", "val_predictions.parquet", "report.html")
-    }
+def read_summary(run):
     with (run / "summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,images_per_s,seconds".split(",")
+        return list(csv.DictReader(file))
+
+
+def lines_of(events):
+    return [event.text for event in events if isinstance(event, Message)]
+
+
+def test_a_run_leaves_what_the_contract_names(finished_run):
+    run = finished_run.folder
+    names = {"best", "last", "summary.csv", "args.yaml", "val_predictions.parquet", "report.html"}
+    assert {path.name for path in run.iterdir()} == names
+    rows = read_summary(run)
+    assert ",".join(rows[0]) == "epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,images_per_s,seconds"
     assert [row["epoch"] for row in rows] == ["1", "2"]
     args = yaml.safe_load((run / "args.yaml").read_text())
     assert args["lr"] == pytest.approx(0.02 * 8 / 32)
     assert args["use_gpu"] == "false"
-    assert result.best_epoch in (1, 2)
     assert checkpoint.load(str(run / "best")).class_names == CLASSES
 
 
-def test_best_accuracy_is_that_of_its_predictions(finished):
-    _, run, _, result = finished
-    table = pq.read_table(run / "val_predictions.parquet")
-    right = np.array(table["label"].to_pylist()) == np.array(table["true_label"].to_pylist())
-    assert table.num_rows == 14
-    assert right.mean() == result.val_accuracy
-
-
-def test_every_epoch_is_a_line_with_its_numbers(finished):
-    lines = [event.text for event in finished[2] if isinstance(event, Message)]
-    epochs = [line for line in lines if line.startswith("epoch ")]
+def test_every_epoch_is_a_line_with_its_numbers(finished_run):
+    epochs = [line for line in lines_of(finished_run.events) if line.startswith("epoch ")]
     assert len(epochs) == 2
     for word in ("loss", "accuracy", "img/s", "ETA"):
         assert word in epochs[0]
 
 
-def test_resumed_weights_equal_uninterrupted_ones(finished, red_blue_root, tmp_path):
-    config, run, _, _ = finished
-    first = dataclasses.replace(config, storage_path=str(tmp_path), epochs=2)
-    with pytest.raises(InputError, match="exists"):
-        train(config)
-    _interrupt_after_first_epoch(first)
-    lines = []
-    train(dataclasses.replace(first, resume=True), lines.append)
-    assert any("going on after epoch 1" in event.text for event in lines if isinstance(event, Message))
-    expected, resumed = weights_of(run / "last"), weights_of(tmp_path / "run" / "last")
-    for name, tensor in expected.items():
-        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+def test_best_accuracy_its_predictions_and_evaluate_agree_to_the_last_row(finished_run, tmp_path):
+    config = EvaluateConfig(
+        data_dir=finished_run.config.data_dir,
+        checkpoint=str(finished_run.folder / "best"),
+        output=str(tmp_path),
+        precision="fp32",
+    )
+    metrics = evaluate(config)
+    kept = pq.read_table(finished_run.folder / "val_predictions.parquet")
+    assert pq.read_table(tmp_path / "predictions.parquet").equals(kept)
+    right = np.array(kept["label"].to_pylist()) == np.array(kept["true_label"].to_pylist())
+    assert kept.num_rows == metrics["n"] == 14
+    assert metrics["accuracy"] == right.mean() == finished_run.result.val_accuracy
+    best = read_summary(finished_run.folder)[finished_run.result.best_epoch - 1]
+    assert float(best["val_loss"]) == pytest.approx(metrics["log_loss"], rel=1e-5)
 
 
-def _interrupt_after_first_epoch(config):
-    def press_ctrl_c(event):
-        if isinstance(event, Message) and event.text.startswith("epoch 1/"):
-            os.kill(os.getpid(), signal.SIGINT)
-
+def test_resumed_weights_equal_uninterrupted_ones(finished_run, tmp_path):
+    config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        train(config, press_ctrl_c)
+        train(config, press_ctrl_c_after_first_epoch)
+    assert [row["epoch"] for row in read_summary(tmp_path / "run")] == ["1"]
+    events = []
+    train(dataclasses.replace(config, resume=True), events.append)
+    assert any("going on after epoch 1" in line for line in lines_of(events))
+    expected, resumed = (checkpoint.load(str(run / "last")) for run in (finished_run.folder, tmp_path / "run"))
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, atol=1e-6, rtol=0)
 
 
-def test_resume_refuses_other_settings_with_the_difference(finished, red_blue_root):
-    config, run, _, _ = finished
+def press_ctrl_c_after_first_epoch(event):
+    if isinstance(event, Message) and event.text.startswith("epoch 1/"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_existing_run_is_refused_without_resume(finished_run):
+    with pytest.raises(InputError, match="exists: expected a new --name"):
+        train(finished_run.config)
+
+
+def test_resume_refuses_other_settings_with_the_difference(finished_run):
     with pytest.raises(InputError, match=r"--batch-size was 8, is 4"):
-        train(dataclasses.replace(config, resume=True, batch_size=4))
+        train(dataclasses.replace(finished_run.config, resume=True, batch_size=4, lr=0.005))
     with pytest.raises(InputError, match="may only grow"):
-        train(dataclasses.replace(config, resume=True, epochs=1))
+        train(dataclasses.replace(finished_run.config, resume=True, epochs=1))
 
 
-def test_resume_of_nothing_is_refused(red_blue_root, tmp_path):
+def test_resume_of_nothing_is_refused(finished_run):
     with pytest.raises(InputError, match="nothing to resume"):
-        train(config_for(red_blue_root, tmp_path, name="absent", resume=True))
+        train(dataclasses.replace(finished_run.config, name="absent", resume=True))
 
 
-def test_two_workers_end_where_one_does(red_blue_root, tmp_path):
-    losses = []
-    for num_workers, batch_size in ((1, 12), (2, 6)):
-        config = config_for(
-            red_blue_root,
-            tmp_path / str(num_workers),
-            num_workers=num_workers,
-            batch_size=batch_size,
-            freeze="backbone",
-            augment="none",
-            lr=0.05,
-        )
-        train(config)
-        with (tmp_path / str(num_workers) / "run" / "summary.csv").open() as file:
-            losses.append([(float(row["train_loss"]), float(row["val_loss"])) for row in csv.DictReader(file)])
-    np.testing.assert_allclose(losses[0], losses[1], atol=1e-3)
-
-
-def test_killed_worker_restarts_the_group_and_bad_images_are_named(red_blue_root, tmp_path):
+def test_two_workers_of_which_one_is_killed_end_where_one_does(finished_run, tmp_path):
     root = tmp_path / "data"
-    shutil.copytree(red_blue_root, root)
+    shutil.copytree(finished_run.config.data_dir, root)
     (root / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    lines = []
+    config = dataclasses.replace(
+        finished_run.config, data_dir=str(root), storage_path=str(tmp_path), freeze="backbone", augment="none", lr=0.05
+    )
+    one, two = (dataclasses.replace(config, name=name) for name in ("one", "two"))
+    train(dataclasses.replace(one, batch_size=8))
+    events, killed = [], []
 
     def kill_once(event):
-        lines.append(event)
-        if isinstance(event, Message) and event.text.startswith("epoch 1/") and len(kills) == 0:
-            kills.append(_kill_training_worker())
+        events.append(event)
+        if isinstance(event, Message) and event.text.startswith("epoch 1/") and not killed:
+            killed.append(kill_training_worker())
 
-    kills = []
-    train(config_for(root, tmp_path, epochs=3, num_workers=2, batch_size=4), kill_once)
-    texts = [event.text for event in lines if isinstance(event, Message)]
-    assert kills
-    assert any("restarted after epoch" in text for text in texts)
-    assert any("left out 1 training images" in text for text in texts)
-    assert any("broken.jpg" in text for text in texts)
-    with (tmp_path / "run" / "summary.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    train(dataclasses.replace(two, num_workers=2, batch_size=4), kill_once)
+    lines = lines_of(events)
+    assert any("restarted after epoch" in line for line in lines)
+    assert any("left out 1 training images" in line for line in lines)
+    assert any("broken.jpg: truncated" in line for line in lines)
+    assert pq.read_table(tmp_path / "two" / "left_out.parquet").num_rows == 1
+    for first, second in zip(read_summary(tmp_path / "one"), read_summary(tmp_path / "two"), strict=True):
+        for name in ("train_loss", "val_loss", "train_accuracy"):
+            assert float(first[name]) == pytest.approx(float(second[name]), abs=1e-3)
 
 
-def _kill_training_worker():
+def kill_training_worker():
     for process in psutil.process_iter(["cmdline"]):
         if any("RayTrainWorker" in word for word in process.info["cmdline"] or ()):
             os.kill(process.pid, signal.SIGKILL)
             return process.pid
     raise AssertionError("no training worker to kill")
 
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_global_batches_do_not_depend_on_the_number_of_workers(world_size):
+    global_batch, num_rows = 12, 31
+    plans = [
+        EpochPlan(num_rows=num_rows, seed=5, batch_size=global_batch // world_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    alone = EpochPlan(num_rows=num_rows, seed=5, batch_size=global_batch, rank=0, world_size=1)
+    for epoch in (1, 2):
+        steps = [np.concatenate(parts) for parts in zip(*(plan.steps(epoch) for plan in plans), strict=True)]
+        assert [rows.tolist() for rows in steps] == [rows.tolist() for rows in alone.steps(epoch)]
+        assert sorted(np.concatenate(steps).tolist()) == list(range(num_rows))
+        assert [len(rows) for rows in steps] == [alone.global_rows(step) for step in range(alone.num_steps)]
+
+
+def test_order_changes_with_epoch_and_seed_alone():
+    plan = EpochPlan(num_rows=50, seed=1, batch_size=50, rank=0, world_size=1)
+    other_seed = dataclasses.replace(plan, seed=2)
+    assert plan.steps(1)[0].tolist() == plan.steps(1)[0].tolist()
+    assert plan.steps(1)[0].tolist() != plan.steps(2)[0].tolist()
+    assert plan.steps(1)[0].tolist() != other_seed.steps(1)[0].tolist()
+
+
+def test_learning_rate_warms_up_then_falls_to_nearly_zero(finished_run):
+    config = dataclasses.replace(finished_run.config, epochs=10, lr=1.0, warmup_epochs=1.0)
+    rates = [learning_rate(config, step, 20) for step in range(200)]
+    assert rates[0] == pytest.approx(1 / 20)
+    assert rates.index(max(rates)) in (19, 20)
+    assert max(rates) == pytest.approx(1.0)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[20:]))
+    assert rates[-1] < 1e-3

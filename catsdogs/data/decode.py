@@ -23,7 +23,9 @@ class DecodeForInference:
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Read and decode one block of files; every file stays a row."""
-        return _decode_rows(files, self.preprocessing.img_size, self.max_pixels, lambda image, _: self.preprocessing(image))
+        return _decode_rows(
+            files, self.preprocessing.img_size, self.max_pixels, lambda image, _: self.preprocessing(image)
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class DecodeForTraining:
         """Read, decode and augment one block of files; every file stays a row."""
         rows = files["row"].to_numpy()
         return _decode_rows(
-            files, self.preprocessing.img_size, self.max_pixels, lambda image, i: self._augmented(image, int(rows[i]))
+            files,
+            self.preprocessing.img_size,
+            self.max_pixels,
+            lambda image, i: self._augmented(image, int(rows[i])),
         )
 
     def _augmented(self, image: Pixels, row: int) -> Pixels:
@@ -59,13 +64,17 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
     return pixels[start : start + len(column) * row_bytes].reshape(len(column), img_size, img_size, 3)
 
 
-def _decode_rows(files: pa.Table, img_size: int, max_pixels: int, to_pixels: Callable[[Pixels, int], Pixels]) -> pa.Table:
+def _decode_rows(
+    files: pa.Table, img_size: int, max_pixels: int, to_pixels: Callable[[Pixels, int], Pixels]
+) -> pa.Table:
     images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
     decoded = [_decode_one(fetched, max_pixels) for fetched in storage.fetch(_entries(files))]
     for i, row in enumerate(decoded):
         if row.image is not None:
             images_NSSC[i] = to_pixels(row.image, i)
-    pixels = pa.Array.from_buffers(pa.binary(img_size * img_size * 3), files.num_rows, [None, pa.py_buffer(images_NSSC)])
+    pixels = pa.Array.from_buffers(
+        pa.binary(img_size * img_size * 3), files.num_rows, [None, pa.py_buffer(images_NSSC)]
+    )
     columns: dict[str, Any] = {
         "status": pa.array([row.status for row in decoded], pa.string()),
         "error": pa.array([row.error for row in decoded], pa.string()),

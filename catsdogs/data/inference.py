@@ -10,6 +10,8 @@ from catsdogs import storage
 from catsdogs.data.decode import DecodeForInference
 from catsdogs.data.runtime import quiet_datasets
 
+PREFETCH = 4  # decoded batches that wait for the model
+
 
 def inference_batches(files: pa.Table, batch_size: int) -> list[pa.Table]:
     """Cut listed files into the batches that a model sees; the same wherever they are labelled."""
@@ -23,8 +25,7 @@ def decoded_batches(blocks: Sequence[pa.Table], stage: DecodeForInference, num_c
     quiet_datasets()
     DataContext.get_current().execution_options.preserve_order = True
     dataset = decode_blocks(ray.data.from_arrow(list(blocks)), stage, num_cpus)
-    for batch in dataset.iter_batches(batch_size=blocks[0].num_rows, batch_format="pyarrow", prefetch_batches=4):
-        yield batch
+    yield from dataset.iter_batches(batch_size=blocks[0].num_rows, batch_format="pyarrow", prefetch_batches=PREFETCH)
 
 
 def decode_blocks(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:

@@ -36,8 +36,8 @@ def start_ray() -> None:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise RunError(
-            f"{error}: expected a running cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}; check the address, and "
-            "RAY_AUTH_MODE=token with the cluster's token"
+            f"{error}: expected a running cluster at RAY_ADDRESS={address}; check the address, and RAY_AUTH_MODE=token "
+            "with the cluster's token"
         ) from error
     quiet_datasets()
 
@@ -105,13 +105,15 @@ def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
     if use_gpu == "auto":
         return num_gpus > 0
     if use_gpu == "true" and num_gpus < num_models and not joins_cluster():
-        raise InputError(f"--use-gpu true: expected {num_models} GPUs on this machine, found {num_gpus}; use --use-gpu auto")
+        raise InputError(
+            f"--use-gpu true: expected {num_models} GPUs on this machine, found {num_gpus}; use --use-gpu auto"
+        )
     return use_gpu == "true"
 
 
 def num_nodes() -> int:
     """Count the machines of the cluster that have CPUs for our tasks."""
-    return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
+    return max(1, len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]))
 
 
 def default_num_actors(use_gpu: bool) -> int:

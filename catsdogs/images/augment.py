@@ -50,9 +50,7 @@ def augment(image: Pixels, kind: str, img_size: int, rng: np.random.Generator) -
 
 
 def _resize(image_CHW: torch.Tensor, size: int) -> torch.Tensor:
-    resized: torch.Tensor = functional.resize(
-        image_CHW, [size, size], InterpolationMode.BILINEAR, antialias=True
-    )
+    resized: torch.Tensor = functional.resize(image_CHW, [size, size], InterpolationMode.BILINEAR, antialias=True)
     return resized
 
 

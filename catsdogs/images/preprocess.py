@@ -60,9 +60,7 @@ class Preprocessing:
             uint8 (img_size, img_size, 3), contiguous and writable.
         """
         image_CHW = to_tensor(_middle(image))
-        image_CHW = functional.resize(
-            image_CHW, [self.resize_size], InterpolationMode.BILINEAR, antialias=True
-        )
+        image_CHW = functional.resize(image_CHW, [self.resize_size], InterpolationMode.BILINEAR, antialias=True)
         return to_pixels(functional.center_crop(image_CHW, [self.img_size, self.img_size]))
 
 

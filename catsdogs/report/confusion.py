@@ -11,9 +11,7 @@ _MAX_CLASSES = 30  # a wider matrix says nothing at a glance
 _MAX_PAIRS = 20
 
 
-def confusion_matrix(
-    class_names: Sequence[str], matrix: ArrayLike, unlabelled: Sequence[int] | None = None
-) -> Section:
+def confusion_matrix(class_names: Sequence[str], matrix: ArrayLike, unlabelled: Sequence[int] | None = None) -> Section:
     """Show the counts up to 30 classes, the most confused pairs above, and the quality of each class.
 
     Args:
@@ -44,9 +42,7 @@ def _rows(counts_KK: NDArray[np.int64], missing_K: NDArray[np.int64]) -> list[li
     return [list(zip(*row, strict=True)) for row in zip(table.tolist(), shares.tolist(), strict=True)]
 
 
-def _pairs(
-    names: Sequence[str], counts_KK: NDArray[np.int64], missing_K: NDArray[np.int64]
-) -> list[dict[str, object]]:
+def _pairs(names: Sequence[str], counts_KK: NDArray[np.int64], missing_K: NDArray[np.int64]) -> list[dict[str, object]]:
     wrong_KK = counts_KK.copy()
     np.fill_diagonal(wrong_KK, 0)
     order = np.argsort(-wrong_KK, axis=None, kind="stable")[:_MAX_PAIRS]

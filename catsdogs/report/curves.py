@@ -29,10 +29,7 @@ def curves(history: Sequence[Mapping[str, float]], *, best_epoch: int | None = N
     epochs = [int(row["epoch"]) for row in history]
     best = _best(history) if best_epoch is None else epochs.index(best_epoch)
     plots = [_plot(history, "loss", best), _plot(history, "accuracy", best)] if history else []
-    rows = [
-        (epoch, [_cell(row, column) for column in _COLUMNS])
-        for epoch, row in zip(epochs, history, strict=True)
-    ]
+    rows = [(epoch, [_cell(row, column) for column in _COLUMNS]) for epoch, row in zip(epochs, history, strict=True)]
     html = render("curves", plots=plots, columns=list(_COLUMNS), rows=rows, best=best)
     return Section(title="Training", html=html)
 

@@ -40,15 +40,11 @@ def epoch_lines(
     """
     figure, axes = _figure(4.4, 2.75)
     marker = "o" if len(epochs) <= _MANY_EPOCHS else ""
-    axes.plot(
-        epochs, train, color=_TRAIN, linewidth=1.4, linestyle=(0, (4, 2)), marker=marker, markersize=2.5
-    )
+    axes.plot(epochs, train, color=_TRAIN, linewidth=1.4, linestyle=(0, (4, 2)), marker=marker, markersize=2.5)
     axes.plot(epochs, val, color=_VAL, linewidth=1.8, marker=marker, markersize=3.5)
     if best is not None:
         axes.axvline(epochs[best], color=_MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-        axes.plot(
-            epochs[best], val[best], "o", markersize=8, markerfacecolor="none", color=_VAL, clip_on=False
-        )
+        axes.plot(epochs[best], val[best], "o", markersize=8, markerfacecolor="none", color=_VAL, clip_on=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     _limit(axes, epochs, top)
     return _svg(figure)

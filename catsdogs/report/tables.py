@@ -16,9 +16,7 @@ def facts(values: Mapping[str, str]) -> Section:
 
 def settings(values: Mapping[str, object]) -> Section:
     """Show the settings of the run."""
-    return Section(
-        title="Settings", html=render("settings", values={k: _written(v) for k, v in values.items()})
-    )
+    return Section(title="Settings", html=render("settings", values={k: _written(v) for k, v in values.items()}))
 
 
 def _written(value: object) -> str:

@@ -1,9 +1,9 @@
 """score(): list -> decode -> classify -> write.
 
-    plan.py       input -> the files to score, cut into shards, as Parquet
-    classify.py   the stage that holds the model
-    write.py      rows -> parts, their check, `_SUCCESS`
-    show.py       the summary and the report
+plan.py       input -> the files to score, cut into shards, as Parquet
+classify.py   the stage that holds the model
+write.py      rows -> parts, their check, `_SUCCESS`
+show.py       the summary and the report
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from catsdogs import checkpoint, data, storage
 from catsdogs.config import ScoreConfig
-from catsdogs.errors import CatsdogsError, InputError, RunError
+from catsdogs.errors import CatsdogsError, InputError
 from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.plan import Plan, make_plan
@@ -49,8 +49,12 @@ def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
 
 
 def _resolve(config: ScoreConfig) -> ScoreConfig:
-    names = ("input", "checkpoint", "output")
-    return dataclasses.replace(config, **{name: storage.absolute(getattr(config, name)) for name in names})
+    return dataclasses.replace(
+        config,
+        input=storage.absolute(config.input),
+        checkpoint=storage.absolute(config.checkpoint),
+        output=storage.absolute(config.output),
+    )
 
 
 def _run_record(config: ScoreConfig, model: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -76,15 +80,24 @@ def _run(config: ScoreConfig, plan: Plan, options: ClassifyOptions, writer: Part
             writer.add(rows)
             rate = writer.num_rows / (time.monotonic() - started)
             left_s = (plan.num_files - writer.num_rows) / rate
-            progress(Step("score", writer.num_rows, plan.num_files, f"{rate:.1f} img/s  {writer.failures()}  ETA {left_s:,.0f} s"))
+            progress(
+                Step(
+                    "score",
+                    writer.num_rows,
+                    plan.num_files,
+                    f"{rate:.1f} img/s  {writer.failures()}  ETA {left_s:,.0f} s",
+                )
+            )
     except CatsdogsError:
         raise
     except Exception as error:
-        raise data.explain(error, "scoring", f"{writer.num_parts} finished parts are kept in {config.output}") from error
+        raise data.explain(
+            error, "scoring", f"{writer.num_parts} finished parts are kept in {config.output}"
+        ) from error
 
 
 def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-__all__ = ["RunError", "score"]
+__all__ = ["score"]

@@ -1,6 +1,5 @@
 """The stage that holds the model: one per actor, on a GPU where there is one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +62,6 @@ class Classifier:
 
 def classified(decoded: Dataset, options: ClassifyOptions) -> Dataset:
     """Add the model's stage to a dataset of decoded rows; a block in, a block out."""
-    resources: Mapping[str, float] = {"num_cpus": options.share.model} | ({"num_gpus": 1.0} if options.use_gpu else {})
     actors_here = 1 if options.use_gpu else -(-options.num_actors // data.num_nodes())
     return decoded.map_batches(
         Classifier,
@@ -72,5 +70,6 @@ def classified(decoded: Dataset, options: ClassifyOptions) -> Dataset:
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(size=options.num_actors),
-        **resources,
+        num_cpus=options.share.model,
+        num_gpus=1 if options.use_gpu else None,
     )

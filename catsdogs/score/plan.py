@@ -92,7 +92,9 @@ def _manifest_paths(uri: str) -> list[str]:
         paths: list[str] = pq.read_table(pa.BufferReader(content), columns=["path"])["path"].to_pylist()
         return paths
     except (KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{uri}: expected a manifest with a column named path (or one path a line in .txt): {error!r}") from error
+        raise InputError(
+            f"{uri}: expected a manifest with a column named path (or one path a line in .txt): {error!r}"
+        ) from error
 
 
 def _chunks(entries: Iterable[storage.Entry], size: int) -> Iterator[list[storage.Entry]]:
@@ -102,7 +104,12 @@ def _chunks(entries: Iterable[storage.Entry], size: int) -> Iterator[list[storag
 
 
 def _shard_bytes(entries: list[storage.Entry], shard: int) -> bytes:
-    columns = [[e.path for e in entries], [e.size_bytes for e in entries], [e.version for e in entries], [shard] * len(entries)]
+    columns = [
+        [e.path for e in entries],
+        [e.size_bytes for e in entries],
+        [e.version for e in entries],
+        [shard] * len(entries),
+    ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema=PLANNED), sink)
     return bytes(sink.getvalue())

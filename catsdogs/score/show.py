@@ -50,6 +50,9 @@ def report_sections(summary: dict[str, Any], writer: PartWriter) -> list[report.
 def write_report(config: ScoreConfig, summary: dict[str, Any], writer: PartWriter) -> None:
     """Write `_report.html`."""
     settings = {"input": config.input, "checkpoint": config.checkpoint, "output": config.output}
-    sections = [*report_sections(summary, writer), report.settings(settings | {"model_sha256": summary["model_sha256"]})]
+    sections = [
+        *report_sections(summary, writer),
+        report.settings(settings | {"model_sha256": summary["model_sha256"]}),
+    ]
     page = report.page("Scoring", sections, subtitle=config.input)
     storage.write_bytes(storage.join(config.output, REPORT), page.encode())

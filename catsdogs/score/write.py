@@ -61,7 +61,9 @@ class PartWriter:
         storage.write_bytes(storage.join(self._output, name), bytes(sink.getvalue()))
         statuses = Counter(table["status"].to_pylist())
         record = {"part": name, "rows": table.num_rows, "by_status": statuses}
-        storage.write_bytes(storage.join(self._output, STATS, name.replace(".parquet", ".json")), json.dumps(record).encode())
+        storage.write_bytes(
+            storage.join(self._output, STATS, name.replace(".parquet", ".json")), json.dumps(record).encode()
+        )
         self.num_parts += 1
 
     def _count(self, rows: pa.Table) -> None:

@@ -63,9 +63,7 @@ def list_objects(uri: str, bucket: str, prefix: str) -> Iterator[dict[str, Any]]
             page = fs.call_s3("list_objects_v2", **request)
         except STORE_ERRORS as error:
             check_credentials(error)
-            raise InputError(
-                f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint"
-            ) from error
+            raise InputError(f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint") from error
         yield from page.get("Contents", ())
         if not page.get("IsTruncated"):
             return

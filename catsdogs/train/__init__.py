@@ -1,9 +1,9 @@
 """train(): builds the TorchTrainer, tells what its workers do, writes the report.
 
-    step.py    one optimizer step over all workers
-    state.py   what a run writes and goes on from
-    loop.py    what every worker runs
-    show.py    events and results -> lines and pages
+step.py    one optimizer step over all workers
+state.py   what a run writes and goes on from
+loop.py    what every worker runs
+show.py    events and results -> lines and pages
 """
 
 import contextlib
@@ -105,7 +105,9 @@ def _read_before(config: TrainConfig, uri: str) -> dict[str, Any] | None:
         return None
     args = storage.join(uri, ARGS)
     if not storage.exists(args):
-        raise InputError(f"nothing to resume: {args} is not there; check --storage-path and --name, or leave out --resume")
+        raise InputError(
+            f"nothing to resume: {args} is not there; check --storage-path and --name, or leave out --resume"
+        )
     before: dict[str, Any] = yaml.safe_load(storage.read_bytes(args))
     _check_settings(config, before, uri)
     return before
@@ -134,7 +136,11 @@ def _describe(config: TrainConfig, train_files: LabelledFiles, validation_files:
 
 
 def _fit(
-    config: TrainConfig, folder: RunFolder, train_files: LabelledFiles, validation_files: LabelledFiles, teller: EventTeller
+    config: TrainConfig,
+    folder: RunFolder,
+    train_files: LabelledFiles,
+    validation_files: LabelledFiles,
+    teller: EventTeller,
 ) -> None:
     model = build(len(folder.class_names), config.seed)
     if not folder.has_state():

@@ -143,8 +143,8 @@ def make_worker(spec: RunSpec) -> Worker:
     context = ray.train.get_context()
     if not storage.exists(spec.folder.path(ARGS)):
         raise InputError(
-            f"--storage-path: the run's folder {spec.folder.uri} is not visible from node {ray.util.get_node_ip_address()}; "
-            "expected storage that all nodes share, such as s3://bucket/prefix"
+            f"--storage-path: the run's folder {spec.folder.uri} is not visible from node "
+            f"{ray.util.get_node_ip_address()}; expected storage that all nodes share, such as s3://bucket/prefix"
         )
     set_threads(context.get_local_world_size())
     device = ray.train.torch.get_device()
@@ -199,7 +199,12 @@ def train_epoch(worker: Worker, epoch: int) -> np.ndarray[Any, np.dtype[np.float
     """
     plan, config = worker.plan, worker.spec.config
     batches = data.epoch_batches(
-        worker.train_files, plan, epoch, worker.spec.folder.preprocessing, config.augment, worker.spec.decode_cpus
+        worker.train_files,
+        plan,
+        epoch,
+        worker.spec.folder.preprocessing,
+        config.augment,
+        worker.spec.decode_cpus,
     )
     totals = torch.zeros(3, dtype=torch.float64, device=worker.device)
     for step in range(plan.num_steps):

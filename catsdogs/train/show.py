@@ -54,14 +54,17 @@ class EventTeller:
             self.progress(Message(f"a worker died: the group restarted after epoch {event.epoch}"))
         else:
             going_on = f", going on after epoch {event.epoch}" if event.epoch else ""
-            self.progress(Message(f"training on {self._config.num_workers} x {event.device} in {event.precision}{going_on}"))
+            self.progress(
+                Message(f"training on {self._config.num_workers} x {event.device} in {event.precision}{going_on}")
+            )
 
     def _epoch_line(self) -> str:
         row, rows = self.history.rows[-1], self.history.rows
         left_s = (self._config.epochs - len(rows)) * sum(r["seconds"] for r in rows) / len(rows)
         best = " (best)" if self.history.best_epoch == len(rows) else ""
         return (
-            f"epoch {len(rows)}/{self._config.epochs}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}  "
+            f"epoch {len(rows)}/{self._config.epochs}  "
+            f"loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}  "
             f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}{best}  "
             f"{row['images_per_s']:.1f} img/s  ETA {datetime.timedelta(seconds=round(left_s))}"
         )
@@ -72,7 +75,9 @@ class EventTeller:
             self.progress(Message(f"  {path}: {status}, {error}"))
 
 
-def report_sections(config: TrainConfig, folder: RunFolder, history: History, train_files: LabelledFiles) -> list[report.Section]:
+def report_sections(
+    config: TrainConfig, folder: RunFolder, history: History, train_files: LabelledFiles
+) -> list[report.Section]:
     """Build the sections of a run's page."""
     predictions = pq.read_table(pa.BufferReader(storage.read_bytes(folder.path(PREDICTIONS))))
     best = history.rows[history.best_epoch - 1]
@@ -97,7 +102,9 @@ def report_sections(config: TrainConfig, folder: RunFolder, history: History, tr
 
 def write_report(config: TrainConfig, folder: RunFolder, history: History, train_files: LabelledFiles) -> None:
     """Write `report.html` of a finished run."""
-    page = report.page(f"Training {config.name}", report_sections(config, folder, history, train_files), subtitle=folder.uri)
+    page = report.page(
+        f"Training {config.name}", report_sections(config, folder, history, train_files), subtitle=folder.uri
+    )
     storage.write_bytes(folder.path(REPORT), page.encode())
 
 
@@ -117,7 +124,9 @@ def _samples(labelled: LabelledFiles) -> Iterator[report.Picture]:
             yield from _picture(labelled.files["path"][int(row)].as_py(), name)
 
 
-def _picture(path: str, true_label: str, label: str | None = None, prob: float | None = None) -> Iterator[report.Picture]:
+def _picture(
+    path: str, true_label: str, label: str | None = None, prob: float | None = None
+) -> Iterator[report.Picture]:
     fetched = storage.fetch([storage.Entry(path)])[0]
     image = decode(fetched.image_bytes).image if fetched.image_bytes else None
     if image is not None:

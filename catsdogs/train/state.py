@@ -19,7 +19,16 @@ from catsdogs import checkpoint, storage
 from catsdogs.errors import RunError
 from catsdogs.images import Preprocessing
 
-SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
+SUMMARY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "images_per_s",
+    "seconds",
+)
 BEST, LAST, STATE = "best", "last", "training_state.pt"
 ARGS, SUMMARY, REPORT = "args.yaml", "summary.csv", "report.html"
 PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
@@ -60,7 +69,9 @@ class RunFolder:
         """Name a file of the run."""
         return storage.join(self.uri, *names)
 
-    def save_epoch(self, history: History, model: ResNet, optimizer: torch.optim.Optimizer, predictions: pa.Table) -> None:
+    def save_epoch(
+        self, history: History, model: ResNet, optimizer: torch.optim.Optimizer, predictions: pa.Table
+    ) -> None:
         """Write a finished epoch: best where it is, last, then the state that makes it count."""
         if history.best_epoch == history.epoch:
             checkpoint.save(self.path(BEST), model, self.class_names, self.preprocessing)
@@ -86,7 +97,9 @@ class RunFolder:
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch names no common class for a damaged file
-            raise RunError(f"{self.path(LAST, STATE)} is damaged: {error}; start a new run from {self.path(BEST)}") from error
+            raise RunError(
+                f"{self.path(LAST, STATE)} is damaged: {error}; start a new run from {self.path(BEST)}"
+            ) from error
         return state
 
 

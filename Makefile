@@ -1,0 +1,30 @@
+# Everything runs from .venv/bin. Not through `uv run`: Ray 2.60 would rebuild the environment in its workers.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format bench
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/catsdogs demo --output runs/demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "catsdogs needs Python 3.11 or newer, this is " + sys.version)'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q uv==0.13.9
+	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
