@@ -21,6 +21,9 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: .venv/installed
+	$(BIN)/python benchmarks/decode.py
+
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "catsdogs needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv

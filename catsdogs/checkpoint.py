@@ -52,7 +52,7 @@ def load(uri: str) -> Checkpoint:
     Raises:
         InputError: a file is missing, unreadable or does not fit ResNet50.
     """
-    class_names, preprocessing = _read_config(uri)
+    class_names, preprocessing = read_config(uri)
     content = storage.read_bytes(storage.join(uri, WEIGHTS))
     model = build(len(class_names), seed=0)
     load_state(model, _parse_safetensors(content, uri), uri)
@@ -117,7 +117,7 @@ def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
             f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint "
             f"directory with {CONFIG}; found none of these"
         )
-    class_names, _ = _read_config(uri)
+    class_names, _ = read_config(uri)
     return _parse_safetensors(storage.read_bytes(storage.join(uri, WEIGHTS)), uri), class_names
 
 
@@ -189,7 +189,12 @@ def _config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[
     }
 
 
-def _read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
+def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
+    """Read a checkpoint's class names and preprocessing.
+
+    Raises:
+        InputError: the file is missing or is not one of ours.
+    """
     path = storage.join(uri, CONFIG)
     content = storage.read_bytes(path)
     try:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import boto3
 import numpy as np
+import psutil
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
@@ -25,7 +26,6 @@ from catsdogs import checkpoint
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
 from catsdogs.model import build
-from catsdogs.train import train
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -127,7 +127,12 @@ def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
     finally:
         _leave_ray()
         del os.environ["RAY_ADDRESS"]
-        head.terminate()
+        for process in [
+            *psutil.Process(head.pid).children(recursive=True),
+            head,
+        ]:  # `ray start` takes 30 s to end itself
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(timeout=60)
         log.close()
 
@@ -214,6 +219,8 @@ def red_blue_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Train two epochs of all layers without a break: its config, folder, events and result."""
+    from catsdogs.train import train  # not above: it imports Ray, which reads the environment that is set here
+
     folder = tmp_path_factory.mktemp("finished")
     config = TrainConfig(
         data_dir=str(red_blue_root),

@@ -4,8 +4,10 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,7 +34,7 @@ def start_ray() -> None:
     # Ray's core calls every actor of Ray Data an error, for arguments that Ray Data gives it (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        with _held_stderr():
+        with _held_stderr(), _kept_sigterm():
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise RunError(
@@ -40,6 +42,15 @@ def start_ray() -> None:
             "with the cluster's token"
         ) from error
     quiet_datasets()
+
+
+@contextlib.contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Keep the caller's answer to SIGTERM, which Ray replaces by its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from catsdogs.images import decode
 from catsdogs.labels import LabelledFiles
 from catsdogs.metrics import Sums
 from catsdogs.progress import Message, Progress, Step
-from catsdogs.train.loop import EpochFinished, LeftOut, Started
-from catsdogs.train.state import LEFT_OUT, PREDICTIONS, REPORT, History, RunFolder
+from catsdogs.train.settings import args_yaml
+from catsdogs.train.state import ARGS, LEFT_OUT, PREDICTIONS, REPORT, History, RunFolder
+from catsdogs.train.worker import EpochFinished, LeftOut, Started
 
 NUM_PICTURES = 24  # of a section of the report
 NAMED = 10  # left-out images in the log; all stand in a file
@@ -27,14 +28,14 @@ class EventTeller:
     def __init__(self, config: TrainConfig, folder: RunFolder, progress: Progress) -> None:
         self.progress = progress
         self.history = History()
-        self._config = config
+        self.config = config
         self._folder = folder
         self._num_starts = 0
 
     @property
     def name(self) -> str:
         """The run's name."""
-        return self._config.name or ""
+        return self.config.name or ""
 
     def tell(self, event: object) -> None:
         """Show one event."""
@@ -49,21 +50,23 @@ class EventTeller:
             self.progress(event)
 
     def _started(self, event: Started) -> None:
+        self.history = History(event.history)
         self._num_starts += 1
         if self._num_starts > 1:
-            self.progress(Message(f"a worker died: the group restarted after epoch {event.epoch}"))
-        else:
-            going_on = f", going on after epoch {event.epoch}" if event.epoch else ""
-            self.progress(
-                Message(f"training on {self._config.num_workers} x {event.device} in {event.precision}{going_on}")
-            )
+            self.progress(Message(f"a worker died: the group restarted after epoch {self.history.epoch}"))
+            return
+        self.config = dataclasses.replace(self.config, precision=event.precision)
+        storage.write_bytes(self._folder.path(ARGS), args_yaml(self.config))
+        where = f"training on {self.config.num_workers} x {event.device} in {event.precision}"
+        going_on = f", going on after epoch {self.history.epoch}" if self.config.resume else ""
+        self.progress(Message(where + going_on))
 
     def _epoch_line(self) -> str:
         row, rows = self.history.rows[-1], self.history.rows
-        left_s = (self._config.epochs - len(rows)) * sum(r["seconds"] for r in rows) / len(rows)
+        left_s = (self.config.epochs - len(rows)) * sum(r["seconds"] for r in rows) / len(rows)
         best = " (best)" if self.history.best_epoch == len(rows) else ""
         return (
-            f"epoch {len(rows)}/{self._config.epochs}  "
+            f"epoch {len(rows)}/{self.config.epochs}  "
             f"loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}  "
             f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}{best}  "
             f"{row['images_per_s']:.1f} img/s  ETA {datetime.timedelta(seconds=round(left_s))}"

@@ -5,6 +5,7 @@ Shapes: N batch, C channels, H, W, K classes.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,7 @@ class Stepper:
     config: TrainConfig
     preprocessing: Preprocessing
     device: torch.device
-    precision: str
+    precision: Literal["fp32", "bf16"]
     world_size: int
 
     def step(self, images_NHWC: torch.Tensor, targets_N: torch.Tensor, lr: float) -> torch.Tensor:

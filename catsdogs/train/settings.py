@@ -1,0 +1,88 @@
+"""A run's settings: what is left open filled in, compared with those of the run to go on with."""
+
+import dataclasses
+import datetime
+from typing import Any
+
+import yaml
+
+from catsdogs import checkpoint, data, storage
+from catsdogs.config import TrainConfig
+from catsdogs.errors import InputError
+from catsdogs.labels import check_same_classes
+from catsdogs.train.state import ARGS, LAST, STATE
+
+# What may differ when a run goes on.
+FREE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs"}
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill in what the settings leave open, as far as no cluster is needed for it."""
+    fresh = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return dataclasses.replace(
+        config,
+        data_dir=storage.absolute(config.data_dir),
+        storage_path=storage.absolute(config.storage_path),
+        name=config.name or fresh,
+        lr=config.peak_lr,
+        weights=config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights),
+    )
+
+
+def resolve_gpu(config: TrainConfig) -> TrainConfig:
+    """Choose GPUs where the cluster has them; Ray runs by now.
+
+    Raises:
+        InputError: asked for GPUs that will never come.
+    """
+    use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
+    return dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
+
+
+def args_yaml(config: TrainConfig) -> bytes:
+    """Lay the settings out as `args.yaml`."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "resume"}
+    return yaml.safe_dump(settings, sort_keys=False).encode()
+
+
+def take_over(config: TrainConfig, uri: str) -> TrainConfig:
+    """Compare with the run to go on with; what was chosen for it then is chosen now.
+
+    Raises:
+        InputError: a new run's folder is taken, or there is nothing to go on with, or the settings differ.
+    """
+    if not config.resume:
+        if storage.list_names(uri):
+            raise InputError(f"{uri} exists: expected a new --name; to go on with that run, add --resume")
+        return config
+    args = storage.join(uri, ARGS)
+    if not storage.exists(args):
+        raise InputError(
+            f"nothing to resume: {args} is not there; check --storage-path and --name, or leave out --resume"
+        )
+    before: dict[str, Any] = yaml.safe_load(storage.read_bytes(args))
+    _check_settings(config, before, uri)
+    return dataclasses.replace(config, precision=before["precision"], use_gpu=before["use_gpu"])
+
+
+def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
+    """Compare the data's classes with those of the run to go on with, where it has finished an epoch.
+
+    Raises:
+        InputError: they differ.
+    """
+    if storage.exists(storage.join(uri, LAST, STATE)):
+        before, _ = checkpoint.read_config(storage.join(uri, LAST))
+        check_same_classes(before, class_names, uri, "--data-dir")
+
+
+def _check_settings(config: TrainConfig, before: dict[str, Any], uri: str) -> None:
+    differences = [
+        f"--{name.replace('_', '-')} was {before.get(name)}, is {value}"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in FREE_SETTINGS and value != "auto" and before.get(name) != value
+    ]
+    if config.epochs < before["epochs"]:
+        differences.append(f"--epochs was {before['epochs']}, is {config.epochs} and may only grow")
+    if differences:
+        raise InputError(f"--resume of {uri} with other settings: {'; '.join(differences)}; repeat the first command's")
