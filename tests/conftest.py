@@ -98,7 +98,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start one Ray head of two CPUs with token authentication; commands and jobs join it. The dashboard's address."""
-    ports = free_port(), free_port()
+    ports = [free_port() for _ in range(5)]
     log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
     command = [
         BIN / "ray",
@@ -118,6 +118,9 @@ def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
         "--dashboard-host=127.0.0.1",
         "--node-ip-address=127.0.0.1",
     ]
+    # Ray's own defaults for these are fixed, and another Ray of this machine may hold them.
+    command += [f"--dashboard-agent-listen-port={ports[2]}", f"--dashboard-agent-grpc-port={ports[3]}"]
+    command += [f"--metrics-export-port={ports[4]}"]
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{ports[0]}"

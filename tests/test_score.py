@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 
@@ -10,8 +9,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import ray
 from conftest import BIN, CLASSES, encode, red_or_blue, solid
 
+from catsdogs.cli import main
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
 from catsdogs.schema import PREDICTIONS
@@ -195,17 +196,16 @@ def test_nothing_to_score_is_an_error(red_blue_checkpoint, tmp_path, ray_cluster
         score(config_for(tmp_path / "in", red_blue_checkpoint, tmp_path / "out"))
 
 
-def test_the_command_ends_3_where_every_row_failed(run_command, red_blue_checkpoint, tmp_path):
+def test_the_command_ends_3_where_every_row_failed(ray_cluster, red_blue_checkpoint, tmp_path, capsys):
+    ray.init(os.environ["RAY_ADDRESS"], ignore_reinit_error=True)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad\x1b[31m.jpg").write_bytes(b"")
-    result = run_command(
-        "score", "--input", tmp_path / "in", "--checkpoint", red_blue_checkpoint, "--output", "out", cwd=tmp_path
-    )
-    assert result.returncode == 3, result.stderr
+    command = ["score", "--input", tmp_path / "in", "--checkpoint", red_blue_checkpoint, "--output", tmp_path / "out"]
+    assert main([str(word) for word in command]) == 3
     assert (tmp_path / "out" / "_SUCCESS").exists()
-    assert "1 of 1 images have no label" in result.stderr
-    assert "Traceback" not in result.stderr
-    shutil.rmtree(tmp_path / "out")
+    shown = capsys.readouterr()
+    assert "1 of 1 images have no label" in shown.err
+    assert "\x1b" not in shown.out + shown.err
 
 
 def test_sigterm_ends_143_and_leaves_no_success(ray_cluster, zoo, red_blue_checkpoint, tmp_path):

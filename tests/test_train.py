@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import itertools
 import os
 import shutil
@@ -9,13 +10,14 @@ import signal
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from conftest import CLASSES
 
-from catsdogs import checkpoint
+from catsdogs import checkpoint, storage
 from catsdogs.config import EvaluateConfig
 from catsdogs.data import EpochPlan
 from catsdogs.errors import InputError
@@ -71,17 +73,40 @@ def test_best_accuracy_its_predictions_and_evaluate_agree_to_the_last_row(finish
     assert float(best["val_loss"]) == pytest.approx(metrics["log_loss"], rel=1e-5)
 
 
-def test_resumed_weights_equal_uninterrupted_ones(finished_run, tmp_path):
-    config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path))
+def test_a_run_from_a_bucket_into_a_bucket_interrupted_and_resumed_equals_one_on_the_disk(
+    finished_run, red_blue_root, bucket, put, tmp_path
+):
+    for path in sorted(red_blue_root.rglob("*.jpg")):
+        put(f"a data+set/{path.relative_to(red_blue_root)}", path.read_bytes())
+    data_dir, run = f"s3://{bucket}/a data+set", f"s3://{bucket}/runs/run"
+    config = dataclasses.replace(finished_run.config, data_dir=data_dir, storage_path=f"s3://{bucket}/runs")
     with pytest.raises(KeyboardInterrupt):
         train(config, press_ctrl_c_after_first_epoch)
-    assert [row["epoch"] for row in read_summary(tmp_path / "run")] == ["1"]
+    assert [row["epoch"] for row in remote_summary(run)] == ["1"]
     events = []
-    train(dataclasses.replace(config, resume=True), events.append)
+    result = train(dataclasses.replace(config, resume=True), events.append)
     assert any("going on after epoch 1" in line for line in lines_of(events))
-    expected, resumed = (checkpoint.load(str(run / "last")) for run in (finished_run.folder, tmp_path / "run"))
-    for name, tensor in expected.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, atol=1e-6, rtol=0)
+
+    for here, there in zip(read_summary(finished_run.folder), remote_summary(run), strict=True):
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
+            assert float(there[name]) == pytest.approx(float(here[name]), rel=1e-5), name
+    expected, resumed = (
+        checkpoint.load(uri).model.state_dict() for uri in (f"{finished_run.folder}/last", f"{run}/last")
+    )
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+
+    output = f"s3://{bucket}/evaluation"
+    metrics = evaluate(EvaluateConfig(data_dir=data_dir, checkpoint=f"{run}/best", output=output, precision="fp32"))
+    assert metrics["accuracy"] == result.val_accuracy
+    rows = pq.read_table(pa.BufferReader(storage.read_bytes(f"{output}/predictions.parquet")))
+    kept = pq.read_table(finished_run.folder / "val_predictions.parquet")
+    assert rows["label"].equals(kept["label"])
+    np.testing.assert_allclose(rows["prob"].to_numpy(), kept["prob"].to_numpy(), atol=1e-5)
+
+
+def remote_summary(run):
+    return list(csv.DictReader(io.StringIO(storage.read_bytes(f"{run}/summary.csv").decode())))
 
 
 def press_ctrl_c_after_first_epoch(event):
