@@ -44,7 +44,6 @@ class Display:
         self._terminal = sys.stderr.isatty()
         self._bars: dict[str, Any] = {}
         self._told: dict[str, float] = {}
-        self._started: dict[str, float] = {}
 
     def __call__(self, event: Step | Message) -> None:
         """Show one event."""
@@ -82,11 +81,7 @@ class Display:
 
     def _step_line(self, step: Step) -> None:
         now = time.monotonic()
-        if step.done <= self._told.get(f"{step.stage} done", 0):
-            self._started[step.stage] = now
-        self._told[f"{step.stage} done"] = step.done
-        since = self._started.setdefault(step.stage, now)
-        if now - self._told.get(step.stage, since) >= LINE_EVERY_S or step.stage not in self._told:
+        if now - self._told.get(step.stage, -LINE_EVERY_S) >= LINE_EVERY_S:
             self._told[step.stage] = now
             total = "" if step.total is None else f"/{step.total:,}"
             self._line(f"{step.stage} {step.done:,}{total}" + (f"  {step.note}" if step.note else ""))

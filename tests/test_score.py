@@ -14,8 +14,10 @@ from conftest import BIN, CLASSES, encode, red_or_blue, solid
 
 from catsdogs.cli import main
 from catsdogs.config import ScoreConfig
+from catsdogs.data import DecodeForInference
 from catsdogs.errors import InputError
-from catsdogs.schema import PREDICTIONS
+from catsdogs.images import Preprocessing
+from catsdogs.schema import FILES, PREDICTIONS
 from catsdogs.score import score
 
 ODD_NAMES = ("a b.jpg", "100%.jpg", "%41.jpg", "a+b.jpg", "what?.jpg", "no#1.jpg", "é日本.jpg", "[x]*.JPG")
@@ -149,6 +151,13 @@ def copy_parts(bucket, folder):
     for name in storage.list_names(f"s3://{bucket}/out"):
         if name.startswith("part-"):
             (folder / name).write_bytes(storage.read_bytes(f"s3://{bucket}/out/{name}"))
+
+
+def test_a_file_that_no_listing_measured_gets_its_size_when_read(tmp_path):
+    (tmp_path / "x.bin").write_bytes(red_or_blue("red", 1))
+    files = pa.table([[str(tmp_path / "x.bin")], [None], [None]], schema=FILES)
+    rows = DecodeForInference(Preprocessing(img_size=32), 10**6)(files)
+    assert rows["size_bytes"].to_pylist() == [(tmp_path / "x.bin").stat().st_size]
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])

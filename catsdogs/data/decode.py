@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.images import Decoded, Preprocessing, augment, decode
@@ -68,7 +69,8 @@ def _decode_rows(
     files: pa.Table, img_size: int, max_pixels: int, to_pixels: Callable[[Pixels, int], Pixels]
 ) -> pa.Table:
     images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
-    decoded = [_decode_one(fetched, max_pixels) for fetched in storage.fetch(_entries(files))]
+    contents = storage.fetch(_entries(files))
+    decoded = [_decode_one(fetched, max_pixels) for fetched in contents]
     for i, row in enumerate(decoded):
         if row.image is not None:
             images_NSSC[i] = to_pixels(row.image, i)
@@ -82,6 +84,9 @@ def _decode_rows(
         "height": pa.array([row.height for row in decoded], pa.int32()),
         "image": pixels,
     }
+    sizes = [None if fetched.image_bytes is None else len(fetched.image_bytes) for fetched in contents]
+    size_bytes = pc.coalesce(files["size_bytes"], pa.array(sizes, pa.int64()))  # a manifest does not know them
+    files = files.set_column(files.schema.get_field_index("size_bytes"), "size_bytes", size_bytes)
     for name, column in columns.items():
         files = files.append_column(name, column)
     return files.drop_columns(["version"])

@@ -10,6 +10,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from catsdogs import data
 from catsdogs.checkpoint import Checkpoint
+from catsdogs.config import EvaluateConfig, ScoreConfig
 from catsdogs.predict import Predictor, predictions, set_threads
 
 # What a stage of the pipeline passes on beside the columns of the output.
@@ -27,7 +28,7 @@ class ClassifyOptions:
     share: data.CpuShare
 
     @classmethod
-    def of(cls, config: Any, model: Checkpoint) -> "ClassifyOptions":
+    def of(cls, config: EvaluateConfig | ScoreConfig, model: Checkpoint) -> "ClassifyOptions":
         """Choose from a command's settings and what the cluster has."""
         use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_actors or 1)
         num_actors = config.num_actors or data.default_num_actors(use_gpu)

@@ -21,6 +21,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torchvision.models import ResNet
 
 from catsdogs import checkpoint, data, storage
@@ -85,7 +86,8 @@ def _describe(config: TrainConfig, train_files: LabelledFiles, validation_files:
 def _fit(
     config: TrainConfig, folder: RunFolder, files: tuple[pa.Table, pa.Table], model: ResNet, teller: EventTeller
 ) -> None:
-    events = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lives as long as the driver
     spec = RunSpec(
         config=config,
         folder=folder,
