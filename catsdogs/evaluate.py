@@ -10,9 +10,8 @@ import ray.data
 
 from catsdogs import checkpoint, data, metrics, storage
 from catsdogs.config import EvaluateConfig
-from catsdogs.errors import CatsdogsError
 from catsdogs.images import MAX_PIXELS
-from catsdogs.labels import check_same_classes, list_evaluation
+from catsdogs.labels import check_same_classes, in_order_of, list_evaluation
 from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.schema import OK
 from catsdogs.score.classify import ClassifyOptions, classified
@@ -34,12 +33,13 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         checkpoint=storage.absolute(config.checkpoint),
         output=storage.absolute(config.output),
     )
+    storage.list_names(config.output)  # a file in its place is an error now, not after the work
     model = checkpoint.load(config.checkpoint)
-    data.start_ray()
     labelled = list_evaluation(config.data_dir, config.split, progress)
     check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
+    data.start_ray()
     options = ClassifyOptions.of(config, model)
-    predictions = _predict(config, labelled.files, options, progress)
+    predictions = _predict(config, in_order_of(labelled, model.class_names), options, progress)
     _tell_failed(predictions, progress)
     result = metrics.report(predictions, model.class_names) | {"model_sha256": model.sha256}
     _write(config, predictions, result, model)
@@ -58,8 +58,6 @@ def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, 
             tables.append(rows)
             done += rows.num_rows
             progress(Step("evaluate", done, files.num_rows))
-    except CatsdogsError:
-        raise
     except Exception as error:
         raise data.explain(error, "evaluation", "nothing was written") from error
     return pa.concat_tables(tables).sort_by("path")

@@ -62,6 +62,13 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
     return "bf16" if fast else "fp32"
 
 
+def compute_exactly(precision: str, device: torch.device) -> None:
+    """Keep fp32 what it says on a GPU, where convolutions would take TF32 by default."""
+    if precision == "fp32" and device.type == "cuda":
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at run time
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
 def _cpu_flags() -> str:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:

@@ -14,7 +14,7 @@ from torchvision.models import ResNet
 
 from catsdogs import storage
 from catsdogs.images import Preprocessing, normalize
-from catsdogs.model import for_inference, resolve_precision
+from catsdogs.model import compute_exactly, for_inference, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS
 
 BATCH_SIZE = 32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
@@ -29,6 +29,7 @@ class Predictor:
         self._device = device
         self._preprocessing = preprocessing
         self.precision = resolve_precision(precision, device)
+        compute_exactly(self.precision, device)
         self._model = for_inference(model, self.precision, device)
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
 

@@ -96,8 +96,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start one Ray head of two CPUs with token authentication; commands and jobs join it. The dashboard's address."""
+def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """Start one Ray head of two CPUs with token authentication; commands and jobs join it."""
     ports = [free_port() for _ in range(5)]
     log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
     command = [
@@ -126,7 +126,7 @@ def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{ports[0]}"
     try:
         _wait_for_port(ports[1], head)
-        yield f"http://127.0.0.1:{ports[1]}"
+        yield SimpleNamespace(pid=head.pid, dashboard=f"http://127.0.0.1:{ports[1]}")
     finally:
         _leave_ray()
         del os.environ["RAY_ADDRESS"]
@@ -138,6 +138,12 @@ def ray_cluster(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> I
                 process.kill()
         head.wait(timeout=60)
         log.close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_head: SimpleNamespace) -> str:
+    """Name the address of the dashboard of the session's Ray."""
+    return ray_head.dashboard
 
 
 def _wait_for_port(port: int, head: subprocess.Popen) -> None:

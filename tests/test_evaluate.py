@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 
+from catsdogs import checkpoint
 from catsdogs.config import EvaluateConfig
 from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
@@ -29,6 +31,16 @@ def test_files_without_a_label_count_as_wrong(red_blue_root, red_blue_checkpoint
     assert metrics["per_class"]["red"]["recall"] == pytest.approx(7 / 8)
     assert metrics["roc_auc"] == 1.0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+
+
+def test_classes_are_matched_by_name_whatever_their_order(red_blue_root, red_blue_checkpoint, tmp_path):
+    model = checkpoint.load(str(red_blue_checkpoint))
+    with torch.no_grad():
+        model.model.fc.weight.copy_(model.model.fc.weight.flip(0))
+    checkpoint.save(str(tmp_path / "swapped"), model.model, ("red", "blue"), model.preprocessing)
+    metrics = evaluate(config_for(red_blue_root, tmp_path / "swapped", tmp_path / "out"))
+    assert metrics["class_names"] == ["red", "blue"]
+    assert metrics["accuracy"] == 1.0
 
 
 def test_other_classes_than_the_checkpoint_has_are_refused(red_blue_root, red_blue_checkpoint, tmp_path):

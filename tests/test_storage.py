@@ -732,7 +732,9 @@ def test_a_missing_bucket_cannot_be_written_to(bucket):
 def test_local_exists_list_names_remove(tmp_path):
     fill(tmp_path, "b", "a/x", ".c")
     assert storage.list_names(str(tmp_path)) == [".c", "a", "b"]
-    assert storage.list_names(f"{tmp_path}/absent") == storage.list_names(f"{tmp_path}/b") == []
+    assert storage.list_names(f"{tmp_path}/absent") == []
+    with pytest.raises(InputError, match="expected a folder, found a file"):
+        storage.list_names(f"{tmp_path}/b")
     assert storage.exists(f"{tmp_path}/a")
     assert not storage.exists(f"{tmp_path}/absent")
     storage.remove(f"{tmp_path}/b")

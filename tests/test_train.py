@@ -1,5 +1,6 @@
 """train() on the session's Ray: what a run leaves, what it goes on from, what two workers share."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -114,6 +115,13 @@ def press_ctrl_c_after_first_epoch(event):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_damaged_settings_file_is_an_error_that_names_it(finished_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.yaml").write_bytes(b"{: \xff")
+    with pytest.raises(InputError, match=r"args.yaml"):
+        train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path), resume=True))
+
+
 def test_an_existing_run_is_refused_without_resume(finished_run):
     with pytest.raises(InputError, match="exists: expected a new --name"):
         train(finished_run.config)
@@ -131,7 +139,7 @@ def test_resume_of_nothing_is_refused(finished_run):
         train(dataclasses.replace(finished_run.config, name="absent", resume=True))
 
 
-def test_two_workers_of_which_one_is_killed_end_where_one_does(finished_run, tmp_path):
+def test_two_workers_of_which_one_is_killed_end_where_one_does(finished_run, ray_head, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(finished_run.config.data_dir, root)
     (root / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
@@ -145,7 +153,7 @@ def test_two_workers_of_which_one_is_killed_end_where_one_does(finished_run, tmp
     def kill_once(event):
         events.append(event)
         if isinstance(event, Message) and event.text.startswith("epoch 1/") and not killed:
-            killed.append(kill_training_worker())
+            killed.append(kill_training_worker(ray_head.pid))
 
     train(dataclasses.replace(two, num_workers=2, batch_size=4), kill_once)
     lines = lines_of(events)
@@ -158,11 +166,12 @@ def test_two_workers_of_which_one_is_killed_end_where_one_does(finished_run, tmp
             assert float(first[name]) == pytest.approx(float(second[name]), abs=1e-3)
 
 
-def kill_training_worker():
-    for process in psutil.process_iter(["cmdline"]):
-        if any("RayTrainWorker" in word for word in process.info["cmdline"] or ()):
-            os.kill(process.pid, signal.SIGKILL)
-            return process.pid
+def kill_training_worker(head_pid):
+    for process in psutil.Process(head_pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                process.kill()
+                return process.pid
     raise AssertionError("no training worker to kill")
 
 

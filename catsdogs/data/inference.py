@@ -36,5 +36,9 @@ def decode_blocks(files: Dataset, stage: DecodeForInference, num_cpus: float) ->
 def manifest_dataset(paths: Sequence[str], batch_size: int) -> Dataset:
     """Stream listed files from a plan's Parquet files in blocks of one batch."""
     filesystem = storage.arrow_filesystem(paths[0])
-    dataset = ray.data.read_parquet([storage.fs_path(path) for path in paths], filesystem=filesystem)
+    dataset = ray.data.read_parquet(
+        [storage.fs_path(path) for path in paths],
+        filesystem=filesystem,
+        partitioning=None,  # an output folder may be called day=1
+    )
     return dataset.repartition(target_num_rows_per_block=batch_size)

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -36,10 +37,11 @@ def start_ray() -> None:
     try:
         with _held_stderr(), _kept_sigterm():
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise RunError(
-            f"{error}: expected a running cluster at RAY_ADDRESS={address}; check the address, and RAY_AUTH_MODE=token "
-            "with the cluster's token"
+            f"{reason}: expected a running cluster at RAY_ADDRESS={address}; check the address, and "
+            "RAY_AUTH_MODE=token with the cluster's token"
         ) from error
     quiet_datasets()
 
@@ -82,28 +84,32 @@ def quiet_datasets() -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # Ray's own would lose ours on the way between processes
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class CpuShare:
-    """CPUs that each model process and each decoding task reserves."""
+    """CPUs that each model process and each decoding task reserves, and what models leave free on their machine."""
 
     model: float
     decode: float
+    free: float
 
 
 def share_cpus(num_models: int) -> CpuShare:
-    """Reserve less than all CPUs for models, or what feeds them would never be scheduled (ray#44687).
+    """Reserve less than all CPUs of a machine for models, or what feeds them would never be scheduled (ray#44687).
 
     A model reserves less than one CPU whatever its threads: the reservation is for scheduling, threads are set apart.
     Never as much as a decoding task: Ray Data fuses neighbours that reserve the same, and decoding would then wait
     for the model in one process.
     """
-    total = ray.cluster_resources().get("CPU", 1.0)
-    models = 0.9 * min(float(num_models), max(total - 1, total / 2))
-    return CpuShare(model=math.floor(models / num_models * 100) / 100, decode=min(1.0, total / 2))
+    smallest = min((cpus for node in ray.nodes() if (cpus := _cpus(node))), default=1.0)
+    here = math.ceil(num_models / num_nodes())
+    models = 0.9 * min(float(here), max(smallest - 1, smallest / 2))
+    model = max(0.01, math.floor(models / here * 100) / 100)
+    return CpuShare(model=model, decode=min(1.0, smallest / 2), free=smallest - model * here)
 
 
 def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
@@ -113,18 +119,22 @@ def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
         InputError: asked for GPUs that will never come.
     """
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if use_gpu == "auto":
-        return num_gpus > 0
-    if use_gpu == "true" and num_gpus < num_models and not joins_cluster():
+    wanted = use_gpu == "true" or (use_gpu == "auto" and num_gpus > 0)
+    if wanted and num_gpus < num_models and not joins_cluster():
         raise InputError(
-            f"--use-gpu true: expected {num_models} GPUs on this machine, found {num_gpus}; use --use-gpu auto"
+            f"--use-gpu {use_gpu}: expected {num_models} GPUs on this machine, one for each model, found {num_gpus}; "
+            "lower --num-workers or --num-actors, or use --use-gpu false"
         )
-    return use_gpu == "true"
+    return wanted
 
 
 def num_nodes() -> int:
     """Count the machines of the cluster that have CPUs for our tasks."""
-    return max(1, len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]))
+    return max(1, len([node for node in ray.nodes() if _cpus(node)]))
+
+
+def _cpus(node: dict[str, Any]) -> float:
+    return float(node["Resources"].get("CPU", 0)) if node["Alive"] else 0.0
 
 
 def default_num_actors(use_gpu: bool) -> int:
@@ -132,11 +142,13 @@ def default_num_actors(use_gpu: bool) -> int:
     return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else num_nodes()
 
 
-def explain(error: Exception, what: str, kept: str) -> CatsdogsError:
-    """Find the cause that one of our stages gave in what Ray raises for it."""
+def explain(error: BaseException, what: str, kept: str) -> CatsdogsError:
+    """Find the error that one of our stages raised in what Ray makes of it; else say what Ray says."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, CatsdogsError):
-            return type(cause)(f"{cause.args[0]}; {kept}".splitlines()[0])
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return RunError(f"{what} failed: {str(error).strip().splitlines()[-1]}; {kept}")
+        inner: BaseException | None = getattr(cause, "cause", None) or getattr(cause, "base_exc", None)
+        if isinstance(cause, CatsdogsError) and inner is None:
+            return type(cause)(f"{cause}; {kept}")
+        cause = inner or cause.__cause__
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return RunError(f"{what} failed: {reason[-1]}; {kept}")

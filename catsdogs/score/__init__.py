@@ -13,7 +13,7 @@ from typing import Any
 
 from catsdogs import checkpoint, data, storage
 from catsdogs.config import ScoreConfig
-from catsdogs.errors import CatsdogsError, InputError
+from catsdogs.errors import InputError
 from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.plan import Plan, make_plan
@@ -88,8 +88,6 @@ def _run(config: ScoreConfig, plan: Plan, options: ClassifyOptions, writer: Part
                     f"{rate:.1f} img/s  {writer.failures()}  ETA {left_s:,.0f} s",
                 )
             )
-    except CatsdogsError:
-        raise
     except Exception as error:
         raise data.explain(
             error, "scoring", f"{writer.num_parts} finished parts are kept in {config.output}"

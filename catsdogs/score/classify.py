@@ -71,6 +71,6 @@ def classified(decoded: Dataset, options: ClassifyOptions) -> Dataset:
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(size=options.num_actors),
-        num_cpus=options.share.model,
+        num_cpus=options.share.model if options.share.free >= 1 else 0,  # Ray Data's own stages reserve a whole one
         num_gpus=1 if options.use_gpu else None,
     )

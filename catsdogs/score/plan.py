@@ -74,7 +74,7 @@ def make_plan(config: ScoreConfig, progress: Progress) -> Plan:
 
 def _entries(config: ScoreConfig, progress: Progress, unlisted: dict[str, str]) -> Iterator[storage.Entry]:
     if config.input.lower().endswith(MANIFEST_SUFFIXES):
-        paths = sorted({storage.absolute(path) for path in _manifest_paths(config.input)})
+        paths = sorted({_checked(path, config.input) for path in _manifest_paths(config.input)})
         yield from (storage.Entry(path) for path in paths)
         return
     listing = storage.Listing(config.input, progress)
@@ -86,15 +86,22 @@ def _manifest_paths(uri: str) -> list[str]:
     content = storage.read_bytes(uri)
     try:
         if uri.lower().endswith(".txt"):
-            return [line for line in content.decode().splitlines() if line.strip()]
+            lines = content.decode("utf-8-sig").split("\n")
+            return [line.removesuffix("\r") for line in lines if line.strip()]
         if uri.lower().endswith(".csv"):
             return [row["path"] for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig")))]
         paths: list[str] = pq.read_table(pa.BufferReader(content), columns=["path"])["path"].to_pylist()
         return paths
-    except (KeyError, ValueError, pa.ArrowException) as error:
+    except (KeyError, ValueError, csv.Error, pa.ArrowException) as error:
         raise InputError(
             f"{uri}: expected a manifest with a column named path (or one path a line in .txt): {error!r}"
         ) from error
+
+
+def _checked(path: object, manifest: str) -> str:
+    if not isinstance(path, str) or not path:
+        raise InputError(f"{manifest}: expected a path in every row of its column path, got {path!r}")
+    return storage.absolute(path)
 
 
 def _chunks(entries: Iterable[storage.Entry], size: int) -> Iterator[list[storage.Entry]]:

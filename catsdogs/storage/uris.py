@@ -40,18 +40,23 @@ def absolute(uri: str) -> str:
     """Make a local path absolute and drop a trailing slash; leave other URIs as they are.
 
     Raises:
-        InputError: no name at all, or a scheme that fsspec does not open.
+        InputError: no name at all, a scheme that fsspec does not open, or credentials in it.
     """
     if not uri:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
     if is_local(uri):
         return local_uri(os.path.abspath(local_path(uri)))
+    if "@" in uri.split("://", 1)[1].partition("/")[0] or "X-Amz-Signature=" in uri:
+        raise InputError(
+            "a URI with credentials in it: they would be written to logs and files; expected them in the environment "
+            "or the store's own configuration"
+        )
     if _scheme(uri) != "s3":
         filesystem(uri)
         return uri.rstrip("/")
     bucket, key = split_s3(f"s3://{uri[5:]}")
-    if not bucket or "@" in bucket:
-        raise InputError("an S3 URI is s3://bucket/prefix; credentials come from the standard AWS chain")
+    if not bucket:
+        raise InputError(f"no bucket in {uri}: expected s3://bucket/prefix")
     return f"s3://{bucket}/{key}".rstrip("/")
 
 
@@ -120,6 +125,11 @@ def exists(uri: str) -> bool:
         raise InputError(f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
 
 
+def _check_bucket(uri: str) -> None:
+    if _scheme(uri) == "s3" and not exists(f"s3://{split_s3(uri)[0]}"):
+        raise InputError(f"no such bucket: {uri}")
+
+
 def list_names(uri: str) -> list[str]:
     """Name what stands directly in a folder, sorted; empty where there is no such folder.
 
@@ -129,10 +139,12 @@ def list_names(uri: str) -> list[str]:
     """
     try:
         if is_local(uri):
-            path = local_path(uri)
-            return sorted(os.fsdecode(name) for name in os.listdir(path)) if os.path.isdir(path) else []
+            return sorted(os.fsdecode(name) for name in os.listdir(local_path(uri)))
         found = filesystem(uri).ls(fs_path(uri), detail=False)
+    except NotADirectoryError as error:
+        raise InputError(f"{uri}: expected a folder, found a file") from error
     except FileNotFoundError:
+        _check_bucket(uri)
         return []
     except STORE_ERRORS as error:
         check_credentials(error)

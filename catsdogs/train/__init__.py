@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -26,7 +25,7 @@ from torchvision.models import ResNet
 
 from catsdogs import checkpoint, data, storage
 from catsdogs.config import TrainConfig
-from catsdogs.errors import CatsdogsError, RunError
+from catsdogs.errors import CatsdogsError
 from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, list_training
 from catsdogs.model import build
@@ -97,8 +96,13 @@ def _fit(
         events=events,
         decode_cpus=data.share_cpus(config.num_workers).decode,
     )
-    with tempfile.TemporaryDirectory() as unused, _told(events, teller):
-        _run(_make_trainer(spec, unused), teller)
+    try:
+        with tempfile.TemporaryDirectory() as unused, _told(events, teller):
+            _run(_make_trainer(spec, unused))
+    except TrainingFailedError as error:
+        raise _explain(error, teller) from error
+    if teller.refused:
+        raise teller.refused
 
 
 def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
@@ -124,11 +128,16 @@ def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
 def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
     """Tell what the workers send while the trainer keeps this thread."""
     done = threading.Event()
+    failures: list[Exception] = []
 
     def follow() -> None:
         while not (done.is_set() and events.empty()):
             with contextlib.suppress(Empty):
-                teller.tell(pickle.loads(events.get(timeout=0.5)))
+                event = events.get(timeout=0.5)
+                try:
+                    teller.tell(pickle.loads(event))
+                except Exception as error:  # noqa: BLE001 - raised below, in the thread that can
+                    failures.append(error)
 
     thread = threading.Thread(target=follow, name="events", daemon=True)
     thread.start()
@@ -138,9 +147,11 @@ def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
         done.set()
         thread.join()
         events.shutdown(force=True)
+    if failures:
+        raise failures[0]
 
 
-def _run(trainer: TorchTrainer, teller: EventTeller) -> None:
+def _run(trainer: TorchTrainer) -> None:
     """Fit; Ctrl-C, which Ray takes to end the workers and then exits 0, stays Ctrl-C."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
@@ -150,23 +161,16 @@ def _run(trainer: TorchTrainer, teller: EventTeller) -> None:
         if error.code == 0:
             raise KeyboardInterrupt from error
         raise
-    except TrainingFailedError as error:
-        raise _explain(error, teller) from error
     finally:
         if in_main_thread:
             signal.signal(signal.SIGINT, before)
 
 
-def _explain(error: BaseException, teller: EventTeller) -> CatsdogsError:
-    """Find the cause that a worker gave, or say what is kept and how to go on."""
-    worker_failures: dict[int, Any] = getattr(error, "worker_failures", {})
-    for failure in worker_failures.values():
-        cause = getattr(failure, "base_exc", failure)
-        if isinstance(cause, CatsdogsError):
-            return cause
-    reason = str(next(iter(worker_failures.values()), error)).strip().splitlines()[-1]
+def _explain(error: TrainingFailedError, teller: EventTeller) -> CatsdogsError:
+    """Find the cause that a worker gave; say what is kept and how to go on."""
+    failure = next(iter(getattr(error, "worker_failures", {}).values()), error)
     kept = f"{teller.history.epoch} finished epochs are kept" if teller.history.epoch else "no epoch was finished"
-    return RunError(f"training failed: {reason}; {kept}; the same command with --name {teller.name} --resume goes on")
+    return data.explain(failure, "training", f"{kept}; the same command with --name {teller.name} --resume goes on")
 
 
 __all__ = ["TrainResult", "train"]

@@ -1,5 +1,6 @@
 """What every training worker runs: epochs of steps, then validation, then the epoch is kept."""
 
+import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,24 +13,37 @@ import torch
 import torch.distributed as dist
 
 from catsdogs import data, storage
-from catsdogs.errors import InputError
+from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.images import MAX_PIXELS
 from catsdogs.metrics import Sums
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions
+from catsdogs.progress import Message
 from catsdogs.schema import OK, PREDICTIONS
 from catsdogs.train.state import LEFT_OUT, EpochRow, parquet_bytes
 from catsdogs.train.step import learning_rate
-from catsdogs.train.worker import EpochFinished, LeftOut, RunSpec, Started, Worker, make_worker
+from catsdogs.train.worker import NUM_NAMED, EpochFinished, LeftOut, Refused, RunSpec, Started, Worker, make_worker
 
 
 def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> None:
     """Train from the last finished epoch to the last; what Ray Train starts on each worker."""
-    worker = make_worker(ray.get(loop_config["spec"]))
+    spec = ray.get(loop_config["spec"])
+    try:
+        _train(make_worker(spec))
+    except Exception as error:
+        reason = Message(f"worker {ray.train.get_context().get_world_rank()}: {type(error).__name__}: {error}")
+        spec.events.put(pickle.dumps(reason))
+        raise
+
+
+def _train(worker: Worker) -> None:
     config = worker.spec.config
     worker.tell(Started(list(worker.history.rows), worker.stepper.precision, worker.device.type))
     for epoch in range(worker.history.epoch + 1, config.epochs + 1):
         started = time.monotonic()
         trained = train_epoch(worker, epoch)
+        if refusal := _refusal(trained, epoch, config.peak_lr):  # on every worker alike
+            worker.tell(Refused(refusal))
+            return
         seconds = time.monotonic() - started
         validation, rows = validate(worker, epoch)
         row: EpochRow = {
@@ -46,14 +60,19 @@ def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> Non
         ray.train.report(row)
 
 
+def _refusal(trained: np.ndarray[Any, np.dtype[np.float64]], epoch: int, lr: float) -> CatsdogsError | None:
+    if not trained[2]:
+        return InputError("no training image can be decoded; check --data-dir")
+    if not np.isfinite(trained[0]):
+        return RunError(f"the loss is not finite in epoch {epoch}: start a new run with a lower --lr than {lr:g}")
+    return None
+
+
 def train_epoch(worker: Worker, epoch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Take every step of an epoch.
 
     Returns:
         float64 (3,): cross-entropy summed, rows right, rows; over all workers.
-
-    Raises:
-        InputError: no training image can be decoded.
     """
     plan, config = worker.plan, worker.spec.config
     batches = data.epoch_batches(
@@ -74,8 +93,6 @@ def train_epoch(worker: Worker, epoch: int) -> np.ndarray[Any, np.dtype[np.float
     if worker.world_size > 1:
         dist.all_reduce(totals)
     _tell_left_out(worker)
-    if not totals[2]:
-        raise InputError("no training image can be decoded; check --data-dir")
     return np.asarray(totals.cpu().numpy())
 
 
@@ -121,7 +138,19 @@ def validate(worker: Worker, epoch: int) -> tuple[Sums, pa.Table | None]:
         dist.all_reduce(vector)
     gathered = _gather(worker, own)
     rows = pa.concat_tables(gathered).sort_by("path") if gathered is not None else None
+    if rows is not None and not worker.told_unlabelled:
+        worker.told_unlabelled = True
+        _tell_unlabelled(worker, rows)
     return Sums.from_vector(vector.cpu().numpy(), len(class_names)), rows
+
+
+def _tell_unlabelled(worker: Worker, rows: pa.Table) -> None:
+    """Name the validation images that could not be decoded, once a start."""
+    failed = [row for row in rows.select(["path", "status", "error"]).to_pylist() if row["status"] != OK]
+    if failed:
+        worker.tell(Message(f"{len(failed)} validation images have no label and count as wrong"))
+    for row in failed[:NUM_NAMED]:
+        worker.tell(Message(f"  {row['path']}: {row['status']}, {row['error']}"))
 
 
 def _predict_own(worker: Worker, epoch: int) -> Iterator[pa.Table]:

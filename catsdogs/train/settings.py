@@ -13,7 +13,7 @@ from catsdogs.labels import check_same_classes
 from catsdogs.train.state import ARGS, LAST, STATE
 
 # What may differ when a run goes on.
-FREE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs"}
+FREE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -60,9 +60,9 @@ def take_over(config: TrainConfig, uri: str) -> TrainConfig:
         raise InputError(
             f"nothing to resume: {args} is not there; check --storage-path and --name, or leave out --resume"
         )
-    before: dict[str, Any] = yaml.safe_load(storage.read_bytes(args))
+    before = _read_args(args)
     _check_settings(config, before, uri)
-    return dataclasses.replace(config, precision=before["precision"], use_gpu=before["use_gpu"])
+    return dataclasses.replace(config, precision=before["precision"])
 
 
 def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
@@ -74,6 +74,16 @@ def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
     if storage.exists(storage.join(uri, LAST, STATE)):
         before, _ = checkpoint.read_config(storage.join(uri, LAST))
         check_same_classes(before, class_names, uri, "--data-dir")
+
+
+def _read_args(args: str) -> dict[str, Any]:
+    try:
+        before = yaml.safe_load(storage.read_bytes(args))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{args} is damaged: {error}; start a new run with another --name") from error
+    if not isinstance(before, dict) or not {"epochs", "precision"} <= before.keys():
+        raise InputError(f"{args}: expected the settings of a run, as catsdogs train writes them; start a new run")
+    return before
 
 
 def _check_settings(config: TrainConfig, before: dict[str, Any], uri: str) -> None:

@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 
 from catsdogs import report, storage
 from catsdogs.config import TrainConfig
+from catsdogs.errors import CatsdogsError
 from catsdogs.images import decode
 from catsdogs.labels import LabelledFiles
 from catsdogs.metrics import Sums
 from catsdogs.progress import Message, Progress, Step
 from catsdogs.train.settings import args_yaml
 from catsdogs.train.state import ARGS, LEFT_OUT, PREDICTIONS, REPORT, History, RunFolder
-from catsdogs.train.worker import EpochFinished, LeftOut, Started
+from catsdogs.train.worker import NUM_NAMED, EpochFinished, LeftOut, Refused, Started
 
 NUM_PICTURES = 24  # of a section of the report
-NAMED = 10  # left-out images in the log; all stand in a file
 
 
 class EventTeller:
@@ -30,6 +30,7 @@ class EventTeller:
         self.history = History()
         self.config = config
         self._folder = folder
+        self.refused: CatsdogsError | None = None
         self._num_starts = 0
 
     @property
@@ -46,6 +47,8 @@ class EventTeller:
             self.progress(Message(self._epoch_line()))
         elif isinstance(event, LeftOut):
             self._left_out(event)
+        elif isinstance(event, Refused):
+            self.refused = event.error
         elif isinstance(event, Step | Message):
             self.progress(event)
 
@@ -74,7 +77,7 @@ class EventTeller:
 
     def _left_out(self, event: LeftOut) -> None:
         self.progress(Message(f"left out {len(event.rows)} training images; all in {self._folder.path(LEFT_OUT)}"))
-        for path, status, error in event.rows[:NAMED]:
+        for path, status, error in event.rows[:NUM_NAMED]:
             self.progress(Message(f"  {path}: {status}, {error}"))
 
 

@@ -7,6 +7,7 @@ in the same order, and overwrites it.
 
 import csv
 import io
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class History:
 
 
 def _rank(row: EpochRow) -> tuple[float, float]:
-    return row["val_accuracy"], -row["val_loss"]
+    return row["val_accuracy"], -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,9 @@ class Stepper:
             float64 (3,): cross-entropy summed, rows right, rows.
         """
         num_rows = len(targets_N)
+        rows_everywhere = self._rows_everywhere(num_rows)
+        if not num_rows and not rows_everywhere.item():  # no worker has one: nothing to learn from
+            return torch.zeros(3, dtype=torch.float64, device=self.device)
         if not num_rows:  # DDP needs every worker's backward; this one weighs nothing
             side = self.preprocessing.img_size
             images_NHWC = torch.zeros((1, side, side, 3), dtype=torch.uint8, device=self.device)
@@ -72,7 +75,7 @@ class Stepper:
         logits_NK = self._forward(images_NHWC)
         smoothing = self.config.label_smoothing
         objective = F.cross_entropy(logits_NK, targets_N, reduction="sum", label_smoothing=smoothing)
-        weight = self.world_size / self._rows_everywhere(num_rows)
+        weight = self.world_size / rows_everywhere
         self._update(objective * weight * (num_rows > 0), lr)
         return _step_sums(logits_NK.detach(), targets_N, num_rows)
 
@@ -86,7 +89,7 @@ class Stepper:
         total = torch.tensor(float(num_rows), device=self.device)
         if self.world_size > 1:
             dist.all_reduce(total)
-        return total.clamp(min=1)
+        return total
 
     def _update(self, objective: torch.Tensor, lr: float) -> None:
         for group in self.optimizer.param_groups:

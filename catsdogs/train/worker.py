@@ -17,14 +17,15 @@ from torchvision.models import ResNet
 from catsdogs import data, storage
 from catsdogs.checkpoint import load_state
 from catsdogs.config import TrainConfig
-from catsdogs.errors import InputError
-from catsdogs.model import build, freeze_backbone, resolve_precision
+from catsdogs.errors import CatsdogsError, InputError
+from catsdogs.model import build, compute_exactly, freeze_backbone, resolve_precision
 from catsdogs.predict import set_threads
 from catsdogs.progress import Step
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
 from catsdogs.train.step import Stepper, make_optimizer
 
 TELL_EVERY_S = 1.0
+NUM_NAMED = 10  # bad images in the log; all stand in a file
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class LeftOut:
     """Training images that could not be decoded: path, status, error."""
 
     rows: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """No worker can go on, and none could after a restart."""
+
+    error: CatsdogsError
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Worker:
     history: History = field(default_factory=History)
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
     told_left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    told_unlabelled: bool = False
     told_at: float = 0.0
 
     @property
@@ -141,6 +150,8 @@ def _make_stepper(spec: RunSpec, device: torch.device, world_size: int) -> Stepp
     model = build(len(spec.folder.class_names), spec.config.seed)
     initial = ray.get(spec.initial_state)
     load_state(model, {name: torch.tensor(array) for name, array in initial.items()}, "the initial weights")
+    precision = resolve_precision(spec.config.precision, device)
+    compute_exactly(precision, device)
     if spec.config.freeze == "backbone":
         freeze_backbone(model)
     model = model.to(device=device, memory_format=torch.channels_last)
@@ -154,6 +165,6 @@ def _make_stepper(spec: RunSpec, device: torch.device, world_size: int) -> Stepp
         config=spec.config,
         preprocessing=spec.folder.preprocessing,
         device=device,
-        precision=resolve_precision(spec.config.precision, device),
+        precision=precision,
         world_size=world_size,
     )

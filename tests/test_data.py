@@ -1,0 +1,43 @@
+"""What Ray makes of our errors and of a machine's CPUs."""
+
+import pytest
+import ray.data
+
+from catsdogs import data
+from catsdogs.data import runtime
+from catsdogs.errors import RunError
+
+
+def raise_ours(_):
+    raise RunError("the S3 credentials are expired: renew them")
+
+
+def test_our_error_comes_back_out_of_a_task(ray_cluster):
+    data.start_ray()
+    with pytest.raises(Exception, match="expired") as caught:
+        ray.data.range(1).map_batches(raise_ours).materialize()
+    explained = data.explain(caught.value, "scoring", "2 finished parts are kept")
+    assert type(explained) is RunError
+    assert str(explained) == "the S3 credentials are expired: renew them; 2 finished parts are kept"
+
+
+def test_other_errors_keep_their_last_line():
+    assert str(data.explain(AssertionError(), "scoring", "kept")) == "scoring failed: AssertionError; kept"
+
+
+@pytest.mark.parametrize("nodes", [[1], [2], [2, 2], [1, 1], [0, 8], [16]])
+@pytest.mark.parametrize("num_models", [1, 2, 4, 8, 64])
+def test_a_decoding_task_fits_beside_the_models_of_every_machine(monkeypatch, nodes, num_models):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": n} if n else {}} for n in nodes])
+    share = runtime.share_cpus(num_models)
+    with_cpus = [n for n in nodes if n]
+    here = -(-num_models // len(with_cpus))
+    assert share.model > 0
+    assert share.model != share.decode
+    assert here * share.model + share.decode <= min(with_cpus)
+
+
+@pytest.mark.parametrize(("use_gpu", "expected"), [("auto", False), ("false", False)])
+def test_without_gpus_auto_takes_the_cpu(monkeypatch, use_gpu, expected):
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    assert runtime.resolve_use_gpu(use_gpu, 1) is expected
