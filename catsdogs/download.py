@@ -24,7 +24,6 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from catsdogs.errors import InputError, RunError
 
-DEFAULT_URL = "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip"
 TIMEOUT_S = 30.0  # of each connect and read
 CHUNK_BYTES = 1 << 20
 MAX_DOWNLOAD_BYTES = 2 << 30

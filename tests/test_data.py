@@ -8,12 +8,12 @@ from catsdogs.data import runtime
 from catsdogs.errors import RunError
 
 
-def raise_ours(_):
-    raise RunError("the S3 credentials are expired: renew them")
-
-
 def test_our_error_comes_back_out_of_a_task(ray_cluster):
     data.start_ray()
+
+    def raise_ours(_):
+        raise RunError("the S3 credentials are expired: renew them")
+
     with pytest.raises(Exception, match="expired") as caught:
         ray.data.range(1).map_batches(raise_ours).materialize()
     explained = data.explain(caught.value, "scoring", "2 finished parts are kept")

@@ -724,7 +724,8 @@ def test_s3_write_read_list_remove(bucket):
 
 
 def test_a_missing_bucket_cannot_be_written_to(bucket):
-    assert storage.list_names("s3://no-such-bucket-here/x") == []
+    with pytest.raises(InputError, match="no such bucket"):
+        storage.list_names("s3://no-such-bucket-here/x")
     with pytest.raises(RunError, match="cannot write s3://no-such-bucket-here/x"):
         storage.write_bytes("s3://no-such-bucket-here/x", b"")
 

@@ -108,7 +108,7 @@ def share_cpus(num_models: int) -> CpuShare:
     smallest = min((cpus for node in ray.nodes() if (cpus := _cpus(node))), default=1.0)
     here = math.ceil(num_models / num_nodes())
     models = 0.9 * min(float(here), max(smallest - 1, smallest / 2))
-    model = max(0.01, math.floor(models / here * 100) / 100)
+    model = max(1e-4, math.floor(models / here * 1e4) / 1e4)  # Ray counts in ten-thousandths
     return CpuShare(model=model, decode=min(1.0, smallest / 2), free=smallest - model * here)
 
 
@@ -148,7 +148,7 @@ def explain(error: BaseException, what: str, kept: str) -> CatsdogsError:
     while cause is not None:
         inner: BaseException | None = getattr(cause, "cause", None) or getattr(cause, "base_exc", None)
         if isinstance(cause, CatsdogsError) and inner is None:
-            return type(cause)(f"{cause}; {kept}")
+            return type(cause)(f"{str(cause).splitlines()[0]}; {kept}")  # Ray Data adds lines on retries
         cause = inner or cause.__cause__
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return RunError(f"{what} failed: {reason[-1]}; {kept}")

@@ -102,5 +102,5 @@ def check_credentials(error: BaseException) -> None:
     if code in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
         raise RunError(
             f"the S3 credentials are missing, wrong or expired ({code or type(cause).__name__}): renew them "
-            "in the standard AWS chain (environment, ~/.aws, instance profile) and run the same command again"
+            "in the standard AWS chain (environment, ~/.aws, instance profile) and run again"
         ) from error

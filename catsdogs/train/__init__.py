@@ -152,13 +152,13 @@ def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
 
 
 def _run(trainer: TorchTrainer) -> None:
-    """Fit; Ctrl-C, which Ray takes to end the workers and then exits 0, stays Ctrl-C."""
+    """Fit; Ctrl-C, at which Ray ends the workers and then exits, stays Ctrl-C."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except SystemExit as error:
-        if error.code == 0:
+        if type(error) is SystemExit:  # not the subclass that SIGTERM raises
             raise KeyboardInterrupt from error
         raise
     finally:
