@@ -23,10 +23,10 @@ from ray.scripts import scripts as ray_scripts
 
 import catsdogs
 from catsdogs import cli, config
+from catsdogs.data import start_ray
 from catsdogs.schema import PREDICTIONS, STATUSES
 
 REPO = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 TEXT = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 CONFIGS = {
@@ -221,11 +221,12 @@ def work(red_blue_root, ray_cluster, tmp_path_factory):
     data = folder / typed[1][typed[1].index("--data-dir") + 1]
     shutil.copytree(red_blue_root, data)
     (data / "validation" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    for arguments in typed[1:]:
-        tiny = [word for pair in TINY.items() for word in pair] if arguments[0] == "train" else []
-        command = [BIN / "catsdogs", *arguments, *tiny]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+    start_ray()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for arguments in typed[1:]:
+            tiny = [word for pair in TINY.items() for word in pair] if arguments[0] == "train" else []
+            assert cli.main([*arguments, *tiny]) == 0
     return folder
 
 
