@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from catsdogs import checkpoint, data, metrics, storage
@@ -13,7 +12,7 @@ from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, in_order_of, list_evaluation
 from catsdogs.progress import Message, Progress, Step, silent
-from catsdogs.schema import OK
+from catsdogs.schema import OK, parquet_bytes
 from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.write import file_metadata
 
@@ -72,7 +71,6 @@ def _tell_failed(predictions: pa.Table, progress: Progress) -> None:
 
 
 def _write(config: EvaluateConfig, predictions: pa.Table, result: dict[str, Any], model: checkpoint.Checkpoint) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(predictions.replace_schema_metadata(file_metadata(model)), sink)
-    storage.write_bytes(storage.join(config.output, PREDICTIONS), bytes(sink.getvalue()))
+    content = parquet_bytes(predictions.replace_schema_metadata(file_metadata(model)))
+    storage.write_bytes(storage.join(config.output, PREDICTIONS), content)
     storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())

@@ -1,6 +1,7 @@
 """Columns and types of the Parquet output; the words of its `status` column."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 OK = "ok"
 STATUSES = (
@@ -44,3 +45,10 @@ FILES = pa.schema(
 
 # One listed file with the index of its class.
 LABELLED_FILES = FILES.append(pa.field("true_index", pa.int32(), nullable=False))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Lay a table out as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())

@@ -12,6 +12,7 @@ from catsdogs import storage
 from catsdogs.images import Decoded, Preprocessing, augment, decode
 from catsdogs.schema import OK
 
+PREFETCH = 4  # decoded batches that wait for the model
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 

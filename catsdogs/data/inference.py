@@ -7,10 +7,8 @@ import ray.data
 from ray.data import DataContext, Dataset
 
 from catsdogs import storage
-from catsdogs.data.decode import DecodeForInference
+from catsdogs.data.decode import PREFETCH, DecodeForInference
 from catsdogs.data.runtime import quiet_datasets
-
-PREFETCH = 4  # decoded batches that wait for the model
 
 
 def inference_batches(files: pa.Table, batch_size: int) -> list[pa.Table]:

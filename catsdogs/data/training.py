@@ -9,11 +9,10 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-from catsdogs.data.decode import DecodeForTraining
+from catsdogs.data.decode import PREFETCH, DecodeForTraining
 from catsdogs.data.runtime import quiet_datasets
 from catsdogs.images import MAX_PIXELS, Preprocessing
 
-PREFETCH = 4  # decoded batches that wait for the model
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 

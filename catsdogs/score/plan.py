@@ -17,7 +17,7 @@ from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
 from catsdogs.progress import Message, Progress
-from catsdogs.schema import FILES
+from catsdogs.schema import FILES, parquet_bytes
 
 MANIFEST = "_manifest"
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".txt")
@@ -117,6 +117,4 @@ def _shard_bytes(entries: list[storage.Entry], shard: int) -> bytes:
         [e.version for e in entries],
         [shard] * len(entries),
     ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=PLANNED), sink)
-    return bytes(sink.getvalue())
+    return parquet_bytes(pa.table(columns, schema=PLANNED))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from catsdogs import __version__, storage
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.errors import RunError
-from catsdogs.schema import OK, PREDICTIONS
+from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
 from catsdogs.score.plan import Plan, part_name
 
 RUN, SUMMARY, SUCCESS, REPORT, STATS = "_run.json", "_summary.json", "_SUCCESS", "_report.html", "_stats"
@@ -25,7 +25,7 @@ class PartWriter:
         self._output = output
         self._sizes = plan.sizes
         self._open: dict[int, list[pa.Table]] = {}
-        self._schema = PREDICTIONS.with_metadata(file_metadata(model))
+        self._metadata = file_metadata(model)
         self.num_rows = 0
         self.num_parts = 0
         self.by_status: Counter[str] = Counter()
@@ -55,10 +55,10 @@ class PartWriter:
 
     def _write(self, shard: int, table: pa.Table) -> None:
         table = table.sort_by("path").cast(PREDICTIONS)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata(self._schema.metadata), sink)
         name = part_name(shard)
-        storage.write_bytes(storage.join(self._output, name), bytes(sink.getvalue()))
+        storage.write_bytes(
+            storage.join(self._output, name), parquet_bytes(table.replace_schema_metadata(self._metadata))
+        )
         statuses = Counter(table["status"].to_pylist())
         record = {"part": name, "rows": table.num_rows, "by_status": statuses}
         storage.write_bytes(

@@ -18,8 +18,8 @@ from catsdogs.images import MAX_PIXELS
 from catsdogs.metrics import Sums
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions
 from catsdogs.progress import Message
-from catsdogs.schema import OK, PREDICTIONS
-from catsdogs.train.state import LEFT_OUT, EpochRow, parquet_bytes
+from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
+from catsdogs.train.state import LEFT_OUT, EpochRow
 from catsdogs.train.step import learning_rate
 from catsdogs.train.worker import NUM_NAMED, EpochFinished, LeftOut, Refused, RunSpec, Started, Worker, make_worker
 

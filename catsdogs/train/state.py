@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torchvision.models import ResNet
 
 from catsdogs import checkpoint, storage
 from catsdogs.errors import RunError
 from catsdogs.images import Preprocessing
+from catsdogs.schema import parquet_bytes
 
 SUMMARY_COLUMNS = (
     "epoch",
@@ -112,10 +112,3 @@ def summary_csv(history: History) -> bytes:
     for row in history.rows:
         writer.writerow({name: f"{row[name]:.6g}" if name != "epoch" else int(row[name]) for name in SUMMARY_COLUMNS})
     return text.getvalue().encode()
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Lay a table out as a Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue())
