@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torchvision.models import ResNet, ResNet50_Weights
 
 from catsdogs import storage
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.model import HEAD, build
+from catsdogs.vision import ResNet, ResNet50_Weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 StateDict = dict[str, torch.Tensor]

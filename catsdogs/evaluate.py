@@ -14,7 +14,7 @@ from catsdogs.labels import check_same_classes, in_order_of, list_evaluation
 from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.schema import OK, parquet_bytes
 from catsdogs.score.classify import ClassifyOptions, classified
-from catsdogs.score.write import file_metadata
+from catsdogs.score.parts import file_metadata
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 

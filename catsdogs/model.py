@@ -9,8 +9,8 @@ from typing import Literal, cast
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet, resnet50
-from torchvision.models.resnet import Bottleneck
+
+from catsdogs.vision import Bottleneck, ResNet, resnet50
 
 HEAD = "fc"
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torchvision.models import ResNet
 
 from catsdogs import storage
 from catsdogs.images import Preprocessing, normalize
 from catsdogs.model import compute_exactly, for_inference, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS
+from catsdogs.vision import ResNet
 
 BATCH_SIZE = 32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
 Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]

@@ -8,10 +8,10 @@ from math import exp, log, sqrt
 import numpy as np
 import torch
 from torch.nn.functional import affine_grid, grid_sample
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from catsdogs.errors import InputError
 from catsdogs.images.preprocess import Pixels, to_pixels, to_tensor
+from catsdogs.vision import InterpolationMode, functional
 
 # A quarter of the area at least, where training from scratch on ImageNet takes 0.08 (Szegedy et al. 2015,
 # "Going deeper with convolutions", section 6): with few images and few epochs, a crop that misses the animal

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision.io  # noqa: F401 registers torch.ops.image
 
+import catsdogs.vision  # noqa: F401 registers torch.ops.image
 from catsdogs.images.formats import JpegHeader, ends_early, read_jpeg_header, read_size, sniff
 from catsdogs.images.pillow import open_image, read_rgb, stored_size
 

@@ -10,9 +10,9 @@ from math import floor, isfinite
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from catsdogs.errors import InputError
+from catsdogs.vision import InterpolationMode, functional
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -21,7 +21,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torchvision.models import ResNet
 
 from catsdogs import checkpoint, data, storage
 from catsdogs.config import TrainConfig
@@ -35,6 +34,7 @@ from catsdogs.train.loop import train_loop_per_worker
 from catsdogs.train.show import EventTeller, write_report
 from catsdogs.train.state import ARGS, RunFolder
 from catsdogs.train.worker import RunSpec
+from catsdogs.vision import ResNet
 
 
 @dataclass(frozen=True)

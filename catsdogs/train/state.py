@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torchvision.models import ResNet
 
 from catsdogs import checkpoint, storage
 from catsdogs.errors import RunError
 from catsdogs.images import Preprocessing
 from catsdogs.schema import parquet_bytes
+from catsdogs.vision import ResNet
 
 SUMMARY_COLUMNS = (
     "epoch",

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import ResNet
 
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing, normalize
 from catsdogs.model import parameter_groups, training_mode
+from catsdogs.vision import ResNet
 
 MOMENTUM = 0.9
 

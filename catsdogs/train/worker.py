@@ -12,7 +12,6 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.util.queue import Queue
-from torchvision.models import ResNet
 
 from catsdogs import data, storage
 from catsdogs.checkpoint import load_state
@@ -23,6 +22,7 @@ from catsdogs.predict import set_threads
 from catsdogs.progress import Step
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
 from catsdogs.train.step import Stepper, make_optimizer
+from catsdogs.vision import ResNet
 
 TELL_EVERY_S = 1.0
 NUM_NAMED = 10  # bad images in the log; all stand in a file
