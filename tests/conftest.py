@@ -22,6 +22,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from benchmarks.fault_proxy import FaultProxy
 from catsdogs import checkpoint
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
@@ -31,23 +32,27 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 CLASSES = ("blue", "red")
 IMG_SIZE = 32
+REAL_BUCKET = os.environ.get("CATSDOGS_TEST_BUCKET", "")  # of MinIO, Ceph or AWS, through the AWS variables set
 
 
 def pytest_configure() -> None:
     """Set what every process of the tests inherits, Ray's workers too; before Ray is imported, which reads it."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
-        del os.environ[name]
+        if not (REAL_BUCKET and name.startswith("AWS_")):
+            del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="catsdogs-tests-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     (home / "auth_token").write_text("a-token-of-the-tests-" + "0" * 43)
     (home / "auth_token").chmod(0o600)
-    os.environ |= {
+    moto = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": str(home / "absent"),
         "AWS_SHARED_CREDENTIALS_FILE": str(home / "absent"),
+    }
+    os.environ |= ({} if REAL_BUCKET else moto) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / "auth_token"),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -56,35 +61,66 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """Serve S3 over HTTP on loopback."""
+def s3_server() -> Iterator[str | None]:
+    """Serve S3 over HTTP on loopback; None where CATSDOGS_TEST_BUCKET names a bucket of a real store."""
+    if REAL_BUCKET:
+        yield None
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    os.environ["AWS_ENDPOINT_URL_S3"] = f"http://{host}:{port}"
-    yield os.environ["AWS_ENDPOINT_URL_S3"]
+    yield f"http://{host}:{port}"
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def _s3_proxy(s3_server: str | None) -> Iterator[FaultProxy | None]:
+    if s3_server is None:
+        yield None
+        return
+    with FaultProxy(s3_server) as proxy:
+        os.environ["AWS_ENDPOINT_URL_S3"] = proxy.endpoint
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(_s3_proxy: FaultProxy | None) -> str | None:
+    """Name the endpoint that the code under test talks to: the store, behind a proxy that can inject faults."""
+    return _s3_proxy.endpoint if _s3_proxy else os.environ.get("AWS_ENDPOINT_URL_S3")
+
+
 @pytest.fixture
-def bucket(s3_endpoint: str) -> Iterator[str]:
-    """Make a bucket for one test; `s3://{bucket}/...` is read through the endpoint of the environment."""
-    client = boto3.client("s3", endpoint_url=s3_endpoint)
-    name = f"bucket-{time.monotonic_ns()}"
-    client.create_bucket(Bucket=name)
-    yield name
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+def s3_proxy(_s3_proxy: FaultProxy | None) -> Iterator[FaultProxy]:
+    """Inject faults between the code under test and the store for one test."""
+    if _s3_proxy is None:
+        pytest.skip("the store is a real one")
+    _s3_proxy.reset()
+    yield _s3_proxy
+    _s3_proxy.reset()
+
+
+@pytest.fixture
+def bucket(s3_server: str | None, s3_endpoint: str | None) -> Iterator[str]:
+    """Name a bucket for one test, or a prefix of a real one; `s3://{bucket}/...` is read through the endpoint."""
+    client = boto3.client("s3", endpoint_url=s3_server)
+    name, prefix = REAL_BUCKET or f"bucket-{time.monotonic_ns()}", f"test-{time.time_ns()}" if REAL_BUCKET else ""
+    if not REAL_BUCKET:
+        client.create_bucket(Bucket=name)
+    yield f"{name}/{prefix}".rstrip("/")
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name, Prefix=prefix):
         if keys := [{"Key": item["Key"]} for item in page.get("Contents", ())]:
             client.delete_objects(Bucket=name, Delete={"Objects": keys})
-    client.delete_bucket(Bucket=name)
+    if not REAL_BUCKET:
+        client.delete_bucket(Bucket=name)
     client.close()
 
 
 @pytest.fixture
-def put(bucket: str, s3_endpoint: str) -> Iterator:
+def put(bucket: str, s3_server: str | None) -> Iterator:
     """Put objects into the test's bucket: put(key, content)."""
-    client = boto3.client("s3", endpoint_url=s3_endpoint)
-    yield lambda key, content: client.put_object(Bucket=bucket, Key=key, Body=content)
+    client = boto3.client("s3", endpoint_url=s3_server)
+    name, _, prefix = bucket.partition("/")
+    yield lambda key, content: client.put_object(Bucket=name, Key=f"{prefix}/{key}".lstrip("/"), Body=content)
     client.close()
 
 

@@ -1,0 +1,1 @@
+"""Measurements of the package; each prints or writes its own table."""
