@@ -6,7 +6,7 @@ is, absolute; a name that is not UTF-8 stands as a `file://` URI with its bytes 
 """
 
 from catsdogs.storage.listing import EXTENSIONS, Entry, Listing, is_hidden, is_image
-from catsdogs.storage.reading import Fetched, fetch, read_bytes
+from catsdogs.storage.reading import Fetched, fetch, read_bytes, read_versioned
 from catsdogs.storage.uris import (
     absolute,
     arrow_filesystem,
@@ -18,7 +18,7 @@ from catsdogs.storage.uris import (
     local_path,
     parent_name,
 )
-from catsdogs.storage.writing import make_folder, remove, write_bytes
+from catsdogs.storage.writing import create_bytes, remove, remove_temporaries, replace_bytes, write_bytes
 
 __all__ = [
     "EXTENSIONS",
@@ -27,6 +27,7 @@ __all__ = [
     "Listing",
     "absolute",
     "arrow_filesystem",
+    "create_bytes",
     "exists",
     "fetch",
     "fs_path",
@@ -36,9 +37,11 @@ __all__ = [
     "join",
     "list_names",
     "local_path",
-    "make_folder",
     "parent_name",
     "read_bytes",
+    "read_versioned",
     "remove",
+    "remove_temporaries",
+    "replace_bytes",
     "write_bytes",
 ]

@@ -14,7 +14,8 @@ from typing import Any
 
 from catsdogs.errors import InputError
 from catsdogs.progress import Progress, Step, silent
-from catsdogs.storage.s3 import list_objects, split_s3
+from catsdogs.storage.objects import list_objects
+from catsdogs.storage.s3 import split_s3
 from catsdogs.storage.uris import (
     filesystem,
     folder_name,
@@ -54,6 +55,7 @@ class Listing:
     """The image files under `root`, listed while it is iterated over; the rest is known afterwards.
 
     Attributes:
+        start_after: a path of an earlier listing; only files that come after it are listed.
         folders: names of folders at most two levels under the root, relative to it, hidden ones left out.
         unlisted: what could not be listed, with the reason.
     """
@@ -63,6 +65,7 @@ class Listing:
     folders: set[str] = field(default_factory=set)
     unlisted: dict[str, str] = field(default_factory=dict)
     num_files: int = 0
+    start_after: str = ""
 
     def __iter__(self) -> Iterator[Entry]:
         """List the files.
@@ -98,9 +101,11 @@ class Listing:
     def _local(self) -> Iterator[Entry]:
         path = local_path(self.root)
         if os.path.isfile(path):
-            yield _local_entry(path, os.stat(path))
+            if not self.start_after:
+                yield _local_entry(path, os.stat(path))
         elif os.path.isdir(path):
-            yield from _LocalWalk(self, os.path.realpath(path)).walk(path, [])
+            start_after = local_path(self.start_after) if self.start_after else b""
+            yield from _LocalWalk(self, os.path.realpath(path), start_after).walk(path, [])
         else:
             raise InputError(f"no such file or folder: {self.root}")
 
@@ -108,7 +113,7 @@ class Listing:
         bucket, prefix = split_s3(self.root)
         prefix = f"{prefix}/" if prefix else ""
         found = False
-        for item in list_objects(self.root, bucket, prefix):
+        for item in list_objects(self.root, bucket, prefix, split_s3(self.start_after)[1] if self.start_after else ""):
             found = True
             *parts, name = item["Key"][len(prefix) :].split("/")
             if any(is_hidden(part) for part in parts):
@@ -116,7 +121,7 @@ class Listing:
             self._note_folder(parts)
             if is_image(name):
                 yield _s3_entry(bucket, item)
-        if not found:
+        if not found and not self.start_after:
             yield from (_s3_entry(bucket, item) for item in self._s3_single(bucket, prefix[:-1]))
 
     def _s3_single(self, bucket: str, key: str) -> Iterator[dict[str, Any]]:
@@ -136,8 +141,9 @@ class Listing:
             *parts, name = path[len(root) + 1 :].split("/") if path != root else [path.rpartition("/")[2]]
             if not any(is_hidden(part) for part in parts):
                 self._note_folder(parts)
-                if is_image(name):
-                    yield Entry(fs.unstrip_protocol(path), found[path].get("size"))
+                uri = fs.unstrip_protocol(path)
+                if is_image(name) and uri > self.start_after:
+                    yield Entry(uri, found[path].get("size"))
 
 
 def _local_entry(path: bytes, found: os.stat_result) -> Entry:
@@ -150,6 +156,7 @@ class _LocalWalk:
 
     listing: Listing
     root: bytes
+    start_after: bytes
     followed: list[bytes] = field(default_factory=list)
 
     def walk(self, folder: bytes, parts: list[str]) -> Iterator[Entry]:
@@ -174,6 +181,8 @@ class _LocalWalk:
                 yield from self._file(item)
 
     def _file(self, item: os.DirEntry[bytes]) -> Iterator[Entry]:
+        if item.path <= self.start_after:
+            return
         try:
             found = os.stat(item.path)
         except OSError:  # reading it will say why

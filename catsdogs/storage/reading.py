@@ -1,47 +1,53 @@
 """Image files -> bytes, or a reason why not.
 
-Every file is read by one request. A reason is a status of the output: `not_found`, `access_denied`, `changed`
-(another size, etag or modification time than was listed), `read_error`. Missing or expired credentials stop
-the job instead: they say nothing about an image.
+Every file is read by one request, and again where that broke off. A reason is a status of the output: `not_found`,
+`access_denied`, `changed` (another size, etag or modification time than was listed), `read_error`. Missing or expired
+credentials and a store that does not answer stop the job instead: they say nothing about an image.
 """
 
 import asyncio
+import hashlib
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from fsspec.asyn import sync
 
 from catsdogs.errors import InputError
 from catsdogs.storage.listing import Entry
-from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, get_object, split_s3
+from catsdogs.storage.objects import get_object, read_object
+from catsdogs.storage.s3 import MISSING, REFUSED, STORE_ERRORS, check_credentials, code_of, split_s3, wait_for
 from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
 
+NOWHERE = MISSING | {"NoSuchBucket"}
 READS_IN_FLIGHT = 32  # of one process; S3 answers a GET in tens of milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The content of one file, or why there is none."""
+    """The content of one file, or why there is none.
+
+    Attributes:
+        version: of what was read, as an `Entry` has it.
+        retries: how often reading was tried again.
+    """
 
     status: str
     image_bytes: bytes | None = None
     error: str | None = None
+    version: str | None = None
+    retries: int = 0
 
 
 def fetch(entries: Sequence[Entry]) -> list[Fetched]:
     """Read files as they were listed, many at once where they are far.
 
     Raises:
-        RunError: the credentials are missing, wrong or expired.
+        RunError: the credentials are missing, wrong or expired, or the store does not answer.
     """
     remote = [entry for entry in entries if entry.path.startswith("s3://")]
     if not remote:
         return [_fetch_local(entry) if is_local(entry.path) else _fetch_other(entry) for entry in entries]
-    fs = filesystem("s3://")
-    bodies = dict(zip([e.path for e in remote], sync(fs.loop, _fetch_many, fs, remote), strict=True))
+    bodies = dict(zip([entry.path for entry in remote], wait_for(_fetch_many, remote), strict=True))
     return [bodies[entry.path] if entry.path in bodies else fetch([entry])[0] for entry in entries]
 
 
@@ -50,7 +56,7 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         InputError: it is not there or may not be read.
-        RunError: the credentials are missing, wrong or expired.
+        RunError: as `fetch` does.
     """
     fetched = fetch([Entry(path=uri)])[0]
     if fetched.image_bytes is None:
@@ -58,13 +64,44 @@ def read_bytes(uri: str) -> bytes:
     return fetched.image_bytes
 
 
+def read_versioned(uri: str) -> tuple[bytes, str] | None:
+    """Read a whole small file and name its version, for `replace_bytes`; None where nothing is there.
+
+    Raises:
+        InputError: it may not be read.
+        RunError: as `fetch` does.
+    """
+    try:
+        if is_local(uri):
+            content, found = _read_local(uri)
+            return content, local_version(found)
+        if uri.startswith("s3://"):
+            return read_object(*split_s3(uri))
+        content = filesystem(uri).cat_file(fs_path(uri))
+        return content, hashlib.sha256(content).hexdigest()
+    except (*STORE_ERRORS, ValueError) as error:
+        check_credentials(error)
+        if _status(error) == "not_found":
+            return None
+        raise InputError(f"cannot read {uri}: {_words(error)}") from error
+
+
+def local_version(found: os.stat_result) -> str:
+    """Name the version of a local file; one that replaces it is another."""
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+def _read_local(uri: str) -> tuple[bytes, os.stat_result]:
+    with open(local_path(uri), "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("not a regular file")
+        return file.read(), found
+
+
 def _fetch_local(entry: Entry) -> Fetched:
     try:
-        with open(local_path(entry.path), "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                return Fetched("read_error", error="not a regular file")
-            content = file.read()
+        content, found = _read_local(entry.path)
     except (OSError, ValueError) as error:  # a ValueError: the name holds a zero byte
         return Fetched(_status(error), error=_words(error))
     return _unchanged(entry, content, str(found.st_mtime_ns))
@@ -84,37 +121,45 @@ def _fetch_other(entry: Entry) -> Fetched:
     return _unchanged(entry, content, entry.version)
 
 
-async def _fetch_many(fs: Any, entries: Sequence[Entry]) -> list[Fetched]:
+async def _fetch_many(entries: Sequence[Entry]) -> list[Fetched]:
     gate = asyncio.Semaphore(READS_IN_FLIGHT)
 
     async def one(entry: Entry) -> Fetched:
         async with gate:
-            return await _fetch_s3(fs, entry)
+            return await _fetch_s3(entry)
 
-    return await asyncio.gather(*map(one, entries))
-
-
-async def _fetch_s3(fs: Any, entry: Entry) -> Fetched:
+    reads = [asyncio.create_task(one(entry)) for entry in entries]
     try:
-        content, etag = await get_object(fs, *split_s3(entry.path))
+        return await asyncio.gather(*reads)
+    except BaseException:  # the job stops: nobody waits for the other files
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+        raise
+
+
+async def _fetch_s3(entry: Entry) -> Fetched:
+    try:
+        content, etag, retries = await get_object(*split_s3(entry.path), entry.size_bytes, entry.version)
     except STORE_ERRORS as error:
         check_credentials(error)
         return Fetched(_status(error), error=_words(error))
-    return _unchanged(entry, content, etag)
+    return _unchanged(entry, content, etag, retries)
 
 
-def _unchanged(entry: Entry, content: bytes, version: str | None) -> Fetched:
+def _unchanged(entry: Entry, content: bytes, version: str | None, retries: int = 0) -> Fetched:
     if entry.size_bytes is not None and len(content) != entry.size_bytes:
-        return Fetched("changed", error=f"has {len(content)} bytes, was listed with {entry.size_bytes}")
+        reason = f"has {len(content)} bytes, was listed with {entry.size_bytes}"
+        return Fetched("changed", error=reason, retries=retries)
     if entry.version is not None and version != entry.version:
-        return Fetched("changed", error="replaced since it was listed")
-    return Fetched("ok", content)
+        return Fetched("changed", error="replaced since it was listed", retries=retries)
+    return Fetched("ok", content, version=version, retries=retries)
 
 
 def _status(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or code_of(error) in NOWHERE:
         return "not_found"
-    return "access_denied" if isinstance(error, PermissionError) else "read_error"
+    return "access_denied" if isinstance(error, PermissionError) or code_of(error) in REFUSED else "read_error"
 
 
 def _words(error: BaseException) -> str:

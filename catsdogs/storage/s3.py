@@ -1,7 +1,9 @@
-"""S3's own calls, through s3fs: a listing page by page, one GET an object, whose fault an error is."""
+"""Requests to S3, and whose fault an error is.
 
-import asyncio
-from collections.abc import Iterator
+s3fs holds the session and the client; every request goes through `request`, the only one that repeats any.
+"""
+
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import fsspec
@@ -14,17 +16,26 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
+from fsspec.asyn import sync
 
-from catsdogs.errors import InputError, RunError
+from catsdogs.errors import RunError
+from catsdogs.storage.retrying import retried
 
 # What a call to a store raises: s3fs translates most of botocore's errors into OSErrors.
 STORE_ERRORS = (OSError, ClientError, BotoCoreError)
 # A process reads 32 images at once and still lists and writes.
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
-    "config_kwargs": {"max_pool_connections": 64, "retries": {"mode": "standard", "max_attempts": 8}},
+    "config_kwargs": {
+        "max_pool_connections": 64,
+        "connect_timeout": 10,
+        "read_timeout": 20,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+    },
 }
-BODY_TRIES = 4  # a body that breaks off is read again from its beginning
+MISSING = {"404", "NoSuchKey", "NotFound"}
+REFUSED = {"403", "AccessDenied", "AllAccessDisabled", "Forbidden"}
+Response = dict[str, Any]
 CREDENTIAL_CODES = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -49,46 +60,40 @@ def split_s3(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def list_objects(uri: str, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """List every object under a prefix, a page of 1,000 at a time.
+def code_of(error: BaseException) -> str:
+    """Name an answer's error, or nothing where there was no answer."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | None = None, **parameters: Any) -> Any:
+    """Make one request of a bucket, again where that may help.
+
+    Args:
+        operation: a method of the S3 client, such as get_object.
+        read: what to make of the answer while its connection is open.
+
+    Returns:
+        What `read` made of it, else the answer; and how often it was asked again.
 
     Raises:
-        InputError: the bucket is not there or may not be listed.
-        RunError: the credentials are missing, wrong or expired.
+        OSError, ClientError, BotoCoreError: as the client raises them.
+        RunError: the store does not answer.
     """
-    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
     fs = fsspec.filesystem("s3", **S3_OPTIONS)
-    while True:
-        try:
-            page = fs.call_s3("list_objects_v2", **request)
-        except STORE_ERRORS as error:
-            check_credentials(error)
-            raise InputError(f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint") from error
-        yield from page.get("Contents", ())
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+    bucket = parameters["Bucket"]
+    await fs.set_session()
+    client = await fs.get_s3(bucket)
+
+    async def ask(_: int) -> Any:
+        response: Response = await getattr(client, operation)(**parameters)
+        return response if read is None else await read(response)
+
+    return await retried(ask, lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1))
 
 
-async def get_object(fs: Any, bucket: str, key: str) -> tuple[bytes, str]:
-    """Read one object whole; its content and etag.
-
-    Raises:
-        OSError, ClientError, BotoCoreError: as s3fs raises them, or the body broke off every time.
-    """
-    reason: object = "fewer bytes than announced"
-    for attempt in range(BODY_TRIES):
-        await asyncio.sleep(0.1 * (2**attempt - 1))
-        response = await fs._call_s3("get_object", Bucket=bucket, Key=key)
-        try:
-            async with response["Body"] as body:
-                content: bytes = await body.read()
-        except Exception as error:  # noqa: BLE001 - the HTTP client's errors are not botocore's
-            reason = error
-        else:
-            if len(content) == response.get("ContentLength", len(content)):
-                return content, response["ETag"].strip('"')
-    raise OSError(f"the body broke off {BODY_TRIES} times: {reason}")
+def wait_for(ask: Callable[..., Awaitable[Any]], *arguments: Any, **parameters: Any) -> Any:
+    """Run a coroutine of requests on the client's own loop, and wait."""
+    return sync(fsspec.filesystem("s3", **S3_OPTIONS).loop, ask, *arguments, **parameters)
 
 
 def check_credentials(error: BaseException) -> None:
@@ -98,9 +103,8 @@ def check_credentials(error: BaseException) -> None:
         RunError: the credentials are missing, wrong or expired.
     """
     cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
-    code = cause.response["Error"].get("Code", "") if isinstance(cause, ClientError) else ""
-    if code in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
+    if code_of(cause) in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
         raise RunError(
-            f"the S3 credentials are missing, wrong or expired ({code or type(cause).__name__}): renew them "
+            f"the S3 credentials are missing, wrong or expired ({code_of(cause) or type(cause).__name__}): renew them "
             "in the standard AWS chain (environment, ~/.aws, instance profile) and run again"
         ) from error

@@ -8,7 +8,8 @@ import fsspec
 import pyarrow.fs
 
 from catsdogs.errors import InputError
-from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, split_s3
+from catsdogs.storage.objects import names_under, object_exists
+from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, code_of, split_s3
 
 
 def is_local(uri: str) -> bool:
@@ -114,20 +115,17 @@ def exists(uri: str) -> bool:
 
     Raises:
         InputError: the store does not tell.
-        RunError: the credentials are missing, wrong or expired.
+        RunError: the credentials are missing, wrong or expired, or the store does not answer.
     """
     if is_local(uri):
         return os.path.lexists(local_path(uri))
     try:
+        if uri.startswith("s3://"):
+            return object_exists(*split_s3(uri))
         return bool(filesystem(uri).exists(fs_path(uri)))
     except STORE_ERRORS as error:
         check_credentials(error)
         raise InputError(f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
-
-
-def _check_bucket(uri: str) -> None:
-    if _scheme(uri) == "s3" and not exists(f"s3://{split_s3(uri)[0]}"):
-        raise InputError(f"no such bucket: {uri}")
 
 
 def list_names(uri: str) -> list[str]:
@@ -135,18 +133,21 @@ def list_names(uri: str) -> list[str]:
 
     Raises:
         InputError: it cannot be listed.
-        RunError: the credentials are missing, wrong or expired.
+        RunError: the credentials are missing, wrong or expired, or the store does not answer.
     """
     try:
         if is_local(uri):
             return sorted(os.fsdecode(name) for name in os.listdir(local_path(uri)))
+        if uri.startswith("s3://"):
+            return names_under(*split_s3(uri))
         found = filesystem(uri).ls(fs_path(uri), detail=False)
     except NotADirectoryError as error:
         raise InputError(f"{uri}: expected a folder, found a file") from error
     except FileNotFoundError:
-        _check_bucket(uri)
         return []
     except STORE_ERRORS as error:
         check_credentials(error)
+        if code_of(error) == "NoSuchBucket":
+            raise InputError(f"no such bucket: {uri}") from error
         raise InputError(f"cannot list {uri}: {error}; check its permissions") from error
     return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})

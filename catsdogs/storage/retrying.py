@@ -1,0 +1,139 @@
+"""Whose fault a failed request to S3 is, and how long to go on asking.
+
+Throttling, timeouts and broken connections say something about the store: they are asked again with growing, random
+pauses (full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/) as long as the store
+answers anything. Where only one key fails, that key is given up. Where nothing comes through, the job stops.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+from botocore.exceptions import (
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from catsdogs.errors import RunError
+
+MAX_TRIES = 30  # of one key, while others come through
+BASE_S, CAP_S = 0.1, 5.0  # the longest pause before the first, and before any further try
+PATIENCE_S = 300.0  # without an answer of any kind
+FIRST_PATIENCE_S = 20.0  # where this process never had one: the address may be wrong
+RETRIED_CODES = {
+    "BandwidthLimitExceeded",
+    "ConditionalRequestConflict",
+    "InternalError",
+    "OperationAborted",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+T = TypeVar("T")
+
+
+class BrokenBodyError(OSError):
+    """An answer whose body is not the object."""
+
+
+TRANSPORT_ERRORS = (
+    BotoConnectionError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    aiohttp.ClientError,
+    TimeoutError,
+    ConnectionError,
+    BrokenBodyError,
+)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may get through later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = error.response.get("Error", {}).get("Code", "")
+        return code in RETRIED_CODES or status == 429 or (status >= 500 and status != 501)
+    return isinstance(error, TRANSPORT_ERRORS)
+
+
+@dataclass
+class _Answers:
+    """When this process last had an answer from the store; None before the first."""
+
+    last_s: float | None = None
+
+
+answers = _Answers()
+
+
+async def retried(ask: Callable[[int], Awaitable[T]], canary: Callable[[], Awaitable[Any]]) -> tuple[T, int]:
+    """Ask until there is an answer; the answer, and how often it was asked again.
+
+    Args:
+        ask: takes the number of tries before this one.
+        canary: another small request, which shows whether the store answers at all.
+
+    Raises:
+        Exception: as `ask` raised it: what no repetition mends, or a key that kept failing.
+        RunError: the store does not answer.
+    """
+    began = time.monotonic()
+    tries = 0
+    while True:
+        try:
+            result = await ask(tries)
+        except Exception as error:
+            if not may_pass(error):
+                if isinstance(error, ClientError):
+                    answers.last_s = time.monotonic()
+                raise
+            tries += 1
+            await _go_on(error, tries, began, canary)
+        else:
+            answers.last_s = time.monotonic()
+            return result, tries
+
+
+async def _go_on(error: Exception, tries: int, began: float, canary: Callable[[], Awaitable[Any]]) -> None:
+    """Wait for the next try, or raise what ends them."""
+    now = time.monotonic()
+    patience_s = FIRST_PATIENCE_S if answers.last_s is None else PATIENCE_S
+    silent_s = now - max(began, answers.last_s or began)
+    if tries >= MAX_TRIES or silent_s > patience_s:
+        if (answers.last_s or 0.0) > began or await _answers_at_all(canary):
+            if tries >= MAX_TRIES:
+                raise error
+        elif silent_s > patience_s:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(
+                f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network, then run the same "
+                "command again"
+            ) from error
+    await asyncio.sleep(random.uniform(0, min(CAP_S, BASE_S * 2 ** min(tries, 10))))
+
+
+async def _answers_at_all(canary: Callable[[], Awaitable[Any]]) -> bool:
+    try:
+        await canary()
+    except Exception as error:  # noqa: BLE001 every answer counts, a refusal too
+        if may_pass(error) or not isinstance(error, ClientError):
+            return False
+    answers.last_s = time.monotonic()
+    return True
