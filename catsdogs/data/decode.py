@@ -1,19 +1,19 @@
 """Listed files -> rows of uint8 pixels. Shapes: N rows, S pixels a side."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
-from catsdogs.images import Decoded, Preprocessing, augment, decode
+from catsdogs.data.sandbox import Answer, Decoder, File, decode_apart
+from catsdogs.images import Decoded, Pixels, Preprocessing, augment, decode
 from catsdogs.schema import OK
 
 PREFETCH = 4  # decoded batches that wait for the model
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class DecodeForInference:
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Read and decode one block of files; every file stays a row."""
-        return _decode_rows(
-            files, self.preprocessing.img_size, self.max_pixels, lambda image, _: self.preprocessing(image)
-        )
+        return _decode_rows(files, self.preprocessing.img_size, self)
+
+    def decode(self, image_bytes: bytes, _: int) -> Decoded:
+        """Decode one file to the model's view, uint8 (S, S, 3)."""
+        decoded = decode(image_bytes, self.max_pixels)
+        return decoded if decoded.image is None else replace(decoded, image=self.preprocessing(decoded.image))
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,12 @@ class DecodeForTraining:
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Read, decode and augment one block of files; every file stays a row."""
-        rows = files["row"].to_numpy()
-        return _decode_rows(
-            files,
-            self.preprocessing.img_size,
-            self.max_pixels,
-            lambda image, i: self._augmented(image, int(rows[i])),
-        )
+        return _decode_rows(files, self.preprocessing.img_size, self, files["row"].to_pylist())
+
+    def decode(self, image_bytes: bytes, row: int) -> Decoded:
+        """Decode one file and augment it, uint8 (S, S, 3)."""
+        decoded = decode(image_bytes, self.max_pixels)
+        return decoded if decoded.image is None else replace(decoded, image=self._augmented(decoded.image, row))
 
     def _augmented(self, image: Pixels, row: int) -> Pixels:
         if self.kind == "none":
@@ -66,40 +68,33 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
     return pixels[start : start + len(column) * row_bytes].reshape(len(column), img_size, img_size, 3)
 
 
-def _decode_rows(
-    files: pa.Table, img_size: int, max_pixels: int, to_pixels: Callable[[Pixels, int], Pixels]
-) -> pa.Table:
+def _decode_rows(files: pa.Table, img_size: int, decoder: Decoder, rows: Sequence[int] | None = None) -> pa.Table:
+    began = time.perf_counter()
+    fetched = storage.fetch(_entries(files))
+    read_s = (time.perf_counter() - began) / max(1, files.num_rows)
     images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
-    contents = storage.fetch(_entries(files))
-    decoded = [_decode_one(fetched, max_pixels) for fetched in contents]
-    for i, row in enumerate(decoded):
-        if row.image is not None:
-            images_NSSC[i] = to_pixels(row.image, i)
-    pixels = pa.Array.from_buffers(
-        pa.binary(img_size * img_size * 3), files.num_rows, [None, pa.py_buffer(images_NSSC)]
-    )
-    columns: dict[str, Any] = {
+    numbered = zip(fetched, rows or range(files.num_rows), images_NSSC, strict=True)
+    found = [File(file.image_bytes, row, pixels) for file, row, pixels in numbered if file.image_bytes is not None]
+    answers = iter(decode_apart(decoder, found))
+    decoded = [
+        next(answers) if file.status == OK else Answer(file.status, file.error, None, None, 0.0) for file in fetched
+    ]
+    sizes = [None if file.image_bytes is None else len(file.image_bytes) for file in fetched]
+    image_type = pa.binary(img_size * img_size * 3)
+    columns = {  # a manifest knows neither size nor version
+        "size_bytes": pc.coalesce(files["size_bytes"], pa.array(sizes, pa.int64())),
+        "version": pc.coalesce(pa.array([file.version for file in fetched], pa.string()), files["version"]),
         "status": pa.array([row.status for row in decoded], pa.string()),
         "error": pa.array([row.error for row in decoded], pa.string()),
         "width": pa.array([row.width for row in decoded], pa.int32()),
         "height": pa.array([row.height for row in decoded], pa.int32()),
-        "image": pixels,
+        "retries": pa.array([file.retries for file in fetched], pa.int32()),
+        "read_s": pa.array(np.full(files.num_rows, read_s, dtype=np.float32)),
+        "decode_s": pa.array([row.decode_s for row in decoded], pa.float32()),
+        "image": pa.Array.from_buffers(image_type, files.num_rows, [None, pa.py_buffer(images_NSSC)]),
     }
-    sizes = [None if fetched.image_bytes is None else len(fetched.image_bytes) for fetched in contents]
-    size_bytes = pc.coalesce(files["size_bytes"], pa.array(sizes, pa.int64()))  # a manifest does not know them
-    files = files.set_column(files.schema.get_field_index("size_bytes"), "size_bytes", size_bytes)
-    for name, column in columns.items():
-        files = files.append_column(name, column)
-    return files.drop_columns(["version"])
-
-
-def _decode_one(fetched: storage.Fetched, max_pixels: int) -> Decoded:
-    if fetched.status != OK or fetched.image_bytes is None:
-        return Decoded(status=fetched.status, image=None, error=fetched.error, width=None, height=None)
-    try:
-        return decode(fetched.image_bytes, max_pixels)
-    except MemoryError:
-        return Decoded(status="decoder_crash", image=None, error="out of memory", width=None, height=None)
+    kept = files.drop_columns(["size_bytes", "version"])
+    return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
 
 
 def _entries(files: pa.Table) -> list[storage.Entry]:

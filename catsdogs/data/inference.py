@@ -1,14 +1,17 @@
 """Listed files -> datasets of decoded batches for validation, evaluation and scoring."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pyarrow as pa
 import ray.data
-from ray.data import DataContext, Dataset
+from ray.data import DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from catsdogs import storage
 from catsdogs.data.decode import PREFETCH, DecodeForInference
 from catsdogs.data.runtime import quiet_datasets
+from catsdogs.schema import table_of
 
 
 def inference_batches(files: pa.Table, batch_size: int) -> list[pa.Table]:
@@ -31,12 +34,34 @@ def decode_blocks(files: Dataset, stage: DecodeForInference, num_cpus: float) ->
     return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
 
 
-def manifest_dataset(paths: Sequence[str], batch_size: int) -> Dataset:
+class ManifestFiles(Datasource):
+    """Plans of shards, each read by one task, which cuts it into blocks: the same batches on every run.
+
+    Not `read_parquet`: this reads through our own storage, which knows a store's trouble from a file's.
+    """
+
+    def __init__(self, uris: Sequence[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._uris = uris
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Leave it to the blocks that come."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Make one task a file."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(partial(_read_manifest, uri), unknown) for uri in self._uris]
+
+
+def _read_manifest(uri: str) -> list[pa.Table]:
+    return [table_of(storage.read_bytes(uri))]
+
+
+def manifest_dataset(uris: Sequence[str], batch_size: int) -> Dataset:
     """Stream listed files from a plan's Parquet files in blocks of one batch."""
-    filesystem = storage.arrow_filesystem(paths[0])
-    dataset = ray.data.read_parquet(
-        [storage.fs_path(path) for path in paths],
-        filesystem=filesystem,
-        partitioning=None,  # an output folder may be called day=1
-    )
-    return dataset.repartition(target_num_rows_per_block=batch_size)
+    files: Dataset = ray.data.read_datasource(ManifestFiles(uris), override_num_blocks=len(uris))
+    blocks: Dataset = files.repartition(target_num_rows_per_block=batch_size)
+    return blocks

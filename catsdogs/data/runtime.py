@@ -20,6 +20,10 @@ from catsdogs.errors import CatsdogsError, InputError, RunError
 # Ray's own lines about a dataset's plan and a trainer's state would drown ours; its logs keep them.
 QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 
+# Ray Data retries a task whose process dies for ever, which is right when machines come and go. What ends a block that
+# never gets through is this time without any finished one; it is longer than a store's patience.
+STUCK_S = 600.0
+
 
 def start_ray() -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so.
@@ -85,6 +89,7 @@ def quiet_datasets() -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray's own would lose ours on the way between processes
+    context.execution_no_progress_timeout_s = STUCK_S
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -142,13 +147,26 @@ def default_num_actors(use_gpu: bool) -> int:
     return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else num_nodes()
 
 
-def explain(error: BaseException, what: str, kept: str) -> CatsdogsError:
-    """Find the error that one of our stages raised in what Ray makes of it; else say what Ray says."""
+def num_decoders(share: CpuShare) -> int:
+    """Estimate how many decoding tasks run at once beside the models."""
+    return max(1, int(share.free / share.decode)) * num_nodes()
+
+
+def own_error(error: BaseException) -> CatsdogsError | None:
+    """Find the error that one of our stages raised in what Ray makes of it."""
     cause: BaseException | None = error
     while cause is not None:
         inner: BaseException | None = getattr(cause, "cause", None) or getattr(cause, "base_exc", None)
         if isinstance(cause, CatsdogsError) and inner is None:
-            return type(cause)(f"{str(cause).splitlines()[0]}; {kept}")  # Ray Data adds lines on retries
+            return type(cause)(str(cause).splitlines()[0])  # Ray Data adds lines on retries
         cause = inner or cause.__cause__
+    return None
+
+
+def explain(error: BaseException, what: str, kept: str) -> CatsdogsError:
+    """Find the error that one of our stages raised in what Ray makes of it; else say what Ray says."""
+    own = own_error(error)
+    if own is not None:
+        return type(own)(f"{own}; {kept}")
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return RunError(f"{what} failed: {reason[-1]}; {kept}")

@@ -1,0 +1,184 @@
+"""Decoders that crash, hang and eat memory, planted behind real files: each costs its own image and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from conftest import IMG_SIZE, encode, red_or_blue, solid
+from PIL import Image
+
+from catsdogs.data import decode as decoding
+from catsdogs.data import sandbox
+from catsdogs.data.decode import DecodeForInference, images_of
+from catsdogs.data.sandbox import File, decode_apart
+from catsdogs.images import Preprocessing, decode
+from catsdogs.schema import FILES
+
+STAGE = DecodeForInference(Preprocessing(img_size=IMG_SIZE), 10**8)
+
+
+@pytest.fixture(autouse=True)
+def _no_child_is_left():
+    """Fork after the test has planted its fault; leave nothing behind."""
+    end_child()
+    before = set(psutil.Process().children())  # the session's Ray and a proxy's, where other tests ran before
+    yield
+    end_child()
+    assert set(psutil.Process().children()) <= before
+
+
+def end_child():
+    if sandbox._children:
+        sandbox._end_child()
+
+
+def child_pid():
+    return sandbox._children[0].pid
+
+
+def apart(image_bytes, stage=STAGE):
+    pixels = np.zeros((IMG_SIZE, IMG_SIZE, 3), np.uint8)
+    return decode_apart(stage, [File(image_bytes, 0, pixels)])[0], pixels
+
+
+def plant(monkeypatch, fault):
+    """Let a decoder do something when it comes to a file that holds b'poison'."""
+
+    def planted(image_bytes, max_pixels):
+        if b"poison" in image_bytes:
+            fault()
+        return decode(image_bytes, max_pixels)
+
+    monkeypatch.setattr(decoding, "decode", planted)
+
+
+def segfault():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def eat():
+    np.zeros(3 << 30, np.uint8)
+
+
+def raise_strangely():
+    raise KeyError(7)
+
+
+def test_pixels_come_back_as_they_are_in_this_process():
+    for kind in ("JPEG", "PNG", "BMP"):
+        image_bytes = encode(solid((200, 20, 30)), kind)
+        decoded, pixels = apart(image_bytes)
+        assert decoded[:4] == ("ok", None, 40, 36)
+        assert np.array_equal(pixels, STAGE.decode(image_bytes, 0).image)
+
+
+def test_one_child_serves_until_its_decoder_changes():
+    apart(red_or_blue("red", 0))
+    first = child_pid()
+    for i in range(20):
+        apart(red_or_blue("red", i))
+    assert child_pid() == first
+    assert apart(red_or_blue("red", 0), DecodeForInference(STAGE.preprocessing, 3))[0].status == "too_large"
+    assert child_pid() != first
+    assert not psutil.pid_exists(first)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (segfault, "the decoder died of SIGSEGV"),
+        (os.abort, "the decoder died of SIGABRT"),
+        (lambda: os._exit(3), "the decoder ended with status 3"),
+        (eat, "decoding took more than 2 GiB of memory"),
+        (raise_strangely, "the decoder ended with status 1"),
+    ],
+)
+def test_what_kills_a_decoder_costs_that_image(monkeypatch, tmp_path, fault, error):
+    plant(monkeypatch, fault)
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(red_or_blue("red", i) + (b"poison" if i == 2 else b""))
+    paths = [f"{tmp_path}/{i}.jpg" for i in range(6)]
+    files = pa.table({"path": paths, "size_bytes": [None] * 6, "version": [None] * 6}, schema=FILES)
+    rows = STAGE(files)
+    assert rows["status"].to_pylist() == ["ok", "ok", "decoder_crash", "ok", "ok", "ok"]
+    assert rows["error"].to_pylist() == [None, None, error, None, None, None]
+    pixels = images_of(rows, IMG_SIZE)
+    assert not pixels[2].any()
+    assert pixels[3].any()
+
+
+def test_a_decoder_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(sandbox, "LIMIT_S", 0.5)
+    plant(monkeypatch, lambda: time.sleep(60))
+    began = time.monotonic()
+    decoded, _ = apart(red_or_blue("red", 0) + b"poison")
+    assert (decoded.status, decoded.error) == ("decoder_crash", "decoding took more than 0.5 s")
+    assert time.monotonic() - began < 5
+    assert apart(red_or_blue("red", 0))[0].status == "ok"
+
+
+def test_a_child_that_somebody_kills_costs_no_image():
+    apart(red_or_blue("red", 0))
+    for _ in range(3):
+        os.kill(child_pid(), signal.SIGKILL)
+        assert apart(red_or_blue("red", 1))[0].status == "ok"
+
+
+def test_memory_that_an_image_took_is_there_for_the_next():
+    large = encode(Image.new("RGB", (6000, 6000)), "PNG")
+    for _ in range(6):
+        assert apart(large)[0].status == "ok"
+
+
+def test_many_images_leave_no_descriptor_open():
+    apart(red_or_blue("red", 0))
+    before = psutil.Process().num_fds()
+    for i in range(5):
+        os.kill(child_pid(), signal.SIGKILL)
+        apart(red_or_blue("red", i))
+    assert psutil.Process().num_fds() == before
+
+
+def test_the_child_holds_nothing_of_its_parents_and_ends_with_it(tmp_path):
+    code = f"""
+        import os, socket, time
+        from catsdogs.data import sandbox
+        from catsdogs.data.decode import DecodeForInference
+        from catsdogs.images import Preprocessing
+        import numpy as np
+        listening = socket.create_server(("127.0.0.1", 0))
+        stage = DecodeForInference(Preprocessing(img_size={IMG_SIZE}), 10**8)
+        sandbox.decode_apart(stage, [sandbox.File(b"text", 0, np.zeros((1, 1, 3), np.uint8))])
+        print(sandbox._children[0].pid, flush=True)
+        time.sleep(60)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.num_fds() == 4  # the standard ones, and its end of the pipe
+    parent.kill()
+    parent.communicate()
+    child.wait(timeout=5)
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """A decoder that tells in which process it runs."""
+
+    seen: tuple = field(default=())
+
+    def decode(self, image_bytes, row):
+        return decode(b"%d %d" % (os.getpid(), row))
+
+
+def test_the_number_of_the_row_reaches_the_decoder():
+    (decoded,) = decode_apart(Stateless(), [File(b"x", 41, np.zeros((1, 1, 3), np.uint8))])
+    assert str(child_pid())[:5] in decoded.error
+    assert os.getpid() != child_pid()
