@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench
+.PHONY: demo test check format bench faults
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -23,6 +23,9 @@ format: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/decode.py
+
+faults: .venv/installed
+	$(BIN)/python -m benchmarks.faults
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "catsdogs needs Python 3.11 or newer, this is " + sys.version)'

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from catsdogs import __version__
-from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, Step
 
@@ -28,6 +28,7 @@ Command = (
     | Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ScoreConfig, tyro.conf.subcommand("score")]
+    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
 )
 # Paths that a job's throw-away working folder would swallow.
 PATH_SETTINGS = ("data_dir", "storage_path", "checkpoint", "input", "output")
@@ -202,10 +203,19 @@ def _score(config: ScoreConfig, display: Display) -> int:
     summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
     print(
-        f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label, {summary['images_per_s']:.1f} img/s"
+        f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label; "
+        f"{summary['scored']:,} scored last at {summary['images_per_s']:.1f} img/s, limited by {summary['limited_by']}"
     )
     if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
         return _fail(f"{failed:,} of {summary['rows']:,} images have no label: see the columns status and error", 3)
+    return 0
+
+
+def _verify(config: VerifyConfig, display: Display) -> int:
+    from catsdogs.score import verify
+
+    totals = verify(config, display)
+    print(f"{totals['rows']:,} rows for {totals['listed']:,} listed files in {config.output}: none missing, none twice")
     return 0
 
 
@@ -215,4 +225,5 @@ COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
     ScoreConfig: _score,
+    VerifyConfig: _verify,
 }

@@ -164,7 +164,7 @@ class ScoreConfig:
     checkpoint: str
     """Checkpoint directory, such as runs/NAME/best."""
     output: str
-    """Empty or new folder or s3:// prefix for the Parquet parts."""
+    """Folder or s3:// prefix for the Parquet parts: new, empty, or of an earlier scoring."""
     limit: int | None = None
     """Score the first so many files by path."""
     batch_size: int = 32
@@ -181,6 +181,10 @@ class ScoreConfig:
     """Larger images get the status too_large."""
     max_error_rate: float = 1.0
     """Exit 3 where a larger share of rows has no label."""
+    resume: bool = True
+    """Go on with what is in --output; --no-resume wants it empty or new."""
+    retry_failed: bool = False
+    """Label rows again whose file changed, was missing, refused or unreadable, or crashed the decoder."""
 
     def __post_init__(self) -> None:
         _check_range("--limit", 1 if self.limit is None else self.limit, 1)
@@ -192,6 +196,14 @@ class ScoreConfig:
             ("--max-pixels", self.max_pixels),
         ):
             _check_range(flag, value, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Prove that a scoring has exactly one row for every listed file, from its files alone."""
+
+    output: str
+    """Folder or s3:// prefix that score wrote."""
 
 
 def _is_name(name: str) -> bool:

@@ -52,3 +52,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
+
+
+def table_of(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file's table, or some columns of it.
+
+    Raises:
+        pyarrow.ArrowException: it is no whole Parquet file, or lacks a column.
+    """
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)

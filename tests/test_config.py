@@ -7,7 +7,7 @@ import math
 import pytest
 
 from catsdogs import config as config_module
-from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.errors import InputError
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "verify": VerifyConfig,
 }
 REQUIRED = {
     DemoConfig: {"output": "o"},
@@ -23,6 +24,7 @@ REQUIRED = {
     TrainConfig: {"data_dir": "d"},
     EvaluateConfig: {"data_dir": "d", "checkpoint": "c", "output": "o"},
     ScoreConfig: {"input": "i", "checkpoint": "c", "output": "o"},
+    VerifyConfig: {"output": "o"},
 }
 DEFAULTS = {
     "demo": {"output": None, "seed": 0},
@@ -76,7 +78,10 @@ DEFAULTS = {
         "shard_size": 10_000,
         "max_pixels": 178_956_970,
         "max_error_rate": 1.0,
+        "resume": True,
+        "retry_failed": False,
     },
+    "verify": {"output": None},
 }
 
 

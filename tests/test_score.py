@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
+import time
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -12,13 +14,15 @@ import pytest
 import ray
 from conftest import BIN, CLASSES, encode, red_or_blue, solid
 
+from benchmarks.fault_proxy import Fault
+from catsdogs import storage
 from catsdogs.cli import main
-from catsdogs.config import ScoreConfig
+from catsdogs.config import ScoreConfig, VerifyConfig
 from catsdogs.data import DecodeForInference
-from catsdogs.errors import InputError
+from catsdogs.errors import RunError
 from catsdogs.images import Preprocessing
-from catsdogs.schema import FILES, PREDICTIONS
-from catsdogs.score import score
+from catsdogs.schema import FILES, PREDICTIONS, table_of
+from catsdogs.score import score, verify
 
 ODD_NAMES = ("a b.jpg", "100%.jpg", "%41.jpg", "a+b.jpg", "what?.jpg", "no#1.jpg", "é日本.jpg", "[x]*.JPG")
 NUM_IMAGES = 1005  # more than a page of S3's listing
@@ -125,17 +129,14 @@ def test_the_summary_adds_up_and_success_stands_last(local_scores):
     assert newest.name == "_SUCCESS"
 
 
-def test_a_bucket_gives_the_rows_of_the_folder(zoo, local_scores, red_blue_checkpoint, bucket, put, tmp_path):
+def test_a_bucket_gives_the_rows_of_the_folder(zoo, local_scores, red_blue_checkpoint, bucket, put):
     root, contents, _ = zoo
     for name, content in contents.items():
         put(f"in/{name}", content)
     put("in/red/", b"")
     summary = score(config_for(f"s3://{bucket}/in", red_blue_checkpoint, f"s3://{bucket}/out", shard_size=300))
     assert summary["rows"] == summary["listed"] == len(contents)
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    copy_parts(bucket, copied)
-    from_bucket = {path.removeprefix(f"s3://{bucket}/in/"): row for path, row in rows_of(copied).items()}
+    from_bucket = {path.removeprefix(f"s3://{bucket}/in/"): row for path, row in bucket_rows(bucket).items()}
     from_disk = {path.removeprefix(f"{root}/"): row for path, row in rows_of(local_scores[0]).items()}
     assert from_bucket.keys() == from_disk.keys()
     for name, row in from_disk.items():
@@ -145,64 +146,11 @@ def test_a_bucket_gives_the_rows_of_the_folder(zoo, local_scores, red_blue_check
         assert {column: other[column] for column in same} == {column: row[column] for column in same}
 
 
-def copy_parts(bucket, folder):
-    from catsdogs import storage
-
-    for name in storage.list_names(f"s3://{bucket}/out"):
-        if name.startswith("part-"):
-            (folder / name).write_bytes(storage.read_bytes(f"s3://{bucket}/out/{name}"))
-
-
 def test_a_file_that_no_listing_measured_gets_its_size_when_read(tmp_path):
     (tmp_path / "x.bin").write_bytes(red_or_blue("red", 1))
     files = pa.table([[str(tmp_path / "x.bin")], [None], [None]], schema=FILES)
     rows = DecodeForInference(Preprocessing(img_size=32), 10**6)(files)
     assert rows["size_bytes"].to_pylist() == [(tmp_path / "x.bin").stat().st_size]
-
-
-@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
-def test_manifests_name_every_entry_once_whatever_its_extension(kind, tmp_path):
-    from catsdogs.score.plan import make_plan
-
-    paths = [str(tmp_path / "b.bin"), str(tmp_path / "a,b.jpg"), str(tmp_path / "b.bin")]
-    manifest = tmp_path / f"manifest.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.table({"path": paths, "other": [1, 2, 3]}), manifest)
-    elif kind == "csv":
-        manifest.write_text("other,path\n" + "".join(f'1,"{path}"\n' for path in paths))
-    else:
-        manifest.write_text("\n".join(paths) + "\n")
-    plan = make_plan(config_for(manifest, "unused", tmp_path / "out"), lambda _: None)
-    assert pq.read_table(plan.manifest[0])["path"].to_pylist() == sorted(set(paths))
-
-
-def test_a_manifest_without_its_column_is_an_error_that_says_so(tmp_path):
-    from catsdogs.score.plan import make_plan
-
-    (tmp_path / "m.csv").write_text("file\nx.jpg\n")
-    with pytest.raises(InputError, match="column named path"):
-        make_plan(config_for(tmp_path / "m.csv", "unused", tmp_path / "out"), lambda _: None)
-
-
-def test_limit_takes_the_first_by_path(zoo, tmp_path):
-    from catsdogs.score.plan import make_plan
-
-    plan = make_plan(config_for(zoo[0], "unused", tmp_path / "out", limit=5, shard_size=2), lambda _: None)
-    paths = [path for uri in plan.manifest for path in pq.read_table(uri)["path"].to_pylist()]
-    assert paths == sorted(f"{zoo[0]}/{name}" for name in zoo[1])[:5]
-    assert plan.sizes == [2, 2, 1]
-
-
-def test_an_output_with_files_is_refused(zoo, red_blue_checkpoint, tmp_path):
-    (tmp_path / "other.txt").write_text("mine")
-    with pytest.raises(InputError, match="expected an empty or new folder"):
-        score(config_for(zoo[0], red_blue_checkpoint, tmp_path))
-
-
-def test_nothing_to_score_is_an_error(red_blue_checkpoint, tmp_path, ray_cluster):
-    (tmp_path / "in").mkdir()
-    with pytest.raises(InputError, match="no images under"):
-        score(config_for(tmp_path / "in", red_blue_checkpoint, tmp_path / "out"))
 
 
 def test_the_command_ends_3_where_every_row_failed(ray_cluster, red_blue_checkpoint, tmp_path, capsys):
@@ -217,23 +165,98 @@ def test_the_command_ends_3_where_every_row_failed(ray_cluster, red_blue_checkpo
     assert "\x1b" not in shown.out + shown.err
 
 
+def start_scoring(source, checkpoint, output, *more):
+    command = [BIN / "catsdogs", "score", "--input", source, "--checkpoint", checkpoint, "--output", output, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_sigterm_ends_143_and_leaves_no_success(ray_cluster, zoo, red_blue_checkpoint, tmp_path):
-    command = [
-        BIN / "catsdogs",
-        "score",
-        "--input",
-        zoo[0],
-        "--checkpoint",
-        red_blue_checkpoint,
-        "--output",
-        tmp_path / "out",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_scoring(zoo[0], red_blue_checkpoint, tmp_path / "out")
     for line in process.stdout:
         if "files to score" in line:
             os.kill(process.pid, signal.SIGTERM)
             break
+    began = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
+    assert time.monotonic() - began < 30
     assert "terminated: what is done is kept" in errors
     assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert not (tmp_path / "out" / "_lease.json").exists()
+
+
+def test_a_killed_driver_loses_nothing(zoo, local_scores, red_blue_checkpoint, tmp_path):
+    """Kill the command three times at random, each time once it labels; then let it finish."""
+    output, rng = tmp_path / "out", random.Random(20261123)
+    settings = ("--precision", "fp32", "--max-pixels", "300000", "--shard-size", "300", "--num-actors", "2")
+    for _ in range(3):
+        process = start_scoring(zoo[0], red_blue_checkpoint, output, *settings)
+        for line in process.stdout:
+            if line.startswith("score ") or "rows in" in line:
+                break
+        time.sleep(rng.uniform(0, 2))
+        process.kill()
+        process.communicate()
+    summary = score(config_for(zoo[0], red_blue_checkpoint, output, shard_size=300, num_actors=2))
+    assert summary["rows"] == summary["listed"] == NUM_IMAGES + 4
+    assert summary["by_status"] == local_scores[1]["by_status"]
+    assert without_probs(rows_of(output)) == without_probs(rows_of(local_scores[0]))
+    assert verify(VerifyConfig(output=str(output)))["rows"] == NUM_IMAGES + 4
+
+
+def without_probs(rows):
+    """Round what another batch computes otherwise in the last digit."""
+    return {path: row | {"prob": row["prob"] and round(row["prob"], 4), "probs": None} for path, row in rows.items()}
+
+
+# Through a store on a bad day
+
+
+def fill_bucket(put, num_images):
+    for i in range(num_images):
+        put(f"in/{CLASSES[i % 2]}/{i:03}.jpg", red_or_blue(CLASSES[i % 2], i))
+    return {f"{CLASSES[i % 2]}/{i:03}.jpg": CLASSES[i % 2] for i in range(num_images)}
+
+
+def test_a_store_on_a_bad_day_costs_time_and_no_row(bucket, put, s3_proxy, red_blue_checkpoint, ray_cluster):
+    expected = fill_bucket(put, 60)
+    s3_proxy.reset(
+        Fault("cut", kinds={"image"}, first=1, at_byte=100, total=10),
+        Fault("reset", kinds={"image"}, first=1, at_byte=50, total=10),
+        Fault("access_denied", keys={"in/red/001.jpg"}),
+        Fault("no_such_key", keys={"in/blue/002.jpg"}),
+        Fault("short", kinds={"image"}, first=1, at_byte=60, total=10),
+        Fault("slow_down", probability=0.1),
+    )
+    summary = score(config_for(f"s3://{bucket}/in", red_blue_checkpoint, f"s3://{bucket}/out", shard_size=20))
+    assert summary["by_status"] == {"access_denied": 1, "not_found": 1, "ok": 58}
+    assert summary["retries"] >= 20
+    rows = bucket_rows(bucket)
+    labels = {path.removeprefix(f"s3://{bucket}/in/"): row["label"] for path, row in rows.items()}
+    assert labels == expected | {"red/001.jpg": None, "blue/002.jpg": None}
+    s3_proxy.reset()
+    summary = score(
+        config_for(f"s3://{bucket}/in", red_blue_checkpoint, f"s3://{bucket}/out", shard_size=20, retry_failed=True)
+    )
+    assert (summary["scored"], summary["by_status"]) == (2, {"ok": 60})
+    assert s3_proxy.counts.by_kind["image"] == 2
+
+
+def test_expired_credentials_stop_the_job_and_leave_no_row_of_theirs(
+    bucket, put, s3_proxy, red_blue_checkpoint, ray_cluster
+):
+    fill_bucket(put, 60)
+    config = config_for(f"s3://{bucket}/in", red_blue_checkpoint, f"s3://{bucket}/out", shard_size=20, batch_size=8)
+    s3_proxy.reset(Fault("expired_token", after_images=30))
+    with pytest.raises(RunError, match=r"credentials are missing, wrong or expired .*the same command goes on"):
+        score(config)
+    assert "_SUCCESS" not in storage.list_names(f"s3://{bucket}/out")
+    assert all(row["status"] == "ok" for row in bucket_rows(bucket).values())
+    s3_proxy.reset()
+    assert score(config)["by_status"] == {"ok": 60}
+
+
+def bucket_rows(bucket):
+    names = [name for name in storage.list_names(f"s3://{bucket}/out") if name.startswith("part-")]
+    tables = [table_of(storage.read_bytes(f"s3://{bucket}/out/{name}")) for name in names]
+    return {row["path"]: row for table in tables for row in table.to_pylist()}

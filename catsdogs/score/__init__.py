@@ -1,101 +1,96 @@
-"""score(): list -> decode -> classify -> write.
+"""score(): list -> decode -> classify -> commit, every listed file exactly once.
 
-plan.py       input -> the files to score, cut into shards, as Parquet
+entries.py    --input -> the files to score
+plan.py       the durable plan: which files each part holds, what is open
+changes.py    a listing -> the plan: new files, changed ones, failed ones again
+lease.py      one driver at a time
 classify.py   the stage that holds the model
-write.py      rows -> parts, their check, `_SUCCESS`
+parts.py      rows -> parts, each committed whole
+rounds.py     open shards -> rounds until none is open
+audit.py      the proof that nothing is lost or doubled
+run.py        one scoring, from its lease to `_SUCCESS`
 show.py       the summary and the report
+verify.py     the proof again, for anyone
 """
 
 import dataclasses
-import json
-import time
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from catsdogs import checkpoint, data, storage
 from catsdogs.config import ScoreConfig
-from catsdogs.errors import InputError
-from catsdogs.progress import Message, Progress, Step, silent
+from catsdogs.progress import Message, Progress, silent
 from catsdogs.score.classify import ClassifyOptions, classified
-from catsdogs.score.plan import Plan, make_plan
-from catsdogs.score.show import summarize, write_report
-from catsdogs.score.write import RUN, SUCCESS, SUMMARY, PartWriter, check_parts
+from catsdogs.score.parts import CARRIED, file_metadata
+from catsdogs.score.run import Identity, run
+from catsdogs.score.verify import verify
 
 
 def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Label every listed file; the content of `_summary.json`.
+    """Label every listed file that has no row yet; the content of `_summary.json`.
 
     Raises:
         InputError: the input, the checkpoint or the output cannot be used.
-        RunError: the run failed; finished parts are kept.
+        RunError: the run failed; finished parts are kept, and the same command goes on.
     """
-    config = _resolve(config)
-    if storage.list_names(config.output):
-        raise InputError(f"--output {config.output}: expected an empty or new folder, found files; choose another")
-    model = checkpoint.load(config.checkpoint)
-    data.start_ray()
-    started = time.monotonic()
-    plan = make_plan(config, progress)
-    storage.write_bytes(storage.join(config.output, RUN), _json(_run_record(config, model)))
-    writer = PartWriter(config.output, plan, model)
-    options = ClassifyOptions.of(config, model)
-    progress(Message(f"{plan.num_files:,} files to score, {options.num_actors} x {options.device_name}"))
-    _run(config, plan, options, writer, progress)
-    summary = summarize(plan, writer, model, seconds=time.monotonic() - started)
-    storage.write_bytes(storage.join(config.output, SUMMARY), _json(summary))
-    write_report(config, summary, writer)
-    check_parts(config.output, plan)
-    storage.write_bytes(storage.join(config.output, SUCCESS), b"")
-    return summary
-
-
-def _resolve(config: ScoreConfig) -> ScoreConfig:
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         input=storage.absolute(config.input),
         checkpoint=storage.absolute(config.checkpoint),
         output=storage.absolute(config.output),
     )
+    model = checkpoint.load(config.checkpoint)
+    return run(config, _identity(config, model), _Pipeline(config, model, progress), progress)
 
 
-def _run_record(config: ScoreConfig, model: checkpoint.Checkpoint) -> dict[str, Any]:
-    return {
+def _identity(config: ScoreConfig, model: checkpoint.Checkpoint) -> Identity:
+    settings = {
         "input": config.input,
         "limit": config.limit,
         "shard_size": config.shard_size,
         "max_pixels": config.max_pixels,
-        "checkpoint": config.checkpoint,
+        "precision": config.precision,
         "model_sha256": model.sha256,
         "class_names": list(model.class_names),
         "preprocessing": dataclasses.asdict(model.preprocessing),
     }
+    return Identity(settings, file_metadata(model))
 
 
-def _run(config: ScoreConfig, plan: Plan, options: ClassifyOptions, writer: PartWriter, progress: Progress) -> None:
-    stage = data.DecodeForInference(options.checkpoint.preprocessing, config.max_pixels)
-    files = data.manifest_dataset(plan.manifest, config.batch_size)
-    decoded = data.decode_blocks(files, stage, options.share.decode)
-    started = time.monotonic()
-    try:
-        for rows in classified(decoded, options).iter_batches(batch_size=None, batch_format="pyarrow"):
-            writer.add(rows)
-            rate = writer.num_rows / (time.monotonic() - started)
-            left_s = (plan.num_files - writer.num_rows) / rate
-            progress(
-                Step(
-                    "score",
-                    writer.num_rows,
-                    plan.num_files,
-                    f"{rate:.1f} img/s  {writer.failures()}  ETA {left_s:,.0f} s",
-                )
-            )
-    except Exception as error:
-        raise data.explain(
-            error, "scoring", f"{writer.num_parts} finished parts are kept in {config.output}"
-        ) from error
+class _Pipeline:
+    """Reads, decodes and labels with Ray Data, which starts with the first files."""
+
+    def __init__(self, config: ScoreConfig, model: checkpoint.Checkpoint, progress: Progress) -> None:
+        self._config = config
+        self._model = model
+        self._progress = progress
+        self.slots: dict[str, int] = {}
+
+    def __call__(self, uris: Sequence[str]) -> Iterator[pa.Table]:
+        """Label the files of manifests.
+
+        Raises:
+            CatsdogsError: one of our stages says that going on is of no use.
+        """
+        data.start_ray()
+        options = ClassifyOptions.of(self._config, self._model)
+        if not self.slots:
+            self._progress(Message(f"labelling with {options.num_actors} x {options.device_name}"))
+        decoders = data.num_decoders(options.share)
+        self.slots = {"read": decoders, "decode": decoders, "model": options.num_actors}
+        stage = data.DecodeForInference(options.checkpoint.preprocessing, self._config.max_pixels)
+        decoded = data.decode_blocks(data.manifest_dataset(uris, self._config.batch_size), stage, options.share.decode)
+        try:
+            yield from classified(decoded, options, CARRIED).iter_batches(batch_size=None, batch_format="pyarrow")
+        except Exception as error:
+            own = data.own_error(error)
+            if own is None:
+                raise
+            raise type(own)(
+                f"{own}; finished parts are kept in {self._config.output}, the same command goes on"
+            ) from error
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode()
-
-
-__all__ = ["score"]
+__all__ = ["score", "verify"]

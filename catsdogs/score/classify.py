@@ -1,8 +1,11 @@
 """The stage that holds the model: one per actor, on a GPU where there is one."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -12,9 +15,6 @@ from catsdogs import data
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.config import EvaluateConfig, ScoreConfig
 from catsdogs.predict import Predictor, predictions, set_threads
-
-# What a stage of the pipeline passes on beside the columns of the output.
-CARRIED = ("shard",)
 
 
 @dataclass(frozen=True)
@@ -43,30 +43,32 @@ class ClassifyOptions:
 class Classifier:
     """A Ray Data actor: decoded rows -> the columns of the output."""
 
-    def __init__(self, checkpoint_ref: Any, precision: str, actors_here: int) -> None:
+    def __init__(self, checkpoint_ref: Any, precision: str, actors_here: int, carried: Sequence[str]) -> None:
         checkpoint: Checkpoint = ray.get(checkpoint_ref)
         set_threads(actors_here)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self._carried = carried
         self._class_names = checkpoint.class_names
         self._img_size = checkpoint.preprocessing.img_size
         self._predictor = Predictor(checkpoint.model, checkpoint.preprocessing, precision, device)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Label one batch; what is carried beside the output's columns stays."""
+        """Label one batch; what is carried beside the output's columns stays, `model_s` is the time this took."""
+        began = time.monotonic()
         probs_NK = self._predictor(data.images_of(rows, self._img_size))
         labelled = predictions(rows, probs_NK, self._class_names)
-        for name in CARRIED:
-            if name in rows.column_names:
-                labelled = labelled.append_column(name, rows[name])
+        model_s = np.full(rows.num_rows, (time.monotonic() - began) / max(1, rows.num_rows), dtype=np.float32)
+        for name in self._carried:
+            labelled = labelled.append_column(name, pa.array(model_s) if name == "model_s" else rows[name])
         return labelled
 
 
-def classified(decoded: Dataset, options: ClassifyOptions) -> Dataset:
+def classified(decoded: Dataset, options: ClassifyOptions, carried: Sequence[str] = ()) -> Dataset:
     """Add the model's stage to a dataset of decoded rows; a block in, a block out."""
     actors_here = 1 if options.use_gpu else -(-options.num_actors // data.num_nodes())
     return decoded.map_batches(
         Classifier,
-        fn_constructor_args=(ray.put(options.checkpoint), options.precision, actors_here),
+        fn_constructor_args=(ray.put(options.checkpoint), options.precision, actors_here, carried),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -1,47 +1,26 @@
-"""Input -> the files to score, cut into shards of fixed rows, as Parquet under `_manifest/`.
+"""The durable plan of an output: which files each part holds, and what of it is still open.
 
-A shard's plan, `_manifest/part-00042.parquet`, lists the files of the output's `part-00042.parquet`, sorted by path.
+`_manifest/part-00042.parquet` lists the files of the output's `part-00042.parquet`. `_manifest/_plan.json` says which
+of them count, and how far an unfinished listing came. `_manifest/_redo/part-00042.parquet` lists the rows of a
+finished part that are to be labelled again; it goes when that is done. So a shard is open where its part is not
+there, or where its redo is: resuming costs one listing of names, whatever the number of rows.
 """
 
-import csv
-import io
-import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from catsdogs import storage
-from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
-from catsdogs.progress import Message, Progress
-from catsdogs.schema import FILES, parquet_bytes
+from catsdogs.schema import FILES, parquet_bytes, table_of
 
-MANIFEST = "_manifest"
-MANIFEST_SUFFIXES = (".parquet", ".csv", ".txt")
+MANIFEST, REDO, PLAN = "_manifest", "_redo", "_plan.json"
+RUN, SUMMARY, SUCCESS, REPORT, STATS = "_run.json", "_summary.json", "_SUCCESS", "_report.html", "_stats"
 PLANNED = FILES.append(pa.field("shard", pa.int32(), nullable=False))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The files of a run.
-
-    Attributes:
-        manifest: the plan of each shard, in order.
-        sizes: rows of each shard.
-        unlisted: what could not be listed, with the reason.
-    """
-
-    manifest: list[str]
-    sizes: list[int]
-    unlisted: dict[str, str]
-
-    @property
-    def num_files(self) -> int:
-        """Files to score; each ends as one row."""
-        return sum(self.sizes)
 
 
 def part_name(shard: int) -> str:
@@ -49,72 +28,134 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
-def make_plan(config: ScoreConfig, progress: Progress) -> Plan:
-    """List the input and write the plan, one shard at a time.
+@dataclass(frozen=True)
+class Work:
+    """Files of one shard to label: all of them, or some again."""
 
-    Raises:
-        InputError: there is nothing to score, or the manifest cannot be read.
+    shard: int
+    uri: str
+    num_rows: int
+    redo: bool
+
+
+@dataclass
+class Plan:
+    """The files of an output.
+
+    Attributes:
+        sizes: rows of each shard.
+        generations: the first shard of each listing that added some; within one, paths ascend.
+        unlisted: what could not be listed, with the reason.
+        listed_to: the path up to which an unfinished listing came; None where it is finished.
+        relisting: another listing found something, and is to be gone on with.
     """
-    unlisted: dict[str, str] = {}
-    entries = _entries(config, progress, unlisted)
-    if config.limit is not None:
-        entries = itertools.islice(entries, config.limit)
-    manifest, sizes = [], []
-    for shard, chunk in enumerate(_chunks(entries, config.shard_size)):
-        uri = storage.join(config.output, MANIFEST, part_name(shard))
-        storage.write_bytes(uri, _shard_bytes(chunk, shard))
-        manifest.append(uri)
-        sizes.append(len(chunk))
-    for folder, reason in unlisted.items():
-        progress(Message(f"could not list {folder}: {reason}"))
-    if not manifest:
-        raise InputError(f"no images under {config.input}: looked for {' '.join(storage.EXTENSIONS)}; check --input")
-    return Plan(manifest, sizes, unlisted)
+
+    output: str
+    sizes: list[int] = field(default_factory=list)
+    generations: list[int] = field(default_factory=list)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    listed_to: str | None = ""
+    relisting: bool = False
+
+    @classmethod
+    def load(cls, output: str) -> "Plan":
+        """Read the plan of an output; one that is still empty where there is none.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        found = storage.read_versioned(storage.join(output, MANIFEST, PLAN))
+        if found is None:
+            return cls(output)
+        try:
+            record: dict[str, Any] = json.loads(found[0])
+            return cls(output, **record)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{output}/{MANIFEST}/{PLAN}: expected a plan of catsdogs: {error}") from error
+
+    def save(self) -> None:
+        """Write the plan: from here on it counts."""
+        record = {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
+        storage.write_bytes(storage.join(self.output, MANIFEST, PLAN), json.dumps(record).encode())
+
+    @property
+    def num_files(self) -> int:
+        """Files of the plan; each ends as one row."""
+        return sum(self.sizes)
+
+    def manifest_uri(self, shard: int) -> str:
+        """Name the list of a shard's files."""
+        return storage.join(self.output, MANIFEST, part_name(shard))
+
+    def redo_uri(self, shard: int) -> str:
+        """Name the list of a finished part's rows that are to be labelled again."""
+        return storage.join(self.output, MANIFEST, REDO, part_name(shard))
+
+    def part_uri(self, shard: int) -> str:
+        """Name a shard's part."""
+        return storage.join(self.output, part_name(shard))
+
+    def open_work(self) -> dict[int, Work]:
+        """Find what is to be labelled yet, by shard."""
+        finished = set(storage.list_names(self.output))
+        work = {
+            shard: Work(shard, self.manifest_uri(shard), size, redo=False)
+            for shard, size in enumerate(self.sizes)
+            if part_name(shard) not in finished
+        }
+        for name in storage.list_names(storage.join(self.output, MANIFEST, REDO)):
+            shard = int(name.removeprefix("part-").removesuffix(".parquet"))
+            files = read_files(self.redo_uri(shard))
+            if shard in work:  # the part is gone since: its files are labelled as the redo names them
+                self.note_versions(shard, files)
+                storage.remove(self.redo_uri(shard))
+            else:
+                work[shard] = Work(shard, self.redo_uri(shard), files.num_rows, redo=True)
+        return work
+
+    def note_versions(self, shard: int, files: pa.Table) -> None:
+        """Put files into a shard's manifest as they were read last."""
+        storage.write_bytes(
+            self.manifest_uri(shard), parquet_bytes(replace_rows(read_files(self.manifest_uri(shard)), files))
+        )
+
+    def add_redo(self, shard: int, files: pa.Table) -> None:
+        """Order rows of a finished part to be labelled again, beside those ordered before."""
+        before = storage.read_versioned(self.redo_uri(shard))
+        if before is not None:
+            ordered = table_of(before[0])
+            files = pa.concat_tables([ordered.filter(_others(ordered, files)), files])
+        storage.write_bytes(self.redo_uri(shard), parquet_bytes(files))
 
 
-def _entries(config: ScoreConfig, progress: Progress, unlisted: dict[str, str]) -> Iterator[storage.Entry]:
-    if config.input.lower().endswith(MANIFEST_SUFFIXES):
-        paths = sorted({_checked(path, config.input) for path in _manifest_paths(config.input)})
-        yield from (storage.Entry(path) for path in paths)
-        return
-    listing = storage.Listing(config.input, progress)
-    yield from listing
-    unlisted.update(listing.unlisted)
-
-
-def _manifest_paths(uri: str) -> list[str]:
-    content = storage.read_bytes(uri)
-    try:
-        if uri.lower().endswith(".txt"):
-            lines = content.decode("utf-8-sig").split("\n")
-            return [line.removesuffix("\r") for line in lines if line.strip()]
-        if uri.lower().endswith(".csv"):
-            return [row["path"] for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig")))]
-        paths: list[str] = pq.read_table(pa.BufferReader(content), columns=["path"])["path"].to_pylist()
-        return paths
-    except (KeyError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise InputError(
-            f"{uri}: expected a manifest with a column named path (or one path a line in .txt): {error!r}"
-        ) from error
-
-
-def _checked(path: object, manifest: str) -> str:
-    if not isinstance(path, str) or not path:
-        raise InputError(f"{manifest}: expected a path in every row of its column path, got {path!r}")
-    return storage.absolute(path)
-
-
-def _chunks(entries: Iterable[storage.Entry], size: int) -> Iterator[list[storage.Entry]]:
-    iterator = iter(entries)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
-
-
-def _shard_bytes(entries: list[storage.Entry], shard: int) -> bytes:
+def files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:
+    """Lay listed files out as rows of a manifest."""
+    listed = list(entries)
     columns = [
-        [e.path for e in entries],
-        [e.size_bytes for e in entries],
-        [e.version for e in entries],
-        [shard] * len(entries),
+        [e.path for e in listed],
+        [e.size_bytes for e in listed],
+        [e.version for e in listed],
+        [shard] * len(listed),
     ]
-    return parquet_bytes(pa.table(columns, schema=PLANNED))
+    return pa.table(columns, schema=PLANNED)
+
+
+def read_files(uri: str) -> pa.Table:
+    """Read one file of a manifest."""
+    return table_of(storage.read_bytes(uri))
+
+
+def replace_rows(table: pa.Table, rows: pa.Table) -> pa.Table:
+    """Put rows in the place of those with the same paths; the order stays."""
+    new_by_path = {path: i for i, path in enumerate(rows["path"].to_pylist())}
+    both = pa.concat_tables([table, rows.select(table.column_names).cast(table.schema)])
+    order = [
+        table.num_rows + new_by_path[path] if path in new_by_path else i
+        for i, path in enumerate(table["path"].to_pylist())
+    ]
+    return both.take(pa.array(order, pa.int64())).replace_schema_metadata(table.schema.metadata)
+
+
+def _others(table: pa.Table, rows: pa.Table) -> pa.Array:
+    named = set(rows["path"].to_pylist())
+    return pa.array([path not in named for path in table["path"].to_pylist()], pa.bool_())

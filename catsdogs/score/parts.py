@@ -1,0 +1,196 @@
+"""Rows -> parts, each committed whole; the record of each part.
+
+The object is the commit: a part that is there is finished. Its record in `_stats` follows, and is made again from the
+part where a driver died in between.
+"""
+
+import dataclasses
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from catsdogs import __version__, storage
+from catsdogs.checkpoint import Checkpoint
+from catsdogs.errors import InputError, RunError
+from catsdogs.schema import PREDICTIONS, parquet_bytes, table_of
+from catsdogs.score.plan import STATS, Plan, Work, part_name, read_files, replace_rows
+
+NUM_BINS = 20
+READ_AT_ONCE = 64  # small files
+# What the stages pass on beside the columns of the output: the shard, the version of the file that was read, and what
+# the row cost.
+CARRIED = ("shard", "version", "retries", "read_s", "decode_s", "model_s")
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What one part holds; `histogram` counts `prob` in equal steps from 0 to 1."""
+
+    part: str
+    rows: int
+    by_status: dict[str, int]
+    by_label: dict[str, int]
+    histogram: list[int]
+
+    @classmethod
+    def of(cls, part: str, table: pa.Table) -> "PartRecord":
+        """Count the rows of a part."""
+        histogram = np.histogram(table["prob"].drop_null().to_numpy(), bins=NUM_BINS, range=(0, 1))[0]
+        by_status, by_label = (_counts(table[name].drop_null()) for name in ("status", "label"))
+        return cls(part, table.num_rows, by_status, by_label, histogram.tolist())
+
+    def write(self, output: str) -> None:
+        """Write the record to `_stats`."""
+        storage.write_bytes(_record_uri(output, self.part), json.dumps(dataclasses.asdict(self)).encode())
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in column.value_counts().to_pylist()}
+
+
+def _record_uri(output: str, part: str) -> str:
+    return storage.join(output, STATS, part.replace(".parquet", ".json"))
+
+
+def read_records(output: str, shards: Sequence[int]) -> list[PartRecord | None]:
+    """Read the records of parts; None for one that is missing or damaged."""
+    entries = [storage.Entry(_record_uri(output, part_name(shard))) for shard in shards]
+    records: list[PartRecord | None] = []
+    for start in range(0, len(entries), READ_AT_ONCE):
+        records += [_parsed(fetched.image_bytes) for fetched in storage.fetch(entries[start : start + READ_AT_ONCE])]
+    return records
+
+
+def _parsed(content: bytes | None) -> PartRecord | None:
+    try:
+        return None if content is None else PartRecord(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a finished part.
+
+    Raises:
+        RunError: it cannot be read; names it.
+    """
+    try:
+        return table_of(storage.read_bytes(uri), columns)
+    except (InputError, pa.ArrowException) as error:
+        raise unreadable(uri, error) from error
+
+
+def unreadable(uri: str, error: Exception) -> RunError:
+    """Say what to do about a damaged part."""
+    return RunError(f"{uri}: expected a finished part, but {error}; remove it and run the same command again")
+
+
+def file_metadata(model: Checkpoint) -> dict[str, str]:
+    """Say in a part's metadata which model made it."""
+    preprocessing = model.preprocessing
+    return {
+        "catsdogs.version": __version__,
+        "catsdogs.model_sha256": model.sha256,
+        "catsdogs.class_names": json.dumps(model.class_names),
+        "catsdogs.preprocessing": json.dumps(
+            {
+                "img_size": preprocessing.img_size,
+                "resize_size": preprocessing.resize_size,
+                "crop_pct": preprocessing.crop_pct,
+                "interpolation": "bilinear",
+                "mean": preprocessing.mean,
+                "std": preprocessing.std,
+            }
+        ),
+    }
+
+
+class Collector:
+    """Gathers the rows of each open shard and commits its part as soon as the last is there.
+
+    It runs in the driver, which holds the lease: when the driver dies nobody is left who commits.
+    """
+
+    def __init__(self, plan: Plan, work: dict[int, Work], metadata: dict[str, str], guard: Callable[[], None]) -> None:
+        self._plan = plan
+        self._work = work
+        self._metadata = metadata
+        self._guard = guard
+        self._gathered: dict[int, list[pa.Table]] = {}
+        self.num_rows = 0
+        self.num_committed = 0
+        self.by_status: Counter[str] = Counter()
+        self.retries = 0
+        self.busy_s: defaultdict[str, float] = defaultdict(float)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Shards of which some rows came, not all."""
+        return list(self._gathered)
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows of any shards, in any order.
+
+        Raises:
+            RunError: a part cannot be written, or the output is another driver's now.
+        """
+        self._count(rows)
+        shards = rows["shard"].to_numpy()
+        for shard in np.unique(shards).tolist():
+            gathered = self._gathered.setdefault(shard, [])
+            gathered.append(rows.filter(pa.array(shards == shard)))
+            if sum(table.num_rows for table in gathered) >= self._work[shard].num_rows:
+                began = time.monotonic()
+                self._commit(self._work[shard], pa.concat_tables(self._gathered.pop(shard)))
+                self.busy_s["write"] += time.monotonic() - began
+                self.num_committed += 1
+
+    def _count(self, rows: pa.Table) -> None:
+        self.num_rows += rows.num_rows
+        self.by_status.update(_counts(rows["status"]))
+        self.retries += int(rows["retries"].to_numpy().sum())
+        for stage in ("read", "decode", "model"):
+            self.busy_s[stage] += float(rows[f"{stage}_s"].to_numpy().sum())
+
+    def _commit(self, work: Work, rows: pa.Table) -> None:
+        table = rows.select(PREDICTIONS.names).sort_by("path").cast(PREDICTIONS)
+        planned = sorted(read_files(work.uri)["path"].to_pylist())
+        assert table["path"].to_pylist() == planned, f"rows of shard {work.shard} are not those of its plan"
+        if work.redo:
+            self._replace(work, table, rows)
+        else:
+            self._guard()
+            if not storage.create_bytes(self._plan.part_uri(work.shard), self._part_bytes(table)):
+                raise self._overtaken(work)
+            PartRecord.of(part_name(work.shard), table).write(self._plan.output)
+
+    def _replace(self, work: Work, table: pa.Table, rows: pa.Table) -> None:
+        """Put rows into a finished part; then into its manifest, and the order to do so is done."""
+        uri = self._plan.part_uri(work.shard)
+        found = storage.read_versioned(uri)
+        if found is None:
+            raise self._overtaken(work)
+        try:
+            table = replace_rows(table_of(found[0]), table)
+        except pa.ArrowException as error:
+            raise unreadable(uri, error) from error
+        self._guard()
+        if not storage.replace_bytes(uri, self._part_bytes(table), found[1]):
+            raise self._overtaken(work)
+        PartRecord.of(part_name(work.shard), table).write(self._plan.output)
+        self._plan.note_versions(work.shard, rows)
+        storage.remove(work.uri)
+
+    def _part_bytes(self, table: pa.Table) -> bytes:
+        return parquet_bytes(table.replace_schema_metadata(self._metadata))
+
+    def _overtaken(self, work: Work) -> RunError:
+        return RunError(
+            f"{self._plan.part_uri(work.shard)} was written or removed by somebody else: this scoring stops; when no "
+            "other runs there, the same command goes on"
+        )
