@@ -1,0 +1,147 @@
+"""What is scored: 2,000 small pictures, bad files among them; the checkpoint; the manifest of the stock runs."""
+
+import io
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from catsdogs import checkpoint
+from catsdogs.images import Preprocessing
+from catsdogs.model import build
+
+N = 2000
+BAD_EVERY = 20  # of N files one is bad
+CLASSES = ("blue", "red")
+IMG_SIZE = 32
+SHARD_SIZE = 100
+POISON_INDEX = 1031
+POISON = f"red/{POISON_INDEX:05d}-poison.png"  # carries the mark that benchmarks/faults/poison looks for
+POISON_MARK = b"catsdogs-poison"
+NUM_BLOCKS = N // SHARD_SIZE  # of the stock runs' manifest: as many as our parts
+
+
+class Inputs:
+    """The files under a work folder; made once."""
+
+    def __init__(self, work: Path) -> None:
+        self.images = work / "images"
+        self.good = work / "good"  # for read_images, which ends at the first bad file
+        self.poisoned = work / "poisoned"  # good, and the one that kills its decoder
+        self.checkpoint = work / "checkpoint"
+        self.manifests = work / "manifests"
+        self._names = work / "names.json"
+        if not self._names.exists():
+            self._make()
+        self.names: list[str] = json.loads(self._names.read_text())
+
+    @property
+    def good_names(self) -> list[str]:
+        """Name the files that have a label; relative paths."""
+        return [name for name in self.names if not is_bad(name)]
+
+    def manifest(self, root: str) -> Path:
+        """Write the manifest of the files under a root, in as many files as there are parts."""
+        folder = self.manifests / ("s3" if root.startswith("s3://") else "local")
+        folder.mkdir(parents=True, exist_ok=True)
+        for block in range(NUM_BLOCKS):
+            names = self.names[block * SHARD_SIZE : (block + 1) * SHARD_SIZE]
+            pq.write_table(pa.table({"path": [f"{root}/{name}" for name in names]}), folder / f"{block:05d}.parquet")
+        return folder
+
+    def _make(self) -> None:
+        contents = _contents()
+        for name, content in contents.items():
+            (self.images / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.images / name).write_bytes(content)
+            for folder, wanted in ((self.good, not is_bad(name)), (self.poisoned, not is_bad(name) or name == POISON)):
+                if wanted:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).hardlink_to(self.images / name)
+        _save_checkpoint(self.checkpoint)
+        self._names.write_text(json.dumps(sorted(contents)))
+
+
+def picture(label: str, i: int) -> Image.Image:
+    """Draw the i-th picture of a class: one colour with a little noise, no two quite the same."""
+    rng = np.random.default_rng([CLASSES.index(label), i])
+    strong, weak = rng.integers(100, 240), rng.integers(10, 90)
+    color = (strong, 20, weak) if label == "red" else (weak, 20, strong)
+    pixels = np.full((64, 64, 3), color, dtype=np.int16) + rng.integers(-8, 9, (64, 64, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def is_bad(name: str) -> bool:
+    """Whether a file has no label."""
+    return "-" in name
+
+
+def _contents() -> dict[str, bytes]:
+    """Draw every file, the bad ones among the others; relative path -> content."""
+    contents = {}
+    for i in range(N):
+        label = CLASSES[i % 2]
+        if i % BAD_EVERY == 10 + i // BAD_EVERY % 2:
+            kind, content = _bad(i)
+            contents[f"{label}/{i:05d}-{kind}"] = content
+        else:
+            contents[f"{label}/{i:05d}.jpg"] = _encoded(picture(label, i), "JPEG", quality=92)
+    return contents
+
+
+def _bad(i: int) -> tuple[str, bytes]:
+    if i == POISON_INDEX:
+        return "poison.png", _damaged_png(i, POISON_MARK.decode())
+    whole = _encoded(picture("red", N + i), "JPEG", quality=92)
+    kinds = (
+        ("empty.jpg", b""),
+        ("cut.jpg", whole[: len(whole) * 2 // 3]),
+        ("text.jpg", b"not an image, but a line of text\n"),
+        ("damaged.png", _damaged_png(i)),
+    )
+    return kinds[i // BAD_EVERY % len(kinds)]
+
+
+def _damaged_png(i: int, mark: str = "") -> bytes:
+    """Flip bytes of a PNG's pixel data: Pillow says so, libpng in torchvision kills its process."""
+    info = PngInfo()
+    if mark:
+        info.add_text("mark", mark)
+    content = bytearray(_encoded(picture("blue", 2 * N + i), "PNG", pnginfo=info))
+    start = content.index(b"IDAT") + 4
+    length = int.from_bytes(content[start - 8 : start - 4], "big")
+    for k in range(start + length // 3, start + length // 3 + 40):
+        content[k] ^= 0xFF
+    content[start + length : start + length + 4] = zlib.crc32(content[start - 4 : start + length]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def _save_checkpoint(folder: Path) -> None:
+    """Save a ResNet50 whose logits grow with an image's blue and red: every block passes channels 0 and 1 through."""
+    model = build(num_classes=len(CLASSES), seed=0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and "running_var" not in name:
+                tensor.zero_()
+        state = model.state_dict()
+        state["conv1.weight"][0, 2, 3, 3] = state["conv1.weight"][1, 0, 3, 3] = 1.0
+        state["bn1.weight"].fill_(1.0)
+        state["bn1.bias"].fill_(3.0)  # normalised pixels reach down to about -2.1
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            for i in (0, 1):
+                state[f"{layer}.0.downsample.0.weight"][i, i] = 1.0
+            state[f"{layer}.0.downsample.1.weight"].fill_(1.0)
+        state["fc.weight"][0, 0] = state["fc.weight"][1, 1] = 1.0
+    checkpoint.save(str(folder), model, CLASSES, Preprocessing(img_size=IMG_SIZE))
