@@ -270,11 +270,13 @@ def test_too_many_failed_rows_are_exit_3(monkeypatch, capsys, rows, ok, rate, co
     import catsdogs.score
 
     by_status = {"ok": ok, "truncated": rows - ok}
-    summary = {"rows": rows, "by_status": {s: n for s, n in by_status.items() if n}, "images_per_s": 12.34}
+    summary = {"rows": rows, "by_status": {s: n for s, n in by_status.items() if n}}
+    summary |= {"scored": 7, "images_per_s": 12.34, "limited_by": "read"}
     monkeypatch.setattr(catsdogs.score, "score", lambda config, progress: summary)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
-    assert captured.out == f"{rows} rows in o, {rows - ok} without a label, 12.3 img/s\n"
+    expected = f"{rows} rows in o, {rows - ok} without a label; 7 scored last at 12.3 img/s, limited by read\n"
+    assert captured.out == expected
     assert captured.err == (
         "" if code == 0 else f"catsdogs: {rows - ok} of {rows} images have no label: see the columns status and error\n"
     )

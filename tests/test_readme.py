@@ -30,7 +30,8 @@ REPO = Path(__file__).parents[1]
 TEXT = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 CONFIGS = {
-    name: getattr(config, f"{name.title()}Config") for name in ("demo", "download", "train", "evaluate", "score")
+    name: getattr(config, f"{name.title()}Config")
+    for name in ("demo", "download", "train", "evaluate", "score", "verify")
 }
 # Programs of the system, of an account or of the network: their lines are read, never run.
 ELSEWHERE = {"aws", "cd", "chmod", "curl", "export", "git", "sed", "source"}
@@ -160,8 +161,8 @@ def test_tables_list_every_flag_with_its_default(command):
         expected = fields[flag].default
         if expected is dataclasses.MISSING:
             assert default == "required", flag
-        elif expected is False:
-            assert default == "off", flag
+        elif isinstance(expected, bool):
+            assert default == ("on" if expected else "off"), flag
         elif expected is not None:
             assert default == f"`{'0.0001' if expected == 1e-4 else expected}`", flag
         for choice in typing.get_args(fields[flag].type):
@@ -246,7 +247,7 @@ def test_a_run_holds_what_it_lists(work):
 
 
 def test_a_scoring_holds_what_it_lists(work):
-    assert listed_names("What a scoring leaves") == names(work / "runs" / "scores")
+    assert listed_names("What a scoring leaves") == names(work / "runs" / "scores") | {"_lease.json"}
     summary = json.loads((work / "runs" / "scores" / "_summary.json").read_text())
     assert [key for key in summary if f"`{key}`" not in section("What a scoring leaves")] == []
 

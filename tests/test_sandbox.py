@@ -15,6 +15,7 @@ import pytest
 from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image
 
+from catsdogs import storage
 from catsdogs.data import decode as decoding
 from catsdogs.data import sandbox
 from catsdogs.data.decode import DecodeForInference, images_of
@@ -176,6 +177,32 @@ class Stateless:
 
     def decode(self, image_bytes, row):
         return decode(b"%d %d" % (os.getpid(), row))
+
+
+def test_a_file_larger_than_a_decode_may_be_is_not_read(tmp_path):
+    with (tmp_path / "vast.tif").open("wb") as file:
+        file.truncate(5 << 30)
+    (tmp_path / "x.jpg").write_bytes(red_or_blue("red", 1))
+    paths = [f"{tmp_path}/vast.tif", f"{tmp_path}/x.jpg"]
+    rows = STAGE(pa.table({"path": paths, "size_bytes": [5 << 30, None], "version": [None] * 2}, schema=FILES))
+    assert rows["status"].to_pylist() == ["decoder_crash", "ok"]
+    assert rows["size_bytes"].to_pylist()[0] == 5 << 30
+    assert "more than the 2 GiB of memory" in rows["error"][0].as_py()
+
+
+def test_files_that_do_not_fit_together_are_read_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "READ_BYTES", 1500)
+    asked, fetch = [], storage.fetch
+    monkeypatch.setattr(storage, "fetch", lambda entries: asked.append(len(entries)) or fetch(entries))
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(red_or_blue("red", i))
+    paths = [f"{tmp_path}/{i}.jpg" for i in range(6)]
+    sizes = [(tmp_path / f"{i}.jpg").stat().st_size for i in range(6)]
+    rows = STAGE(pa.table({"path": paths, "size_bytes": sizes, "version": [None] * 6}, schema=FILES))
+    assert rows["status"].to_pylist() == ["ok"] * 6
+    assert sum(asked) == 6
+    assert len(asked) > 2
+    assert [images_of(rows, IMG_SIZE)[i].any() for i in range(6)] == [True] * 6
 
 
 def test_the_number_of_the_row_reaches_the_decoder():

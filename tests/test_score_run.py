@@ -1,6 +1,7 @@
 """One scoring of an output, without Ray: resumed, grown, retried, refused, proved."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -286,10 +287,41 @@ def test_manifests_name_every_entry_once_whatever_its_extension(kind, source, tm
     assert part_paths(tmp_path / "out", 0) == ["a,b.jpg", "x.bin"]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_manifest_in_order_and_one_out_of_order_are_one_plan(reverse, source, tmp_path):
+    (source / "é x.jpg").write_text("x")
+    paths = sorted((str(path) for path in source.iterdir()), reverse=reverse)
+    (tmp_path / "m.txt").write_text("\r\n".join([*paths, ""]))
+    scored(tmp_path / "m.txt", tmp_path / "out")
+    found = [part_paths(tmp_path / "out", shard) for shard in range(3)]
+    assert found == [["a.jpg", "b.jpg", "c.jpg"], ["d.jpg", "e.jpg", "f.jpg"], ["g.jpg", "é x.jpg"]]
+
+
 def test_a_manifest_without_its_column_is_an_error_that_says_so(tmp_path):
     (tmp_path / "m.csv").write_text("file\nx.jpg\n")
     with pytest.raises(InputError, match="column named path"):
         scored(tmp_path / "m.csv", tmp_path / "out")
+
+
+def test_a_full_disk_ends_the_run_leaves_nothing_partial_and_room_lets_it_go_on(source, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Filling(Labeller):
+        def __call__(self, uris):
+            for i, rows in enumerate(super().__call__(uris)):
+                if i == 3:
+                    monkeypatch.setattr(os, "fsync", full)
+                yield rows
+
+    with pytest.raises(RunError, match=r"cannot write .*: No space left on device"):
+        run(config_of(source, tmp_path / "out"), IDENTITY, Filling(), lambda _: None)
+    names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [name for name in names if name.startswith(".")] == []
+    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
+    monkeypatch.undo()
+    assert len(scored(source, tmp_path / "out")[1]) == 4
+    check_output(str(tmp_path / "out"), 7)
 
 
 # The proof
@@ -413,9 +445,7 @@ def test_another_machines_living_lease_refuses(source, tmp_path, monkeypatch):
     renewal.join()
 
 
-def test_a_driver_that_lost_its_lease_commits_nothing_more(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease_module, "TRUSTED_S", 0.0)
-
+def test_a_driver_that_lost_its_lease_commits_nothing_more(source, tmp_path):
     class Overtaken(Labeller):
         def __call__(self, uris):
             for i, rows in enumerate(super().__call__(uris)):

@@ -300,6 +300,12 @@ def test_folders_are_noted_two_levels_deep_even_when_empty(tmp_path):
     assert listing.folders == {"train", "train/cats", "train/empty"}
 
 
+def test_folders_that_nobody_wants_are_not_kept(tmp_path):
+    fill(tmp_path, "train/cats/1.jpg")
+    listing = Listing(str(tmp_path), notes_folders=False)
+    assert (len(list(listing)), listing.folders) == (1, set())
+
+
 def test_folders_are_noted_two_levels_deep_on_s3(bucket, put):
     put("d/train/cats/deep/1.jpg", b"x")
     put("d/train/empty/", b"")

@@ -1,19 +1,20 @@
 """Listed files -> rows of uint8 pixels. Shapes: N rows, S pixels a side."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
-from catsdogs.data.sandbox import Answer, Decoder, File, decode_apart
+from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart
 from catsdogs.images import Decoded, Pixels, Preprocessing, augment, decode
-from catsdogs.schema import OK
 
 PREFETCH = 4  # decoded batches that wait for the model
+READ_BYTES = 256 << 20  # of files that one process holds at a time
 
 
 @dataclass(frozen=True)
@@ -68,33 +69,82 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
     return pixels[start : start + len(column) * row_bytes].reshape(len(column), img_size, img_size, 3)
 
 
+class Read(NamedTuple):
+    """What is kept of a file once it is decoded."""
+
+    answer: Answer
+    size_bytes: int | None
+    version: str | None
+    retries: int
+
+
 def _decode_rows(files: pa.Table, img_size: int, decoder: Decoder, rows: Sequence[int] | None = None) -> pa.Table:
     began = time.perf_counter()
-    fetched = storage.fetch(_entries(files))
-    read_s = (time.perf_counter() - began) / max(1, files.num_rows)
     images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
-    numbered = zip(fetched, rows or range(files.num_rows), images_NSSC, strict=True)
-    found = [File(file.image_bytes, row, pixels) for file, row, pixels in numbered if file.image_bytes is not None]
-    answers = iter(decode_apart(decoder, found))
-    decoded = [
-        next(answers) if file.status == OK else Answer(file.status, file.error, None, None, 0.0) for file in fetched
-    ]
-    sizes = [None if file.image_bytes is None else len(file.image_bytes) for file in fetched]
+    entries = _entries(files)
+    numbered = list(zip(entries, rows or range(len(entries)), images_NSSC, strict=True))
+    done = [read for group in _groups(numbered) for read in _read_and_decode(decoder, group)]
+    answers = [read.answer for read in done]
+    decode_s = sum(answer.decode_s for answer in answers)
+    read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
     image_type = pa.binary(img_size * img_size * 3)
     columns = {  # a manifest knows neither size nor version
-        "size_bytes": pc.coalesce(files["size_bytes"], pa.array(sizes, pa.int64())),
-        "version": pc.coalesce(pa.array([file.version for file in fetched], pa.string()), files["version"]),
-        "status": pa.array([row.status for row in decoded], pa.string()),
-        "error": pa.array([row.error for row in decoded], pa.string()),
-        "width": pa.array([row.width for row in decoded], pa.int32()),
-        "height": pa.array([row.height for row in decoded], pa.int32()),
-        "retries": pa.array([file.retries for file in fetched], pa.int32()),
+        "size_bytes": pc.coalesce(files["size_bytes"], pa.array([read.size_bytes for read in done], pa.int64())),
+        "version": pc.coalesce(pa.array([read.version for read in done], pa.string()), files["version"]),
+        "status": pa.array([answer.status for answer in answers], pa.string()),
+        "error": pa.array([answer.error for answer in answers], pa.string()),
+        "width": pa.array([answer.width for answer in answers], pa.int32()),
+        "height": pa.array([answer.height for answer in answers], pa.int32()),
+        "retries": pa.array([read.retries for read in done], pa.int32()),
         "read_s": pa.array(np.full(files.num_rows, read_s, dtype=np.float32)),
-        "decode_s": pa.array([row.decode_s for row in decoded], pa.float32()),
+        "decode_s": pa.array([answer.decode_s for answer in answers], pa.float32()),
         "image": pa.Array.from_buffers(image_type, files.num_rows, [None, pa.py_buffer(images_NSSC)]),
     }
     kept = files.drop_columns(["size_bytes", "version"])
     return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
+
+
+Numbered = tuple[storage.Entry, int, Pixels]  # a file, its row's number, and where its pixels go
+
+
+def _groups(numbered: Sequence[Numbered]) -> Iterator[list[Numbered]]:
+    """Cut files into groups that fit into memory together, by their listed sizes."""
+    group: list[Numbered] = []
+    num_bytes = 0
+    for one in numbered:
+        size_bytes = one[0].size_bytes or 0
+        if group and num_bytes + size_bytes > READ_BYTES:
+            yield group
+            group, num_bytes = [], 0
+        group.append(one)
+        num_bytes += size_bytes
+    if group:
+        yield group
+
+
+def _read_and_decode(decoder: Decoder, group: Sequence[Numbered]) -> list[Read]:
+    """Read files together and decode what came."""
+    contents = iter(storage.fetch([entry for entry, _, _ in group if not _outgrows(entry)]))
+    fetched = [_unread(entry) if _outgrows(entry) else next(contents) for entry, _, _ in group]
+    numbered = zip(fetched, group, strict=True)
+    found = [File(file.image_bytes, row, pixels) for file, (_, row, pixels) in numbered if file.image_bytes is not None]
+    answers = iter(decode_apart(decoder, found))
+    done = []
+    for file in fetched:
+        if file.image_bytes is None:
+            done.append(Read(Answer(file.status, file.error, None, None, 0.0), None, file.version, file.retries))
+        else:
+            done.append(Read(next(answers), len(file.image_bytes), file.version, file.retries))
+    return done
+
+
+def _outgrows(entry: storage.Entry) -> bool:
+    return (entry.size_bytes or 0) > LIMIT_BYTES
+
+
+def _unread(entry: storage.Entry) -> storage.Fetched:
+    reason = f"{entry.size_bytes} bytes, more than the {LIMIT_BYTES >> 30} GiB of memory that decoding may take"
+    return storage.Fetched("decoder_crash", error=reason)
 
 
 def _entries(files: pa.Table) -> list[storage.Entry]:

@@ -3,14 +3,15 @@
 import csv
 import io
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
 from catsdogs.progress import Progress
-from catsdogs.schema import table_of
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".txt")
 
@@ -32,30 +33,41 @@ def entries_of(
         after = path_key(start_after)
         yield from (storage.Entry(path) for path in _named(config) if path_key(path) > after)
         return
-    listing = storage.Listing(config.input, progress, start_after=start_after)
+    listing = storage.Listing(config.input, progress, start_after=start_after, notes_folders=False)
     yield from listing
     unlisted.update(listing.unlisted)
 
 
-def _named(config: ScoreConfig) -> list[str]:
-    """Read a manifest's paths."""
-    return sorted({_checked(path, config.input) for path in _manifest_paths(config.input)}, key=path_key)
+def _named(config: ScoreConfig) -> Iterator[str]:
+    """Stream a manifest's paths; one that is not in order is sorted first, which takes the memory of all of them."""
+    content = storage.read_bytes(config.input)
+    if all(path_key(one) < path_key(following) for one, following in pairwise(_paths(config.input, content))):
+        return _paths(config.input, content)
+    return iter(sorted(set(_paths(config.input, content)), key=path_key))
 
 
-def _manifest_paths(uri: str) -> list[str]:
-    content = storage.read_bytes(uri)
+def _paths(manifest: str, content: bytes) -> Iterator[str]:
     try:
-        if uri.lower().endswith(".txt"):
-            lines = content.decode("utf-8-sig").split("\n")
-            return [line.removesuffix("\r") for line in lines if line.strip()]
-        if uri.lower().endswith(".csv"):
-            return [row["path"] for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig")))]
-        paths: list[str] = table_of(content, ["path"])["path"].to_pylist()
-        return paths
+        for path in _rows(manifest, content):
+            yield _checked(path, manifest)
     except (KeyError, ValueError, csv.Error, pa.ArrowException) as error:
         raise InputError(
-            f"{uri}: expected a manifest with a column named path (or one path a line in .txt): {error!r}"
+            f"{manifest}: expected a manifest with a column named path (or one path a line in .txt): {error!r}"
         ) from error
+
+
+def _rows(manifest: str, content: bytes) -> Iterator[object]:
+    if manifest.lower().endswith(".parquet"):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        file.schema_arrow.field("path")
+        for batch in file.iter_batches(columns=["path"]):
+            yield from batch["path"].to_pylist()
+        return
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="\n")
+    if manifest.lower().endswith(".csv"):
+        yield from (row["path"] for row in csv.DictReader(text))
+    else:
+        yield from (line.rstrip("\n").removesuffix("\r") for line in text if line.strip())
 
 
 def _checked(path: object, manifest: str) -> str:

@@ -22,7 +22,6 @@ from catsdogs.progress import Message, Progress
 LEASE = "_lease.json"
 LEASE_S = 60.0
 RENEW_S = 10.0
-TRUSTED_S = 30.0  # since the last renewal; after that the lease is read again before a commit
 POLL_S = 1.0
 SETTLE_S = 0.2  # two who take a dead driver's lease at once see each other
 
@@ -83,13 +82,15 @@ class Lease:
                 storage.remove(self._uri)
 
     def check(self) -> None:
-        """Make sure that this driver may commit.
+        """Make sure that this driver may commit: read whose lease it is, and renew one that has run out.
 
         Raises:
             RunError: another driver has taken over.
         """
         with self._lock:
-            if self._lost is None and clock_s() - self._renewed > TRUSTED_S:
+            if self._lost is None:
+                self._look()
+            if self._lost is None and clock_s() - self._renewed > LEASE_S:
                 self._renew()
         if self._lost is not None:
             raise RunError(f"{self._output}: {self._lost}; this scoring stops, and what it finished is kept")
@@ -152,23 +153,18 @@ class Lease:
                     self._renew()
 
     def _renew(self) -> None:
-        if not storage.replace_bytes(self._uri, self._content(), self._version):
-            self._look()
-            return
-        found = storage.read_versioned(self._uri)
-        if found is None or _record(found[0]).get("token") != self._mine["token"]:
-            self._lost = "another scoring has taken over"
-            return
-        self._version, self._renewed = found[1], clock_s()
+        written = storage.replace_bytes(self._uri, self._content(), self._version)
+        self._look()
+        if written and self._lost is None:
+            self._renewed = clock_s()
 
     def _look(self) -> None:
-        """Find out whose lease it is that was not the version we wrote last."""
+        """Find out whose lease it is."""
         found = storage.read_versioned(self._uri)
         if found is None or _record(found[0]).get("token") != self._mine["token"]:
             self._lost = "the lease is gone" if found is None else "another scoring has taken over"
-        else:  # a renewal of ours whose answer got lost
+        else:  # after a renewal of ours whose answer got lost, not the version that we knew
             self._version = found[1]
-            self._renewed = clock_s()
 
 
 def _record(content: bytes) -> dict[str, Any]:

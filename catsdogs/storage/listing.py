@@ -56,6 +56,7 @@ class Listing:
 
     Attributes:
         start_after: a path of an earlier listing; only files that come after it are listed.
+        notes_folders: whether `folders` is wanted, which is held in memory.
         folders: names of folders at most two levels under the root, relative to it, hidden ones left out.
         unlisted: what could not be listed, with the reason.
     """
@@ -66,6 +67,7 @@ class Listing:
     unlisted: dict[str, str] = field(default_factory=dict)
     num_files: int = 0
     start_after: str = ""
+    notes_folders: bool = True
 
     def __iter__(self) -> Iterator[Entry]:
         """List the files.
@@ -95,7 +97,7 @@ class Listing:
         return self._s3() if self.root.startswith("s3://") else self._other()
 
     def _note_folder(self, parts: list[str]) -> None:
-        for depth in range(1, min(len(parts), 2) + 1):
+        for depth in range(1, min(len(parts), 2) + 1) if self.notes_folders else ():
             self.folders.add("/".join(parts[:depth]))
 
     def _local(self) -> Iterator[Entry]:
