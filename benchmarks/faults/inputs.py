@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -31,11 +33,8 @@ class Inputs:
     """The files under a work folder; made once."""
 
     def __init__(self, work: Path) -> None:
-        self.images = work / "images"
-        self.good = work / "good"  # for read_images, which ends at the first bad file
-        self.poisoned = work / "poisoned"  # good, and the one that kills its decoder
         self.checkpoint = work / "checkpoint"
-        self.manifests = work / "manifests"
+        self._images = work / "images"
         self._names = work / "names.json"
         if not self._names.exists():
             self._make()
@@ -46,10 +45,16 @@ class Inputs:
         """Name the files that have a label; relative paths."""
         return [name for name in self.names if not is_bad(name)]
 
-    def manifest(self, root: str) -> Path:
-        """Write the manifest of the files under a root, in as many files as there are parts."""
-        folder = self.manifests / ("s3" if root.startswith("s3://") else "local")
-        folder.mkdir(parents=True, exist_ok=True)
+    def linked(self, name: str) -> Path:
+        """Give the images in a folder of their own, whose reads can be counted apart."""
+        folder = self._images.with_name(name)
+        if not folder.exists():
+            shutil.copytree(self._images, folder, copy_function=os.link)
+        return folder
+
+    def write_manifest(self, folder: Path, root: str) -> Path:
+        """Write the paths of the images under a root, in as many files as there are parts."""
+        folder.mkdir(exist_ok=True)
         for block in range(NUM_BLOCKS):
             names = self.names[block * SHARD_SIZE : (block + 1) * SHARD_SIZE]
             pq.write_table(pa.table({"path": [f"{root}/{name}" for name in names]}), folder / f"{block:05d}.parquet")
@@ -58,12 +63,8 @@ class Inputs:
     def _make(self) -> None:
         contents = _contents()
         for name, content in contents.items():
-            (self.images / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.images / name).write_bytes(content)
-            for folder, wanted in ((self.good, not is_bad(name)), (self.poisoned, not is_bad(name) or name == POISON)):
-                if wanted:
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / name).hardlink_to(self.images / name)
+            (self._images / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._images / name).write_bytes(content)
         _save_checkpoint(self.checkpoint)
         self._names.write_text(json.dumps(sorted(contents)))
 

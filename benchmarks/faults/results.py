@@ -36,7 +36,7 @@ class Results:
 
     def __init__(self, work: Path) -> None:
         self._path = work / "results.jsonl"
-        self._work = work
+        self.work = work
         self.runs: list[Result] = []
         if self._path.exists():
             self.runs = [Result(**json.loads(line)) for line in self._path.read_text().splitlines()]
@@ -56,11 +56,6 @@ class Results:
         runs = self.of(fault, pipeline)
         return median(run.wall_s for run in runs) if runs else None
 
-    def images_read(self, fault: str, pipeline: str) -> float | None:
-        """Give the median number of images read in a row's runs."""
-        runs = self.of(fault, pipeline)
-        return median(run.images_read for run in runs) if runs else None
-
     def reference(self, pipeline: str) -> tuple[Rows, int] | None:
         """Give a pipeline's rows without faults, and the bytes of that output on a disk."""
         path = self._reference_path(pipeline)
@@ -74,4 +69,4 @@ class Results:
         self._reference_path(pipeline).write_text(json.dumps({"rows": rows, "num_bytes": num_bytes}))
 
     def _reference_path(self, pipeline: str) -> Path:
-        return self._work / f"reference-{pipeline}.json"
+        return self.work / f"reference-{pipeline}.json"

@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--resume-from", default="", help="the folder of Ray's CheckpointConfig")
     options = parser.parse_args()
     filesystem = file_system(options.input)
-    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if options.resume_from:

@@ -1,0 +1,182 @@
+"""Run the fault table, or go on with it: every run is kept in .faults/, and docs/faults.md is written after each."""
+
+import argparse
+import contextlib
+import queue
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.faults import oracle
+from benchmarks.faults.cost import measure_cost
+from benchmarks.faults.inputs import Inputs, N
+from benchmarks.faults.page import write_page
+from benchmarks.faults.planning import measure_planning
+from benchmarks.faults.reads import OpenCounter
+from benchmarks.faults.results import Result, Results
+from benchmarks.faults.scenarios import Scenario, scenarios
+from benchmarks.faults.store import Store
+from benchmarks.faults.trial import OURS, Trial, cut
+
+USUAL_S = 30.0  # until the first run without faults has ended
+AT_ONCE = 2  # runs, also of those that the others are compared with
+TOGETHER = 5  # runs of a row that never ends
+BASELINES = {"disk": "none", "s3": "none, on S3", "cluster": "none, on a cluster"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one run at a time: images whose reads are counted, and an S3 that has them where one is needed."""
+
+    images: Path
+    store: Store | None
+
+
+class Table:
+    """The rows that are there, and the rig for those that are not."""
+
+    def __init__(self, work: Path, page: Path) -> None:
+        self._work = work
+        self._page = page
+        self._inputs = Inputs(work)
+        self._results = Results(work)
+        self._lock = threading.Lock()
+        self._revision = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
+        self.scenarios = scenarios(self._inputs)
+
+    def run(self, only: str, pipelines: list[str]) -> None:
+        """Make every run that is missing, ours before the others'."""
+        for pipeline in pipelines:
+            chosen = [s for s in self.scenarios if only in s.name and pipeline in s.pipelines]
+            for place in BASELINES:
+                rows = [s for s in chosen if s.place == place and self._missing(s, pipeline)]
+                if rows:
+                    with contextlib.ExitStack() as stack:
+                        slots = [self._slot(stack, place, i) for i in range(AT_ONCE)]
+                        for scenario in rows:
+                            together = scenario.together and pipeline != OURS
+                            self._row(scenario, pipeline, self._more(stack, place, slots) if together else slots)
+
+    def write(self) -> None:
+        """Write docs/faults.md from what is there."""
+        write_page(self._page, self.scenarios, self._results, BASELINES)
+
+    def _missing(self, scenario: Scenario, pipeline: str) -> list[int]:
+        done = {result.run for result in self._results.of(scenario.name, pipeline)}
+        return [run for run in range(scenario.num_runs(pipeline)) if run not in done]
+
+    def _slot(self, stack: contextlib.ExitStack, place: str, number: int) -> Slot:
+        images = self._inputs.linked(f"images-{number}")
+        return Slot(images, stack.enter_context(Store(images)) if place == "s3" else None)
+
+    def _more(self, stack: contextlib.ExitStack, place: str, slots: list[Slot]) -> list[Slot]:
+        return slots + [self._slot(stack, place, i) for i in range(len(slots), TOGETHER)]
+
+    def _row(self, scenario: Scenario, pipeline: str, slots: list[Slot]) -> None:
+        free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        for slot in slots:
+            free.put(slot)
+
+        def make(run: int) -> None:
+            slot = free.get()
+            try:
+                self._run(scenario, pipeline, run, slot)
+            finally:
+                free.put(slot)
+
+        with ThreadPoolExecutor(len(slots)) as pool:
+            list(pool.map(make, self._missing(scenario, pipeline)))
+        self.write()
+
+    def _run(self, scenario: Scenario, pipeline: str, run: int, slot: Slot) -> None:
+        if slot.store:
+            slot.store.proxy.reset()
+        trial = Trial(
+            pipeline=pipeline,
+            inputs=self._inputs,
+            images=slot.images,
+            folder=self._work / "runs" / re.sub(r"\W+", "-", f"{scenario.name} {pipeline} {run}"),
+            store=slot.store,
+            rng=random.Random(f"{scenario.name} {pipeline} {run}"),
+            usual_s=self._results.wall_s(BASELINES[scenario.place], pipeline) or USUAL_S,
+            usual_bytes=(self._results.reference(pipeline) or ({}, 0))[1],
+        )
+        with OpenCounter(slot.images) as counter:
+            was_cut = cut(scenario.run, trial)
+        images_read = slot.store.proxy.counts.by_kind["image"] if slot.store else counter.num_opens
+        with self._lock:
+            self._judge(scenario, trial, run, was_cut, images_read)
+        trial.clear()
+
+    def _judge(self, scenario: Scenario, trial: Trial, run: int, was_cut: bool, images_read: int) -> None:
+        found = trial.found()
+        reference = self._results.reference(trial.pipeline)
+        if reference is None:
+            self._results.keep_reference(trial.pipeline, found.by_path(), found.num_bytes)
+            reference = self._results.reference(trial.pipeline)
+            assert reference is not None
+        expected = scenario.rows(reference[0], trial.is_ours)
+        verdict = oracle.judge(found, self._inputs.names, expected, trial.is_ours)
+        result = Result(
+            fault=scenario.name,
+            pipeline=trial.pipeline,
+            run=run,
+            injected=trial.injected,
+            lost=verdict.lost,
+            doubled=verdict.doubled,
+            wrong=verdict.wrong,
+            images_read=images_read,
+            wall_s=round(trial.wall_s, 2),
+            codes=trial.codes,
+            cut=was_cut,
+            right=verdict.right and not trial.problems and not was_cut,
+            problems=[*verdict.problems, *trial.problems, *verdict.wrong_rows],
+            notes=trial.notes,
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            revision=self._revision,
+        )
+        self._results.add(result)
+        print(
+            f"{scenario.name} | {trial.pipeline} {run}: {'right' if result.right else 'WRONG'} "
+            f"lost {result.lost} doubled {result.doubled} wrong {result.wrong} read {images_read} of {N}, "
+            f"{trial.wall_s:.1f} s, {trial.injected} injected, exits {trial.codes} {result.problems} {result.notes}",
+            flush=True,
+        )
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path(".faults"), help="what an interrupted table goes on from")
+    parser.add_argument("--page", type=Path, default=Path("docs/faults.md"))
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--pipelines", nargs="+", default=[], help="catsdogs, stock, ...; default: all")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the runs that are there")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # commands and stores end with their contexts
+    work = options.work.resolve()
+    work.mkdir(exist_ok=True)
+    table = Table(work, options.page)
+    if not options.page_only:
+        every = list(dict.fromkeys(pipeline for s in table.scenarios for pipeline in s.pipelines))
+        table.run(options.only, options.pipelines or every)
+        if not (options.only or options.pipelines):
+            measure_planning(work)
+            measure_cost(work)
+    table.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

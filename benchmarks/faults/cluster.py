@@ -1,0 +1,29 @@
+"""A Ray cluster of a head and two nodes on this machine; a line on standard input kills a node's raylet and adds one.
+
+It prints the address first.
+"""
+
+import random
+import sys
+
+from ray.cluster_utils import Cluster
+
+STORE_BYTES = 1 << 30
+
+
+def main() -> None:
+    """Run until standard input ends; each line is the seed of whom it hits."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
+    cluster.wait_for_nodes()
+    print(f"address {cluster.address}", flush=True)
+    for line in sys.stdin:
+        victim = nodes.pop(random.Random(line).randrange(len(nodes)))
+        cluster.remove_node(victim, allow_graceful=False)
+        nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        print("killed", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
