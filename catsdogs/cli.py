@@ -21,6 +21,7 @@ from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, Step
 
 LINE_EVERY_S = 5.0  # between progress lines where there is no terminal
+TERMINATED_S = 10.0  # in which a command has cleaned up, or did not hear of SIGTERM
 
 Command = (
     Annotated[DemoConfig, tyro.conf.subcommand("demo")]
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     display = Display()
     joined = _ray_runs()
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGALRM, _terminate)
     try:
         config: Any = tyro.cli(
             Command, args=arguments, prog="catsdogs", description="Fine-tune ResNet50; bulk-classify images."
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Terminated:
         return _fail("terminated: what is done is kept", 143)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         display.close()
         if not joined:
             _leave_ray()
@@ -128,6 +131,8 @@ def _fail(reason: object, code: int) -> int:
 
 
 def _terminate(_signal: int, _frame: types.FrameType | None) -> NoReturn:
+    """Break the command off; again later, since an exception in somebody's callback or finalizer gets lost."""
+    signal.setitimer(signal.ITIMER_REAL, TERMINATED_S)
     raise _Terminated
 
 

@@ -18,20 +18,15 @@ import boto3
 import numpy as np
 import psutil
 import pytest
-import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from benchmarks.fault_proxy import FaultProxy
-from catsdogs import checkpoint
+from benchmarks.faults.inputs import CLASSES, IMG_SIZE, save_red_blue
+from benchmarks.faults.proxy import FaultProxy
 from catsdogs.config import TrainConfig
-from catsdogs.images import Preprocessing
-from catsdogs.model import build
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
-CLASSES = ("blue", "red")
-IMG_SIZE = 32
 REAL_BUCKET = os.environ.get("CATSDOGS_TEST_BUCKET", "")  # of MinIO, Ceph or AWS, through the AWS variables set
 
 
@@ -241,23 +236,9 @@ def red_blue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def red_blue_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a ResNet50 whose logits grow with an image's blue and red: every block passes channels 0 and 1 through."""
-    model = build(num_classes=2, seed=0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point() and "running_var" not in name:
-                tensor.zero_()
-        state = model.state_dict()
-        state["conv1.weight"][0, 2, 3, 3] = state["conv1.weight"][1, 0, 3, 3] = 1.0
-        state["bn1.weight"].fill_(1.0)
-        state["bn1.bias"].fill_(3.0)  # normalised pixels reach down to about -2.1
-        for layer in ("layer1", "layer2", "layer3", "layer4"):
-            for i in (0, 1):
-                state[f"{layer}.0.downsample.0.weight"][i, i] = 1.0
-            state[f"{layer}.0.downsample.1.weight"].fill_(1.0)
-        state["fc.weight"][0, 0] = state["fc.weight"][1, 1] = 2.0
+    """Save a ResNet50 whose logits grow with an image's blue and red."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    checkpoint.save(str(folder), model, CLASSES, Preprocessing(img_size=IMG_SIZE))
+    save_red_blue(folder, slope=2.0)
     return folder
 
 

@@ -262,6 +262,27 @@ sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"
     assert "what is done is kept" in errors
 
 
+def test_a_lost_sigterm_comes_again():
+    program = """
+import sys, time
+from catsdogs import cli, config
+def work(config, display):
+    print("started", flush=True)
+    try:
+        time.sleep(60)
+    except SystemExit:
+        pass
+    time.sleep(60)
+cli.COMMANDS[config.ScoreConfig] = work
+cli.TERMINATED_S = 0.3
+sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"]))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.wait(timeout=20) == 143
+
+
 @pytest.mark.parametrize(
     ("rows", "ok", "rate", "code"),
     [(10, 10, 0.0, 0), (10, 9, 0.0, 3), (10, 9, 0.1, 0), (10, 8, 0.1, 3), (10, 1, 1.0, 0), (10, 0, 1.0, 3)],

@@ -6,7 +6,7 @@ import time
 import pytest
 from botocore.exceptions import ClientError
 
-from benchmarks.fault_proxy import Fault
+from benchmarks.faults.proxy import Fault
 from catsdogs import storage
 from catsdogs.errors import RunError
 from catsdogs.storage import Entry, Listing, objects, retrying
@@ -78,7 +78,7 @@ def test_a_slow_body_is_given_up_and_asked_for_again(listed, s3_proxy, monkeypat
 def test_a_store_that_is_down_stops_the_job_and_makes_no_rows(listed, s3_proxy, monkeypatch):
     monkeypatch.setattr(retrying, "PATIENCE_S", 0.5)
     s3_proxy.reset(Fault("slow_down"))
-    with pytest.raises(RunError, match=r"the store does not answer: .*SlowDown.* run the same command again"):
+    with pytest.raises(RunError, match=r"the store does not answer: .*SlowDown.* check AWS_ENDPOINT_URL_S3"):
         storage.fetch(listed)
 
 

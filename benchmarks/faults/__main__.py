@@ -19,6 +19,7 @@ from benchmarks.faults.cost import measure_cost
 from benchmarks.faults.inputs import Inputs, N
 from benchmarks.faults.page import write_page
 from benchmarks.faults.planning import measure_planning
+from benchmarks.faults.processes import stop
 from benchmarks.faults.reads import OpenCounter
 from benchmarks.faults.results import Result, Results
 from benchmarks.faults.scenarios import Scenario, scenarios
@@ -26,6 +27,7 @@ from benchmarks.faults.store import Store
 from benchmarks.faults.trial import OURS, Trial, cut
 
 USUAL_S = 30.0  # until the first run without faults has ended
+MEASURES = {"planning": measure_planning, "cost": measure_cost}  # beside the table, with nothing else running
 AT_ONCE = 2  # runs, also of those that the others are compared with
 TOGETHER = 5  # runs of a row that never ends
 BASELINES = {"disk": "none", "s3": "none, on S3", "cluster": "none, on a cluster"}
@@ -92,7 +94,12 @@ class Table:
                 free.put(slot)
 
         with ThreadPoolExecutor(len(slots)) as pool:
-            list(pool.map(make, self._missing(scenario, pipeline)))
+            try:
+                list(pool.map(make, self._missing(scenario, pipeline)))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                stop()
+                raise
         self.write()
 
     def _run(self, scenario: Scenario, pipeline: str, run: int, slot: Slot) -> None:
@@ -160,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".faults"), help="what an interrupted table goes on from")
     parser.add_argument("--page", type=Path, default=Path("docs/faults.md"))
-    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--only", default="", help="rows whose name holds this, or planning, or cost")
     parser.add_argument("--pipelines", nargs="+", default=[], help="catsdogs, stock, ...; default: all")
     parser.add_argument("--page-only", action="store_true", help="write the page from the runs that are there")
     options = parser.parse_args()
@@ -171,9 +178,9 @@ def main() -> int:
     if not options.page_only:
         every = list(dict.fromkeys(pipeline for s in table.scenarios for pipeline in s.pipelines))
         table.run(options.only, options.pipelines or every)
-        if not (options.only or options.pipelines):
-            measure_planning(work)
-            measure_cost(work)
+        for name, measure in MEASURES.items():
+            if options.only in name and not options.pipelines:
+                measure(work)
     table.write()
     return 0
 

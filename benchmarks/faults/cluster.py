@@ -9,14 +9,16 @@ import sys
 from ray.cluster_utils import Cluster
 
 STORE_BYTES = 1 << 30
+READY = "the cluster is at"
 
 
 def main() -> None:
     """Run until standard input ends; each line is the seed of whom it hits."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
+    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
     cluster.wait_for_nodes()
-    print(f"address {cluster.address}", flush=True)
+    print(f"{READY} {cluster.address}", flush=True)
     for line in sys.stdin:
         victim = nodes.pop(random.Random(line).randrange(len(nodes)))
         cluster.remove_node(victim, allow_graceful=False)

@@ -65,7 +65,7 @@ class Inputs:
         for name, content in contents.items():
             (self._images / name).parent.mkdir(parents=True, exist_ok=True)
             (self._images / name).write_bytes(content)
-        _save_checkpoint(self.checkpoint)
+        save_red_blue(self.checkpoint, slope=1.0)
         self._names.write_text(json.dumps(sorted(contents)))
 
 
@@ -129,7 +129,7 @@ def _damaged_png(i: int, mark: str = "") -> bytes:
     return bytes(content)
 
 
-def _save_checkpoint(folder: Path) -> None:
+def save_red_blue(folder: Path, slope: float) -> None:
     """Save a ResNet50 whose logits grow with an image's blue and red: every block passes channels 0 and 1 through."""
     model = build(num_classes=len(CLASSES), seed=0)
     with torch.no_grad():
@@ -144,5 +144,5 @@ def _save_checkpoint(folder: Path) -> None:
             for i in (0, 1):
                 state[f"{layer}.0.downsample.0.weight"][i, i] = 1.0
             state[f"{layer}.0.downsample.1.weight"].fill_(1.0)
-        state["fc.weight"][0, 0] = state["fc.weight"][1, 1] = 1.0
+        state["fc.weight"][0, 0] = state["fc.weight"][1, 1] = slope
     checkpoint.save(str(folder), model, CLASSES, Preprocessing(img_size=IMG_SIZE))

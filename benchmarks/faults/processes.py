@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
+import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +17,31 @@ import psutil
 MARK = "CATSDOGS_FAULT_RUN"  # in the environment of a command and of everything that it starts
 
 
+_living: set["Command"] = set()
+_stopping = threading.Event()
+
+
 class CutError(Exception):
     """A run took too long."""
+
+
+class StoppedError(Exception):
+    """The table is being stopped: nothing new is started."""
+
+
+def stop() -> None:
+    """End every command, and start no more."""
+    _stopping.set()
+    for command in list(_living):
+        command.end()
 
 
 class Command:
     """One command in a process group of its own, with a Ray of its own unless RAY_ADDRESS is given."""
 
     def __init__(self, words: Sequence[object], log: Path, **environment: str) -> None:
-        self.began = time.monotonic()
+        if _stopping.is_set():
+            raise StoppedError
         self.log = log
         self._mark = uuid.uuid4().hex
         self._folder = tempfile.mkdtemp(prefix="cf-")  # short: Ray puts sockets there
@@ -43,17 +59,23 @@ class Command:
 
     def __enter__(self) -> Self:
         """Run while the context lasts."""
+        _living.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         """End every process of the command, those too that its death left alone."""
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _living.discard(self)
+        self.end()
         self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """Kill every process of the command."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     @property
     def code(self) -> int | None:

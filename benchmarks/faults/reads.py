@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
-IN_OPEN, IN_ISDIR, IN_Q_OVERFLOW = 0x20, 0x40000000, 0x4000
+# Closing is watched too: of two openings of a file in a row, with nothing between, the kernel tells one.
+IN_OPEN, IN_CLOSE_NOWRITE, IN_ISDIR, IN_Q_OVERFLOW = 0x20, 0x10, 0x40000000, 0x4000
 EVENT = struct.Struct("iIII")
 
 
@@ -26,7 +27,7 @@ class OpenCounter:
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         for folder, _, _ in os.walk(self._root):
-            libc.inotify_add_watch(self._fd, os.fsencode(folder), IN_OPEN)
+            libc.inotify_add_watch(self._fd, os.fsencode(folder), IN_OPEN | IN_CLOSE_NOWRITE)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._count, name="open-counter", daemon=True)
         self._thread.start()

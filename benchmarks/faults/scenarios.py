@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.fault_proxy import Fault
+from benchmarks.faults.cluster import READY
 from benchmarks.faults.inputs import POISON, Inputs, is_bad
 from benchmarks.faults.oracle import Row, Rows
 from benchmarks.faults.processes import Command
+from benchmarks.faults.proxy import Fault
 from benchmarks.faults.trial import OURS, READ_IMAGES, STOCK, STOCK_CHECKPOINT, Trial
 
 POISON_CODE = str(Path(__file__).parent / "poison")
@@ -107,9 +108,9 @@ def on_cluster(trial: Trial) -> Iterator[Command]:
     """Start a cluster of two nodes for a run."""
     log = trial.folder / "cluster.txt"
     with Command([sys.executable, "-m", "benchmarks.faults.cluster"], log) as cluster:
-        while "address " not in log.read_text():
+        while READY not in log.read_text():
             assert cluster.runs_for(0.1), log.read_text()
-        address = log.read_text().partition("address ")[2].split()[0]
+        address = log.read_text().partition(READY)[2].split()[0]
         trial.environment["RAY_ADDRESS"] = address
         trial.began = time.monotonic()
         yield cluster
@@ -241,14 +242,14 @@ def scenarios(inputs: Inputs) -> list[Scenario]:
         Scenario("`kill -9` of the driver", "disk", kill_driver, ours=30),
         Scenario("`kill -9` of a worker every 5 s", "disk", kill_workers, ours=10),
         Scenario("a node's raylet killed", "cluster", kill_raylet, ours=10),
-        Scenario("SIGTERM", "disk", terminate, pipelines=(OURS,)),
-        Scenario("an image kills its decoder", "disk", poison, expected=crashed, together=True),
-        Scenario("disk full", "disk", fill_disk),
-        Scenario("503 on 1% of requests", "s3", partial(slow_down, 0.01)),
-        Scenario("503 on 10% of requests", "s3", partial(slow_down, 0.1)),
-        Scenario("503 on 50% of requests", "s3", partial(slow_down, 0.5)),
-        Scenario("200 bodies cut, short or reset", "s3", break_bodies),
-        Scenario("5 bodies at 1 byte/s", "s3", slow_bodies, pipelines=(OURS,)),
+        Scenario("SIGTERM", "disk", terminate, ours=3, pipelines=(OURS,)),
+        Scenario("an image kills its decoder", "disk", poison, ours=3, expected=crashed, together=True),
+        Scenario("disk full", "disk", fill_disk, ours=3),
+        Scenario("503 on 1% of requests", "s3", partial(slow_down, 0.01), ours=3),
+        Scenario("503 on 10% of requests", "s3", partial(slow_down, 0.1), ours=3),
+        Scenario("503 on 50% of requests", "s3", partial(slow_down, 0.5), ours=3),
+        Scenario("200 bodies cut, short or reset", "s3", break_bodies, ours=3),
+        Scenario("5 bodies at 1 byte/s", "s3", slow_bodies, ours=3, pipelines=(OURS,)),
         Scenario("5 keys refused, 5 gone", "s3", partial(refuse_keys, keys), ours=3, stock=3, expected=refused),
-        Scenario("credentials expire", "s3", expire_credentials),
+        Scenario("credentials expire", "s3", expire_credentials, ours=3),
     ]

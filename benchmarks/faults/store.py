@@ -10,7 +10,7 @@ from typing import Self
 
 import boto3
 
-from benchmarks.fault_proxy import FaultProxy
+from benchmarks.faults.proxy import FaultProxy
 
 BUCKET = "rig"
 CREDENTIALS = {

@@ -4,10 +4,8 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,11 +52,14 @@ def start_ray() -> None:
 
 @contextlib.contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """Keep the caller's answer to SIGTERM, which Ray replaces by its own."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    """Keep the caller's answer to SIGTERM, which Ray would replace by its own, first while it starts and for good."""
+    names = vars(ray._private.utils)
+    replace = names["set_sigterm_handler"]
+    names["set_sigterm_handler"] = lambda _: None
+    try:
+        yield
+    finally:
+        names["set_sigterm_handler"] = replace
 
 
 @contextlib.contextmanager

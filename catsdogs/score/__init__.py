@@ -88,9 +88,7 @@ class _Pipeline:
             own = data.own_error(error)
             if own is None:
                 raise
-            raise type(own)(
-                f"{own}; finished parts are kept in {self._config.output}, the same command goes on"
-            ) from error
+            raise own from error
 
 
 __all__ = ["score", "verify"]

@@ -75,22 +75,16 @@ def audit(plan: Plan, progress: Progress, on_stale: Callable[[PartRecord], None]
 
 def _check_names(plan: Plan) -> None:
     if plan.listed_to is not None:
-        raise RunError(f"{plan.output}: its listing is not finished; run the same command again")
+        raise RunError(f"{plan.output}: its listing is not finished")
     waiting = storage.list_names(storage.join(plan.output, MANIFEST, REDO))
     if waiting:
-        raise RunError(
-            f"{plan.output}: rows of {len(waiting)} parts wait to be labelled again; run the same command again"
-        )
+        raise RunError(f"{plan.output}: rows of {len(waiting)} parts wait to be labelled again")
     found = {name for name in storage.list_names(plan.output) if name.startswith("part-")}
     expected = {part_name(shard) for shard in range(len(plan.sizes))}
     if missing := sorted(expected - found):
-        raise RunError(
-            f"{plan.output}: {len(missing)} parts are missing, {missing[0]} first; run the same command again"
-        )
+        raise RunError(f"{plan.output}: {len(missing)} parts are missing, {missing[0]} first")
     if foreign := sorted(found - expected):
-        raise RunError(
-            f"{plan.output}/{foreign[0]}: no part of this scoring; move it away and run the same command again"
-        )
+        raise RunError(f"{plan.output}/{foreign[0]}: no part of this scoring; move it away")
 
 
 def _checked_parts(plan: Plan, shards: range, last: dict[int, bytes]) -> Iterator[pa.Table]:
@@ -132,7 +126,7 @@ def _check_shard(plan: Plan, shard: int, part: pa.Table, manifest: pa.Table) -> 
         raise RunError(f"{uri}: expected a label where the status is ok, and nowhere else; {_REMOVE}")
 
 
-_REMOVE = "remove it and run the same command again"
+_REMOVE = "remove it"
 
 
 def _keys(paths: pa.ChunkedArray) -> pa.Array:

@@ -24,6 +24,7 @@ LEASE_S = 60.0
 RENEW_S = 10.0
 POLL_S = 1.0
 SETTLE_S = 0.2  # two who take a dead driver's lease at once see each other
+_held: set[str] = set()  # tokens of the leases of this process
 
 
 def clock_s() -> float:
@@ -70,12 +71,14 @@ class Lease:
         """
         while not self._take():
             pass
+        _held.add(self._mine["token"])
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the lease back where it is still ours."""
         self._ended.set()
+        _held.discard(self._mine["token"])
         with self._lock, contextlib.suppress(RunError, InputError):
             found = storage.read_versioned(self._uri)
             if self._lost is None and found is not None and _record(found[0]).get("token") == self._mine["token"]:
@@ -93,7 +96,7 @@ class Lease:
             if self._lost is None and clock_s() - self._renewed > LEASE_S:
                 self._renew()
         if self._lost is not None:
-            raise RunError(f"{self._output}: {self._lost}; this scoring stops, and what it finished is kept")
+            raise RunError(f"{self._output}: {self._lost}; this scoring stops")
 
     def _take(self) -> bool:
         """Try once; whether the lease is ours now."""
@@ -125,6 +128,8 @@ class Lease:
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         if all(holder.get(name) == value for name, value in _host().items()):
             if started(int(holder["pid"])) != holder.get("process_started"):
+                return
+            if holder["pid"] == os.getpid() and holder.get("token") not in _held:  # could not be given back
                 return
             if time.time() - float(holder.get("renewed", 0)) < LEASE_S:
                 raise self._refusal(who)

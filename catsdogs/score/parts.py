@@ -87,7 +87,7 @@ def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def unreadable(uri: str, error: Exception) -> RunError:
     """Say what to do about a damaged part."""
-    return RunError(f"{uri}: expected a finished part, but {error}; remove it and run the same command again")
+    return RunError(f"{uri}: expected a finished part, but {error}; remove it")
 
 
 def file_metadata(model: Checkpoint) -> dict[str, str]:
@@ -191,6 +191,6 @@ class Collector:
 
     def _overtaken(self, work: Work) -> RunError:
         return RunError(
-            f"{self._plan.part_uri(work.shard)} was written or removed by somebody else: this scoring stops; when no "
-            "other runs there, the same command goes on"
+            f"{self._plan.part_uri(work.shard)} was written or removed by somebody else: this scoring stops until no "
+            "other runs there"
         )

@@ -62,8 +62,7 @@ class Rounds:
                 fruitless = 0
             if fruitless == MAX_FRUITLESS:
                 raise RunError(
-                    f"scoring got stuck: {MAX_FRUITLESS} times nothing was finished, at last because {reason}; "
-                    f"finished parts are kept in {self._plan.output}: mend the reason, then the same command goes on"
+                    f"scoring got stuck: {MAX_FRUITLESS} times nothing was finished, at last because {reason}"
                 )
             work = self._plan.open_work()
             if work:

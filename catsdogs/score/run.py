@@ -11,7 +11,7 @@ from typing import Any
 
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
-from catsdogs.errors import InputError
+from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, Progress
 from catsdogs.score.audit import audit
 from catsdogs.score.changes import Relisting, redo_failed
@@ -40,11 +40,14 @@ def run(config: ScoreConfig, identity: Identity, label: Labeller, progress: Prog
         RunError: the run failed; finished parts are kept.
     """
     _check_output(config)
-    with Lease(config.output, progress) as lease:
-        _check_identity(config.output, identity)
-        for folder in ("", MANIFEST, STATS, f"{MANIFEST}/{REDO}"):
-            storage.remove_temporaries(storage.join(config.output, *filter(None, folder.split("/"))))
-        return _Scoring(config, identity, lease, progress).run(label)
+    try:
+        with Lease(config.output, progress) as lease:
+            _check_identity(config.output, identity)
+            for folder in ("", MANIFEST, STATS, f"{MANIFEST}/{REDO}"):
+                storage.remove_temporaries(storage.join(config.output, *filter(None, folder.split("/"))))
+            return _Scoring(config, identity, lease, progress).run(label)
+    except RunError as error:
+        raise RunError(f"{error}; finished parts are kept in {config.output}, the same command goes on") from error
 
 
 def _check_output(config: ScoreConfig) -> None:

@@ -1,6 +1,7 @@
 """verify(): the proof of a finished output again, for anyone, from its files alone."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from catsdogs import storage
@@ -24,14 +25,21 @@ def verify(config: VerifyConfig, progress: Progress = silent) -> dict[str, Any]:
     found = storage.read_versioned(storage.join(output, RUN))
     if found is None:
         raise InputError(f"--output {output}: expected a scoring of catsdogs, found no {RUN}")
+    try:
+        return _proved(output, json.loads(found[0])["class_names"], progress)
+    except RunError as error:
+        raise RunError(f"{error}; the scoring's command goes on from there") from error
+
+
+def _proved(output: str, class_names: Sequence[str], progress: Progress) -> dict[str, Any]:
     plan = Plan.load(output)
 
     def differs(record: PartRecord) -> NoReturn:
-        raise RunError(f"{output}: the record of {record.part} is missing or wrong; run the scoring's command again")
+        raise RunError(f"{output}: the record of {record.part} is missing or wrong")
 
-    added_up = totals_of(plan, audit(plan, progress, differs), json.loads(found[0])["class_names"])
+    added_up = totals_of(plan, audit(plan, progress, differs), class_names)
     if not storage.exists(storage.join(output, SUCCESS)):
-        raise RunError(f"{output}: all rows are there, but no {SUCCESS}; run the scoring's command again")
+        raise RunError(f"{output}: all rows are there, but no {SUCCESS}")
     summary = json.loads(storage.read_bytes(storage.join(output, SUMMARY)))
     for name, value in added_up.items():
         if summary.get(name) != value:

@@ -122,10 +122,7 @@ async def _go_on(error: Exception, tries: int, began: float, canary: Callable[[]
                 raise error
         elif silent_s > patience_s:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise RunError(
-                f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network, then run the same "
-                "command again"
-            ) from error
+            raise RunError(f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network") from error
     await asyncio.sleep(random.uniform(0, min(CAP_S, BASE_S * 2 ** min(tries, 10))))
 
 

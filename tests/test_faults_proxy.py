@@ -9,7 +9,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from benchmarks.fault_proxy import Fault, FaultProxy
+from benchmarks.faults.proxy import Fault, FaultProxy
 
 CONTENT = bytes(range(256)) * 40
 
