@@ -1,14 +1,17 @@
 """The pipeline of `catsdogs score` without what makes it safe: no plan, lease, child process, parts, records or proof.
 
-Reading, decoding and the model are the same code; `write_parquet` writes what comes.
+Reading, decoding and the model are the same code; the driver writes what comes, so many rows a file.
 """
 
 import argparse
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 
 from catsdogs import checkpoint, data, storage
@@ -17,6 +20,8 @@ from catsdogs.data import decode as decoding
 from catsdogs.data.sandbox import Answer, Decoder, File
 from catsdogs.schema import FILES
 from catsdogs.score.classify import ClassifyOptions, classified
+
+ROWS_PER_FILE = 10_000
 
 
 def decode_here(decoder: Decoder, files: Sequence[File]) -> list[Answer]:
@@ -42,6 +47,19 @@ class DecodeHere(data.DecodeForInference):
         return super().__call__(files)
 
 
+def write(batches: Iterable[pa.Table], folder: Path) -> None:
+    """Write rows as they come."""
+    folder.mkdir()
+    waiting: list[pa.Table] = []
+    numbers = itertools.count()
+    for batch in itertools.chain(batches, [None]):
+        if batch is not None:
+            waiting.append(batch)
+        if waiting and (batch is None or sum(table.num_rows for table in waiting) >= ROWS_PER_FILE):
+            pq.write_table(pa.concat_tables(waiting), folder / f"{next(numbers):05d}.parquet")
+            waiting = []
+
+
 def main() -> None:
     """Run the pipeline once."""
     parser = argparse.ArgumentParser()
@@ -57,7 +75,7 @@ def main() -> None:
     classify = ClassifyOptions.of(config, model)
     stage = DecodeHere(model.preprocessing, config.max_pixels)
     decoded = data.decode_blocks(ray.data.from_arrow(blocks), stage, classify.share.decode)
-    classified(decoded, classify).write_parquet(options.output)
+    write(classified(decoded, classify).iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from catsdogs import checkpoint
 from catsdogs.images import Preprocessing
 from catsdogs.model import build
 
-NUM_IMAGES = 1500
+NUM_IMAGES = 1000
 NUM_PAIRS = 5
 POLL_S = 0.1
 SIZE = (404, 360)  # the mean of the Dogs vs. Cats photographs
