@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from benchmarks.faults.proxy import Fault
 from catsdogs import storage
 from catsdogs.errors import RunError
-from catsdogs.storage import Entry, Listing, objects, retrying
+from catsdogs.storage import Entry, Listing, objects, reading, retrying
 
 CONTENT = bytes(range(256)) * 8
 
@@ -88,6 +88,31 @@ def test_refused_and_missing_keys_are_rows_at_once(listed, s3_proxy):
     assert s3_proxy.counts.by_method["GET"] == 10
 
 
+def test_a_listing_that_breaks_off_is_read_again_and_never_taken_for_a_short_one(listed, bucket, s3_proxy):
+    s3_proxy.reset(Fault("short", kinds={"list"}, total=1), Fault("short", kinds={"list"}, total=1, at_byte=200))
+    assert [entry.path for entry in Listing(f"s3://{bucket}/in")] == [entry.path for entry in listed]
+    s3_proxy.reset(Fault("short", kinds={"list"}))
+    with pytest.raises(RunError, match="cannot list"):
+        list(Listing(f"s3://{bucket}/in"))
+
+
+def test_a_longer_object_than_wanted_is_not_read(listed, s3_proxy):
+    for entry in (listed[0], Entry(listed[0].path)):
+        row = storage.fetch([entry], 100)[0]
+        assert (row.status, row.image_bytes) == ("decoder_crash", None)
+        assert row.error.startswith("2049 bytes, more than")
+
+
+def test_credentials_that_cannot_be_fetched_are_no_rows(listed, monkeypatch):
+    async def refused(*_, **__):
+        answer = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        raise ClientError(answer, "AssumeRoleWithWebIdentity")
+
+    monkeypatch.setattr(reading, "get_object", refused)
+    with pytest.raises(RunError, match="credentials are missing, wrong or expired"):
+        storage.fetch(listed)
+
+
 def test_expired_credentials_stop_the_others_too(listed, s3_proxy):
     s3_proxy.reset(Fault("expired_token", after_images=5))
     with pytest.raises(RunError, match="ExpiredToken"):
@@ -157,10 +182,13 @@ def test_pauses_grow_and_stay_below_their_cap(monkeypatch):
     async def sleep(seconds):
         slept.append(seconds)
 
-    async def ask(tries):
-        if tries < 12:
+    tries = iter(range(13))
+
+    async def ask():
+        tried = next(tries)
+        if tried < 12:
             raise TimeoutError
-        return tries
+        return tried
 
     async def canary():
         return None

@@ -89,6 +89,7 @@ def test_rounds_go_on_while_they_finish_parts(source, tmp_path):
     summary = run(config_of(source, tmp_path / "out"), IDENTITY, labeller, told.append)
     assert summary["rows"] == 7
     check_output(str(tmp_path / "out"), 7)
+    assert summary["scored"] == 7
     assert any("worker died: going on with 2 open parts" in event.text for event in told if isinstance(event, Message))
 
 
@@ -197,6 +198,30 @@ def test_a_retried_row_is_not_changed_for_the_next_listing(source, tmp_path):
     assert [os.path.basename(path) for path in read] == ["new.jpg"]
 
 
+def test_a_row_that_fails_again_is_not_changed_for_the_next_listing(source, tmp_path):
+    (source / "c.jpg").unlink()
+    (source / "c.jpg").mkdir()  # listed as nothing, so by a manifest
+    manifest = tmp_path / "m.txt"
+    manifest.write_text("".join(f"{source}/{name}.jpg\n" for name in SEVEN))
+    assert scored(manifest, tmp_path / "out")[0]["by_status"] == {"ok": 6, "read_error": 1}
+    assert len(scored(manifest, tmp_path / "out", retry_failed=True)[1]) == 1
+    assert scored(manifest, tmp_path / "out")[1] == []
+
+
+def test_what_a_retry_could_not_read_keeps_its_listed_version(source, tmp_path):
+    class Losing(Labeller):
+        def __call__(self, uris):
+            (source / "c.jpg").unlink(missing_ok=True)
+            return super().__call__(uris)
+
+    run(config_of(source, tmp_path / "out"), IDENTITY, Losing(), lambda _: None)
+    before = pq.read_table(tmp_path / "out" / "_manifest" / "part-00000.parquet")
+    _, read = scored(source, tmp_path / "out", retry_failed=True)
+    assert [os.path.basename(path) for path in read] == ["c.jpg"]
+    assert pq.read_table(tmp_path / "out" / "_manifest" / "part-00000.parquet").equals(before)
+    assert scored(source, tmp_path / "out")[1] == []
+
+
 def test_a_vanished_folder_is_told_and_its_rows_stay(source, tmp_path):
     scored(source, tmp_path / "out")
     for path in source.iterdir():
@@ -228,6 +253,38 @@ def test_no_resume_wants_an_empty_output(source, tmp_path):
     scored(source, tmp_path / "out", resume=False)
     with pytest.raises(InputError, match="--no-resume: expected an empty or new --output"):
         scored(source, tmp_path / "out", resume=False)
+
+
+def test_settings_bind_nobody_before_there_is_a_plan(source, tmp_path):
+    wrong = dataclasses.replace(IDENTITY, settings=dict(IDENTITY.settings) | {"input": "a typo"})
+    with pytest.raises(InputError, match="no such file or folder"):
+        scored(tmp_path / "typo", tmp_path / "out", wrong)
+    assert scored(source, tmp_path / "out")[0]["rows"] == 7
+
+
+def test_a_plan_that_somebody_else_wrote_is_not_replaced(source, tmp_path):
+    plan = Plan(str(tmp_path / "out"), [3], [0], listed_to=None)
+    plan.save()
+    plan.save()
+    Plan.load(str(tmp_path / "out")).save()
+    with pytest.raises(RunError, match="was written by somebody else"):
+        plan.save()
+    with pytest.raises(RunError, match="was written by somebody else"):
+        Plan(str(tmp_path / "out")).save()
+
+
+def test_what_a_limited_listing_could_not_list_is_told(source, tmp_path, monkeypatch):
+    real = os.scandir
+
+    def scandir(folder):
+        if folder == os.fsencode(source / "0refused"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    (source / "0refused").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    summary, _ = scored(source, tmp_path / "out", limit=2)
+    assert summary["unlisted"] == {str(source / "0refused"): "Permission denied"}
 
 
 def test_a_folder_of_others_is_refused_untouched(source, tmp_path):

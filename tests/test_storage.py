@@ -790,10 +790,3 @@ def test_errors_of_any_kind_of_a_file_system_are_rows(memory, monkeypatch):
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_: 1 / 0)
     (row,) = storage.fetch([Entry(f"{memory}/a.jpg")])
     assert (row.status, row.error) == ("read_error", "division by zero")
-
-
-def test_arrow_reads_through_the_same_file_system(bucket, put):
-    put("a b%/x", b"content")
-    uri = f"s3://{bucket}/a b%/x"
-    with storage.arrow_filesystem(uri).open_input_stream(storage.fs_path(uri)) as stream:
-        assert stream.read() == b"content"

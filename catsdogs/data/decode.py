@@ -124,8 +124,7 @@ def _groups(numbered: Sequence[Numbered]) -> Iterator[list[Numbered]]:
 
 def _read_and_decode(decoder: Decoder, group: Sequence[Numbered]) -> list[Read]:
     """Read files together and decode what came."""
-    contents = iter(storage.fetch([entry for entry, _, _ in group if not _outgrows(entry)]))
-    fetched = [_unread(entry) if _outgrows(entry) else next(contents) for entry, _, _ in group]
+    fetched = storage.fetch([entry for entry, _, _ in group], LIMIT_BYTES)
     numbered = zip(fetched, group, strict=True)
     found = [File(file.image_bytes, row, pixels) for file, (_, row, pixels) in numbered if file.image_bytes is not None]
     answers = iter(decode_apart(decoder, found))
@@ -136,15 +135,6 @@ def _read_and_decode(decoder: Decoder, group: Sequence[Numbered]) -> list[Read]:
         else:
             done.append(Read(next(answers), len(file.image_bytes), file.version, file.retries))
     return done
-
-
-def _outgrows(entry: storage.Entry) -> bool:
-    return (entry.size_bytes or 0) > LIMIT_BYTES
-
-
-def _unread(entry: storage.Entry) -> storage.Fetched:
-    reason = f"{entry.size_bytes} bytes, more than the {LIMIT_BYTES >> 30} GiB of memory that decoding may take"
-    return storage.Fetched("decoder_crash", error=reason)
 
 
 def _entries(files: pa.Table) -> list[storage.Entry]:

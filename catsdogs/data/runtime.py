@@ -19,8 +19,9 @@ from catsdogs.errors import CatsdogsError, InputError, RunError
 QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 
 # Ray Data retries a task whose process dies for ever, which is right when machines come and go. What ends a block that
-# never gets through is this time without any finished one; it is longer than a store's patience.
-STUCK_S = 600.0
+# never gets through is this time without any finished one: longer than a store's patience, a key that always breaks
+# off (30 tries of 25 s), and a block of images that all hang (33 times 30 s).
+STUCK_S = 1800.0
 
 
 def start_ray() -> None:

@@ -77,8 +77,9 @@ def _groups(files: Sequence[File]) -> Iterator[list[File]]:
 
 def _decode_group(decoder: Decoder, group: list[File]) -> list[Answer]:
     if len(group) > 1:
+        child = _child_for(decoder, group)
         try:
-            return _child_for(decoder, group).decode(group)
+            return child.decode(group)
         except (EOFError, OSError):
             _end_child()
     return [_decode_alone(decoder, file) for file in group]
@@ -88,8 +89,9 @@ def _decode_alone(decoder: Decoder, file: File) -> Answer:
     began = time.perf_counter()
     code = 0
     for _ in range(TRIES):
+        child = _child_for(decoder, [file])
         try:
-            return _child_for(decoder, [file]).decode([file])[0]
+            return child.decode([file])[0]
         except (EOFError, OSError):
             code = _end_child()
             if code == -signal.SIGALRM:
@@ -125,14 +127,25 @@ class _Child:
         Raises:
             EOFError, OSError: the child is dead.
         """
-        self.connection.send([file.row for file in files])
-        for file in files:
-            self.connection.send_bytes(file.image_bytes)
-        answers: list[Answer] = self.connection.recv()
+        try:
+            answers = self._ask(files)
+        except (EOFError, OSError):
+            raise
+        except BaseException:  # a cancelled task: what the child says next answers nobody's question
+            os.kill(self.pid, signal.SIGKILL)
+            _end_child()
+            raise
         images = _cut(self.shared, files)
         for file, answer, image in zip(files, answers, images, strict=True):
             if answer.status == "ok":
                 file.pixels[:] = image
+        return answers
+
+    def _ask(self, files: list[File]) -> list[Answer]:
+        self.connection.send([file.row for file in files])
+        for file in files:
+            self.connection.send_bytes(file.image_bytes)
+        answers: list[Answer] = self.connection.recv()
         return answers
 
 
@@ -170,9 +183,12 @@ def _end_child() -> int:
 def _serve(decoder: Decoder, connection: Connection, shared: Pixels) -> NoReturn:
     """Decode until the parent is gone."""
     try:
+        signal.setitimer(signal.ITIMER_REAL, LIMIT_S)  # also where something else hangs than a decoder
         _limit(connection)
         while True:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             rows = connection.recv()
+            signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
             contents = [connection.recv_bytes() for _ in rows]
             answers = []
             for i, (row, image_bytes) in enumerate(zip(rows, contents, strict=True)):
@@ -184,7 +200,6 @@ def _serve(decoder: Decoder, connection: Connection, shared: Pixels) -> NoReturn
                     shared[i * size : (i + 1) * size] = decoded.image.ravel()
                 decode_s = time.perf_counter() - began
                 answers.append(Answer(decoded.status, decoded.error, decoded.width, decoded.height, decode_s))
-            signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(answers)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)

@@ -20,7 +20,7 @@ from catsdogs.progress import Progress, Step
 from catsdogs.schema import OK, STATUSES, table_of
 from catsdogs.score.entries import path_key
 from catsdogs.score.parts import NUM_BINS, PartRecord, read_records, unreadable
-from catsdogs.score.plan import MANIFEST, REDO, Plan, part_name, read_files
+from catsdogs.score.plan import MANIFEST, Plan, part_name, read_files
 
 AT_ONCE = 8  # shards whose files are read together
 EXAMPLES = 50  # failed rows that the report names
@@ -76,7 +76,7 @@ def audit(plan: Plan, progress: Progress, on_stale: Callable[[PartRecord], None]
 def _check_names(plan: Plan) -> None:
     if plan.listed_to is not None:
         raise RunError(f"{plan.output}: its listing is not finished")
-    waiting = storage.list_names(storage.join(plan.output, MANIFEST, REDO))
+    waiting = plan.redo_shards()
     if waiting:
         raise RunError(f"{plan.output}: rows of {len(waiting)} parts wait to be labelled again")
     found = {name for name in storage.list_names(plan.output) if name.startswith("part-")}

@@ -61,6 +61,7 @@ class Relisting:
         self._guard = guard
         self._new: list[storage.Entry] = []
         self._changed: dict[int, list[storage.Entry]] = defaultdict(list)
+        self._num_changed = 0
         self._begun = plan.listed_to is not None and bool(plan.generations)
         if self._begun and config.limit is not None:  # how many came before the break is not known: from the start
             del plan.sizes[plan.generations[-1] :]
@@ -78,11 +79,11 @@ class Relisting:
         entries = entries_of(self._config, self._progress, unlisted, plan.listed_to or "")
         for entry in itertools.islice(entries, self._config.limit):
             self._compare(entry)
-            if max(len(self._new), sum(map(len, self._changed.values()))) >= self._config.shard_size:
+            if max(len(self._new), self._num_changed) >= self._config.shard_size:
                 self._flush(entry.path)
         for folder, reason in unlisted.items():
             self._progress(Message(f"could not list {folder}: {reason}"))
-        if self._new or self._changed or self._begun or unlisted != plan.unlisted:
+        if self._new or self._changed or self._begun or plan.relisting or unlisted != plan.unlisted:
             plan.unlisted = unlisted
             self._flush(None)
 
@@ -95,6 +96,7 @@ class Relisting:
             self._new.append(entry)
         elif self._ahead.differs(entry):
             self._changed[self._ahead.shard].append(entry)
+            self._num_changed += 1
 
     def _flush(self, listed_to: str | None) -> None:
         """Make part of the plan what was found so far."""
@@ -113,7 +115,7 @@ class Relisting:
         plan.listed_to = listed_to
         plan.relisting = listed_to is not None
         plan.save()
-        self._new, self._changed = [], defaultdict(list)
+        self._new, self._changed, self._num_changed = [], defaultdict(list), 0
 
     def _begin(self) -> None:
         """Take back `_SUCCESS`, but first make sure that a driver which dies here lists again."""

@@ -33,9 +33,7 @@ def entries_of(
         after = path_key(start_after)
         yield from (storage.Entry(path) for path in _named(config) if path_key(path) > after)
         return
-    listing = storage.Listing(config.input, progress, start_after=start_after, notes_folders=False)
-    yield from listing
-    unlisted.update(listing.unlisted)
+    yield from storage.Listing(config.input, progress, unlisted=unlisted, start_after=start_after, notes_folders=False)
 
 
 def _named(config: ScoreConfig) -> Iterator[str]:

@@ -153,7 +153,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_S):
-            with self._lock, contextlib.suppress(RunError, InputError):  # the next check tries again, and says why
+            with self._lock, contextlib.suppress(Exception):  # the next check tries again, and says why
                 if self._lost is None and not self._ended.is_set():
                     self._renew()
 

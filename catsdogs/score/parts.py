@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catsdogs import __version__, storage
 from catsdogs.checkpoint import Checkpoint
@@ -150,6 +151,14 @@ class Collector:
                 self.busy_s["write"] += time.monotonic() - began
                 self.num_committed += 1
 
+    def forget_waiting(self) -> None:
+        """Take back the rows of shards that were not committed: they will come again."""
+        for tables in self._gathered.values():
+            for rows in tables:
+                self.num_rows -= rows.num_rows
+                self.by_status.subtract(_counts(rows["status"]))
+        self._gathered.clear()
+
     def _count(self, rows: pa.Table) -> None:
         self.num_rows += rows.num_rows
         self.by_status.update(_counts(rows["status"]))
@@ -183,7 +192,8 @@ class Collector:
         if not storage.replace_bytes(uri, self._part_bytes(table), found[1]):
             raise self._overtaken(work)
         PartRecord.of(part_name(work.shard), table).write(self._plan.output)
-        self._plan.note_versions(work.shard, rows)
+        # Of a file that could not be read the version stays as it was listed.
+        self._plan.note_versions(work.shard, rows.filter(pc.is_valid(rows["version"])))
         storage.remove(work.uri)
 
     def _part_bytes(self, table: pa.Table) -> bytes:

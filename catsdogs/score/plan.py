@@ -8,6 +8,7 @@ there, or where its redo is: resuming costs one listing of names, whatever the n
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from catsdogs import storage
-from catsdogs.errors import InputError
+from catsdogs.errors import InputError, RunError
 from catsdogs.schema import FILES, parquet_bytes, table_of
 
 MANIFEST, REDO, PLAN = "_manifest", "_redo", "_plan.json"
@@ -48,6 +49,7 @@ class Plan:
         unlisted: what could not be listed, with the reason.
         listed_to: the path up to which an unfinished listing came; None where it is finished.
         relisting: another listing found something, and is to be gone on with.
+        version: of the file that was read or written last.
     """
 
     output: str
@@ -56,6 +58,7 @@ class Plan:
     unlisted: dict[str, str] = field(default_factory=dict)
     listed_to: str | None = ""
     relisting: bool = False
+    version: str | None = None
 
     @classmethod
     def load(cls, output: str) -> "Plan":
@@ -69,14 +72,27 @@ class Plan:
             return cls(output)
         try:
             record: dict[str, Any] = json.loads(found[0])
-            return cls(output, **record)
+            return cls(output, **record, version=found[1])
         except (ValueError, TypeError) as error:
             raise InputError(f"{output}/{MANIFEST}/{PLAN}: expected a plan of catsdogs: {error}") from error
 
     def save(self) -> None:
-        """Write the plan: from here on it counts."""
-        record = {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
-        storage.write_bytes(storage.join(self.output, MANIFEST, PLAN), json.dumps(record).encode())
+        """Write the plan: from here on it counts.
+
+        Raises:
+            RunError: somebody else wrote it since.
+        """
+        uri = storage.join(self.output, MANIFEST, PLAN)
+        record = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("output", "version")}
+        content = json.dumps(record).encode()
+        if self.version is None:
+            written = storage.create_bytes(uri, content)
+        else:
+            written = storage.replace_bytes(uri, content, self.version)
+        found = storage.read_versioned(uri)
+        if not written or found is None or found[0] != content:
+            raise RunError(f"{uri} was written by somebody else: this scoring stops until no other runs there")
+        self.version = found[1]
 
     @property
     def num_files(self) -> int:
@@ -103,8 +119,7 @@ class Plan:
             for shard, size in enumerate(self.sizes)
             if part_name(shard) not in finished
         }
-        for name in storage.list_names(storage.join(self.output, MANIFEST, REDO)):
-            shard = int(name.removeprefix("part-").removesuffix(".parquet"))
+        for shard in self.redo_shards():
             files = read_files(self.redo_uri(shard))
             if shard in work:  # the part is gone since: its files are labelled as the redo names them
                 self.note_versions(shard, files)
@@ -112,6 +127,11 @@ class Plan:
             else:
                 work[shard] = Work(shard, self.redo_uri(shard), files.num_rows, redo=True)
         return work
+
+    def redo_shards(self) -> list[int]:
+        """Find the finished parts of which rows are to be labelled again."""
+        names = storage.list_names(storage.join(self.output, MANIFEST, REDO))
+        return [int(found[1]) for name in names if (found := re.fullmatch(r"part-(\d+)\.parquet", name))]
 
     def note_versions(self, shard: int, files: pa.Table) -> None:
         """Put files into a shard's manifest as they were read last."""

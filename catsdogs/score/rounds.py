@@ -64,6 +64,7 @@ class Rounds:
                 raise RunError(
                     f"scoring got stuck: {MAX_FRUITLESS} times nothing was finished, at last because {reason}"
                 )
+            self._guard()
             work = self._plan.open_work()
             if work:
                 self._progress(Message(f"{reason}: going on with {len(work)} open parts"))
@@ -82,6 +83,7 @@ class Rounds:
         except Exception as error:  # noqa: BLE001 whatever Ray raises: the next round may get through
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         self._tries.update(collector.waiting)
+        collector.forget_waiting()
         self.num_rows += collector.num_rows
         self.retries += collector.retries
         for stage, seconds in collector.busy_s.items():
@@ -91,7 +93,7 @@ class Rounds:
 
     def _tell(self, collector: Collector, work: dict[int, Work]) -> None:
         left = sum(item.num_rows for item in work.values()) - collector.num_rows
-        rate = (self.num_rows + collector.num_rows) / max(clock_s() - self._began, 1e-9)
+        rate = max(self.num_rows + collector.num_rows, 1) / max(clock_s() - self._began, 1e-9)
         by_status = self.by_status + collector.by_status
         retries = self.retries + collector.retries
         notes = [f"{rate:.1f} img/s"]

@@ -62,7 +62,7 @@ def _check_output(config: ScoreConfig) -> None:
 
 
 def _check_identity(output: str, identity: Identity) -> None:
-    """Write `_run.json`, or compare with the one that is there.
+    """Write `_run.json`, or compare with the one that is there; before there is a plan nothing is bound to it.
 
     Raises:
         InputError: names what differs.
@@ -70,7 +70,8 @@ def _check_identity(output: str, identity: Identity) -> None:
     uri = storage.join(output, RUN)
     settings = json.loads(json.dumps(dict(identity.settings)))
     found = storage.read_versioned(uri)
-    if found is None:
+    begun = storage.list_names(storage.join(output, MANIFEST)) or "part-" in "".join(storage.list_names(output))
+    if found is None or not begun:
         storage.write_bytes(uri, json.dumps(settings, indent=2).encode())
         return
     try:
@@ -112,13 +113,14 @@ class _Scoring:
             found = storage.read_bytes(storage.join(self._config.output, SUMMARY))
             summary: dict[str, Any] = json.loads(found)
             return summary
+        self._lease.check()
         storage.remove(storage.join(self._config.output, SUCCESS))
         rounds = Rounds(plan, dict(self._identity.metadata), self._lease.check, self._progress)
         rounds.run(label, work)
         return self._finish(plan, rounds, label.slots)
 
     def _succeeded(self) -> bool:
-        return storage.exists(storage.join(self._config.output, SUCCESS))
+        return SUCCESS in storage.list_names(self._config.output)
 
     def _open_work(self, plan: Plan) -> dict[int, Work]:
         """List what is to be listed; find what is to be labelled."""
@@ -132,6 +134,7 @@ class _Scoring:
             )
         if self._config.retry_failed:
             redo_failed(plan, self._lease.check)
+        self._lease.check()
         work = plan.open_work()
         if work:
             rows = sum(item.num_rows for item in work.values())

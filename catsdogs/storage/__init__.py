@@ -9,7 +9,6 @@ from catsdogs.storage.listing import EXTENSIONS, Entry, Listing, is_hidden, is_i
 from catsdogs.storage.reading import Fetched, fetch, read_bytes, read_versioned
 from catsdogs.storage.uris import (
     absolute,
-    arrow_filesystem,
     exists,
     fs_path,
     is_local,
@@ -26,7 +25,6 @@ __all__ = [
     "Fetched",
     "Listing",
     "absolute",
-    "arrow_filesystem",
     "create_bytes",
     "exists",
     "fetch",

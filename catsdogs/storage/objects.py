@@ -8,12 +8,28 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from catsdogs.errors import InputError
 from catsdogs.storage.retrying import TRANSPORT_ERRORS, BrokenBodyError
-from catsdogs.storage.s3 import MISSING, STORE_ERRORS, Response, check_credentials, code_of, request, wait_for
+from catsdogs.storage.s3 import MISSING, STORE_ERRORS, Response, check_credentials, code_of, failure, request, wait_for
 
 BODY_S, BODY_BYTES_PER_S = 20.0, 100_000  # a body takes no longer than the first, and a second for so many bytes
+NO_LIMIT = 1 << 62
 PRECONDITION, UNSUPPORTED = {"412", "PreconditionFailed"}, {"501", "NotImplemented"}
+
+
+class TooLongError(OSError):
+    """A file of more bytes than are wanted."""
+
+
+def check_length(num_bytes: int, limit_bytes: int) -> None:
+    """Refuse to read what is too long.
+
+    Raises:
+        TooLongError: it is.
+    """
+    if num_bytes > limit_bytes:
+        raise TooLongError(
+            f"{num_bytes} bytes, more than the {limit_bytes >> 20} MiB that reading and decoding may take"
+        )
 
 
 def request_now(operation: str, **parameters: Any) -> Response:
@@ -22,10 +38,16 @@ def request_now(operation: str, **parameters: Any) -> Response:
     return answer[0]
 
 
+async def _whole_page(page: Response) -> Response:
+    if "IsTruncated" not in page:  # an empty body reads as an empty listing
+        raise BrokenBodyError("the body of a listing broke off")
+    return page
+
+
 def list_pages(bucket: str, prefix: str, **parameters: Any) -> Iterator[Response]:
     """List a prefix, a page of 1,000 at a time."""
     while True:
-        page = request_now("list_objects_v2", Bucket=bucket, Prefix=prefix, **parameters)
+        page = request_now("list_objects_v2", read=_whole_page, Bucket=bucket, Prefix=prefix, **parameters)
         yield page
         if not page.get("IsTruncated"):
             return
@@ -44,7 +66,7 @@ def list_objects(uri: str, bucket: str, prefix: str, start_after: str = "") -> I
             yield from page.get("Contents", ())
     except STORE_ERRORS as error:
         check_credentials(error)
-        raise InputError(f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint") from error
+        raise failure(error, f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint") from error
 
 
 def names_under(bucket: str, folder: str) -> list[str]:
@@ -73,29 +95,36 @@ def object_exists(bucket: str, key: str) -> bool:
                 return False
             raise
         return True
-    if head_object(bucket, key) is not None:
-        return True
-    return bool(request_now("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1).get("Contents"))
+    # Not a HEAD: its answer has no body to say that the credentials expired.
+    for prefix in (key, f"{key}/"):
+        page = request_now("list_objects_v2", read=_whole_page, Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        if any(item["Key"] == key or item["Key"].startswith(f"{key}/") for item in page.get("Contents", ())):
+            return True
+    return False
 
 
 async def get_object(
-    bucket: str, key: str, size_bytes: int | None = None, etag: str | None = None
+    bucket: str, key: str, *, size_bytes: int | None = None, etag: str | None = None, limit_bytes: int = NO_LIMIT
 ) -> tuple[bytes, str, int]:
     """Read one object whole.
 
     Args:
         size_bytes: as it was listed with `etag`.
+        limit_bytes: of a longer one the body is not read.
 
     Returns:
         Its content, its etag, and how often it was asked for again.
 
     Raises:
-        OSError, ClientError, BotoCoreError: as the client raises them, or the body broke off every time.
+        OSError, ClientError, BotoCoreError: as the client raises them; it is too long; its body broke off every time.
         RunError: the store does not answer.
     """
 
     async def read(response: Response) -> tuple[bytes, str]:
         announced = response.get("ContentLength")
+        if announced is not None and announced > limit_bytes:
+            response["Body"].close()
+            check_length(announced, limit_bytes)
         try:
             async with asyncio.timeout(BODY_S + (announced or 0) / BODY_BYTES_PER_S), response["Body"] as body:
                 content: bytes = await body.read()

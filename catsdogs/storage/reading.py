@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from catsdogs.errors import InputError
 from catsdogs.storage.listing import Entry
-from catsdogs.storage.objects import get_object, read_object
-from catsdogs.storage.s3 import MISSING, REFUSED, STORE_ERRORS, check_credentials, code_of, split_s3, wait_for
+from catsdogs.storage.objects import NO_LIMIT, TooLongError, check_length, get_object, read_object
+from catsdogs.storage.s3 import MISSING, REFUSED, STORE_ERRORS, check_credentials, code_of, failure, split_s3, wait_for
 from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
 
 NOWHERE = MISSING | {"NoSuchBucket"}
@@ -38,17 +38,18 @@ class Fetched:
     retries: int = 0
 
 
-def fetch(entries: Sequence[Entry]) -> list[Fetched]:
+def fetch(entries: Sequence[Entry], limit_bytes: int = NO_LIMIT) -> list[Fetched]:
     """Read files as they were listed, many at once where they are far.
+
+    Args:
+        limit_bytes: a larger file is not read; its status is `decoder_crash`.
 
     Raises:
         RunError: the credentials are missing, wrong or expired, or the store does not answer.
     """
     remote = [entry for entry in entries if entry.path.startswith("s3://")]
-    if not remote:
-        return [_fetch_local(entry) if is_local(entry.path) else _fetch_other(entry) for entry in entries]
-    bodies = dict(zip([entry.path for entry in remote], wait_for(_fetch_many, remote), strict=True))
-    return [bodies[entry.path] if entry.path in bodies else fetch([entry])[0] for entry in entries]
+    bodies = iter(wait_for(_fetch_many, remote, limit_bytes) if remote else ())
+    return [next(bodies) if entry.path.startswith("s3://") else _fetch_here(entry, limit_bytes) for entry in entries]
 
 
 def read_bytes(uri: str) -> bytes:
@@ -73,7 +74,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
     """
     try:
         if is_local(uri):
-            content, found = _read_local(uri)
+            content, found = _read_local(uri, NO_LIMIT)
             return content, local_version(found)
         if uri.startswith("s3://"):
             return read_object(*split_s3(uri))
@@ -83,7 +84,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
         check_credentials(error)
         if _status(error) == "not_found":
             return None
-        raise InputError(f"cannot read {uri}: {_words(error)}") from error
+        raise failure(error, f"cannot read {uri}: {_words(error)}") from error
 
 
 def local_version(found: os.stat_result) -> str:
@@ -91,17 +92,20 @@ def local_version(found: os.stat_result) -> str:
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
-def _read_local(uri: str) -> tuple[bytes, os.stat_result]:
+def _read_local(uri: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
     with open(local_path(uri), "rb", opener=_open_at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
+        check_length(found.st_size, limit_bytes)
         return file.read(), found
 
 
-def _fetch_local(entry: Entry) -> Fetched:
+def _fetch_here(entry: Entry, limit_bytes: int) -> Fetched:
+    if not is_local(entry.path):
+        return _fetch_other(entry)
     try:
-        content, found = _read_local(entry.path)
+        content, found = _read_local(entry.path, limit_bytes)
     except (OSError, ValueError) as error:  # a ValueError: the name holds a zero byte
         return Fetched(_status(error), error=_words(error))
     return _unchanged(entry, content, str(found.st_mtime_ns))
@@ -121,12 +125,12 @@ def _fetch_other(entry: Entry) -> Fetched:
     return _unchanged(entry, content, entry.version)
 
 
-async def _fetch_many(entries: Sequence[Entry]) -> list[Fetched]:
+async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetched]:
     gate = asyncio.Semaphore(READS_IN_FLIGHT)
 
     async def one(entry: Entry) -> Fetched:
         async with gate:
-            return await _fetch_s3(entry)
+            return await _fetch_s3(entry, limit_bytes)
 
     reads = [asyncio.create_task(one(entry)) for entry in entries]
     try:
@@ -138,9 +142,11 @@ async def _fetch_many(entries: Sequence[Entry]) -> list[Fetched]:
         raise
 
 
-async def _fetch_s3(entry: Entry) -> Fetched:
+async def _fetch_s3(entry: Entry, limit_bytes: int) -> Fetched:
     try:
-        content, etag, retries = await get_object(*split_s3(entry.path), entry.size_bytes, entry.version)
+        content, etag, retries = await get_object(
+            *split_s3(entry.path), size_bytes=entry.size_bytes, etag=entry.version, limit_bytes=limit_bytes
+        )
     except STORE_ERRORS as error:
         check_credentials(error)
         return Fetched(_status(error), error=_words(error))
@@ -157,6 +163,8 @@ def _unchanged(entry: Entry, content: bytes, version: str | None, retries: int =
 
 
 def _status(error: BaseException) -> str:
+    if isinstance(error, TooLongError):
+        return "decoder_crash"
     if isinstance(error, FileNotFoundError | NotADirectoryError) or code_of(error) in NOWHERE:
         return "not_found"
     return "access_denied" if isinstance(error, PermissionError) or code_of(error) in REFUSED else "read_error"

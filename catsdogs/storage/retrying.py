@@ -28,7 +28,7 @@ from catsdogs.errors import RunError
 MAX_TRIES = 30  # of one key, while others come through
 BASE_S, CAP_S = 0.1, 5.0  # the longest pause before the first, and before any further try
 PATIENCE_S = 300.0  # without an answer of any kind
-FIRST_PATIENCE_S = 20.0  # where this process never had one: the address may be wrong
+FIRST_PATIENCE_S = 20.0  # where this process never had any: the address may be wrong
 RETRIED_CODES = {
     "BandwidthLimitExceeded",
     "ConditionalRequestConflict",
@@ -75,19 +75,20 @@ def may_pass(error: BaseException) -> bool:
 
 @dataclass
 class _Answers:
-    """When this process last had an answer from the store; None before the first."""
+    """When this process last had a good answer from the store, None before the first; whether it had any."""
 
     last_s: float | None = None
+    heard: bool = False
 
 
 answers = _Answers()
 
 
-async def retried(ask: Callable[[int], Awaitable[T]], canary: Callable[[], Awaitable[Any]]) -> tuple[T, int]:
+async def retried(ask: Callable[[], Awaitable[T]], canary: Callable[[], Awaitable[Any]]) -> tuple[T, int]:
     """Ask until there is an answer; the answer, and how often it was asked again.
 
     Args:
-        ask: takes the number of tries before this one.
+        ask: makes the request.
         canary: another small request, which shows whether the store answers at all.
 
     Raises:
@@ -98,8 +99,9 @@ async def retried(ask: Callable[[int], Awaitable[T]], canary: Callable[[], Await
     tries = 0
     while True:
         try:
-            result = await ask(tries)
+            result = await ask()
         except Exception as error:
+            answers.heard = answers.heard or isinstance(error, ClientError)
             if not may_pass(error):
                 if isinstance(error, ClientError):
                     answers.last_s = time.monotonic()
@@ -107,14 +109,14 @@ async def retried(ask: Callable[[int], Awaitable[T]], canary: Callable[[], Await
             tries += 1
             await _go_on(error, tries, began, canary)
         else:
-            answers.last_s = time.monotonic()
+            answers.last_s, answers.heard = time.monotonic(), True
             return result, tries
 
 
 async def _go_on(error: Exception, tries: int, began: float, canary: Callable[[], Awaitable[Any]]) -> None:
     """Wait for the next try, or raise what ends them."""
     now = time.monotonic()
-    patience_s = FIRST_PATIENCE_S if answers.last_s is None else PATIENCE_S
+    patience_s = PATIENCE_S if answers.heard else FIRST_PATIENCE_S
     silent_s = now - max(began, answers.last_s or began)
     if tries >= MAX_TRIES or silent_s > patience_s:
         if (answers.last_s or 0.0) > began or await _answers_at_all(canary):

@@ -13,13 +13,14 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     SSOError,
     TokenRetrievalError,
 )
 from fsspec.asyn import sync
 
-from catsdogs.errors import RunError
-from catsdogs.storage.retrying import retried
+from catsdogs.errors import CatsdogsError, InputError, RunError
+from catsdogs.storage.retrying import may_pass, retried
 
 # What a call to a store raises: s3fs translates most of botocore's errors into OSErrors.
 STORE_ERRORS = (OSError, ClientError, BotoCoreError)
@@ -49,9 +50,18 @@ CREDENTIAL_ERRORS = (
     CredentialRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     SSOError,
     TokenRetrievalError,
 )
+# What fetches credentials, by the client's name of the request: a refusal of it is none of the object.
+CREDENTIAL_REQUESTS = {
+    "AssumeRole",
+    "AssumeRoleWithSAML",
+    "AssumeRoleWithWebIdentity",
+    "CreateToken",
+    "GetRoleCredentials",
+}
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -84,8 +94,13 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     await fs.set_session()
     client = await fs.get_s3(bucket)
 
-    async def ask(_: int) -> Any:
-        response: Response = await getattr(client, operation)(**parameters)
+    async def ask() -> Any:
+        try:
+            response: Response = await getattr(client, operation)(**parameters)
+        except RuntimeError as error:  # of botocore, which has no class for it
+            if "Credentials were refreshed" not in str(error):
+                raise
+            raise CredentialRetrievalError(provider="the AWS chain", error_msg=error) from error
         return response if read is None else await read(response)
 
     return await retried(ask, lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1))
@@ -96,6 +111,11 @@ def wait_for(ask: Callable[..., Awaitable[Any]], *arguments: Any, **parameters: 
     return sync(fsspec.filesystem("s3", **S3_OPTIONS).loop, ask, *arguments, **parameters)
 
 
+def failure(error: BaseException, message: str) -> CatsdogsError:
+    """Make the error of a request that failed: ours to go on from where it may pass, else the user's to mend."""
+    return RunError(message) if may_pass(error) else InputError(message)
+
+
 def check_credentials(error: BaseException) -> None:
     """Stop the job where the store refuses the caller, not the object.
 
@@ -103,7 +123,8 @@ def check_credentials(error: BaseException) -> None:
         RunError: the credentials are missing, wrong or expired.
     """
     cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
-    if code_of(cause) in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
+    fetching = isinstance(cause, ClientError) and cause.operation_name in CREDENTIAL_REQUESTS
+    if fetching or code_of(cause) in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
         raise RunError(
             f"the S3 credentials are missing, wrong or expired ({code_of(cause) or type(cause).__name__}): renew them "
             "in the standard AWS chain (environment, ~/.aws, instance profile) and run again"

@@ -1,15 +1,18 @@
 """URI -> file system and path."""
 
 import os
+import re
 import urllib.parse
 from typing import Any
 
 import fsspec
-import pyarrow.fs
 
 from catsdogs.errors import InputError
 from catsdogs.storage.objects import names_under, object_exists
-from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, code_of, split_s3
+from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, code_of, failure, split_s3
+
+# Of a URL that is a key by itself: S3's two kinds, Google's, Azure's.
+SIGNATURE = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
 
 
 def is_local(uri: str) -> bool:
@@ -47,7 +50,7 @@ def absolute(uri: str) -> str:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
     if is_local(uri):
         return local_uri(os.path.abspath(local_path(uri)))
-    if "@" in uri.split("://", 1)[1].partition("/")[0] or "X-Amz-Signature=" in uri:
+    if "@" in uri.split("://", 1)[1].partition("/")[0] or SIGNATURE.search(uri):
         raise InputError(
             "a URI with credentials in it: they would be written to logs and files; expected them in the environment "
             "or the store's own configuration"
@@ -105,11 +108,6 @@ def fs_path(uri: str) -> str:
     return str(filesystem(uri)._strip_protocol(uri))
 
 
-def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
-    """Open a URI's file system for pyarrow and Ray, which without one take odd S3 keys for local paths."""
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)))
-
-
 def exists(uri: str) -> bool:
     """Whether a file or folder is there.
 
@@ -125,7 +123,7 @@ def exists(uri: str) -> bool:
         return bool(filesystem(uri).exists(fs_path(uri)))
     except STORE_ERRORS as error:
         check_credentials(error)
-        raise InputError(f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
+        raise failure(error, f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
 
 
 def list_names(uri: str) -> list[str]:
@@ -149,5 +147,5 @@ def list_names(uri: str) -> list[str]:
         check_credentials(error)
         if code_of(error) == "NoSuchBucket":
             raise InputError(f"no such bucket: {uri}") from error
-        raise InputError(f"cannot list {uri}: {error}; check its permissions") from error
+        raise failure(error, f"cannot list {uri}: {error}; check its permissions") from error
     return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
