@@ -50,7 +50,9 @@ class Table:
         self._inputs = Inputs(work)
         self._results = Results(work)
         self._lock = threading.Lock()
-        self._revision = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain", "catsdogs", "benchmarks") else "")
+        self._revision = _git("rev-parse", "--short", "HEAD") + (
+            "-dirty" if _git("status", "--porcelain", "catsdogs", "benchmarks") else ""
+        )
         self.scenarios = scenarios(self._inputs)
 
     def run(self, only: str, pipelines: list[str]) -> None:

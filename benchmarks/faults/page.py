@@ -146,7 +146,7 @@ def _elsewhere(work: Path) -> Iterator[str]:
         yield (
             "## A resume of 100 million files\n\n"
             f"A generated manifest of {NUM_SHARDS * SHARD_SIZE:,} rows in {NUM_SHARDS:,} shards on the local disk, of "
-            f"which {planning['open_shards']:,} were open: {planning['plan_s']:.1f} s and "
+            f"which {planning['open_shards']:,} were open: {planning['plan_s']:.2f} s and "
             f"{planning['plan_rss_bytes'] / 2**20:,.0f} MiB at most from the command's settings to the first file that "
             "is labelled (asked: 60 s, 2 GiB). "
             f"The proof reads {planning['proof_rows_per_s']:,.0f} rows/s of the local disk in one process, "
