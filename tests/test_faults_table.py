@@ -129,5 +129,6 @@ def test_the_page_adds_the_runs_of_a_row_up(tmp_path):
         )
     page.write_page(tmp_path / "page.md", rows, results.Results(tmp_path), {"disk": "none"})
     text = (tmp_path / "page.md").read_text()
-    assert "| SIGTERM | catsdogs | 2 | 1 | 2 | 3 (3) | 0 | 0 | 5% | 1.50x | 0 |" in text
+    assert "| SIGTERM | catsdogs | 2 of 3 | 1 | 2 | 3 (3) | 0 | 0 | 5% | 1.50x | 0 |" in text
+    assert "Not run: none, stock; none, stock + checkpoint; none, stock, read_images." in text
     assert "SIGTERM, catsdogs: ended 2.0 s after SIGTERM, at most 2.5 s" in text

@@ -18,7 +18,8 @@ from benchmarks.faults.trial import CUT_S, MAX_COMMANDS, OURS
 INTRODUCTION = """# Faults
 
 What `catsdogs score` loses, doubles and gets wrong when machines, networks and disks misbehave, and what the pipeline
-that Ray's documentation shows does in the same rig. Made by `make faults`, which goes on where it was interrupted.
+that Ray's documentation shows does in the same rig. Made by `make faults`, which goes on where it was interrupted;
+every run is a line of [faults.jsonl](faults.jsonl).
 
 - Input: {n:,} images of 64 x 64 pixels, {bad} bad files among them; a ResNet50 checkpoint at 32 pixels; parts of 100
   rows.
@@ -49,7 +50,13 @@ def write_page(path: Path, scenarios: Sequence[Scenario], results: Results, base
         return
     rows = [row for scenario in scenarios for row in _rows(scenario, results, baselines)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in [HEAD, ["---"] * len(HEAD), *rows])
-    sections = [_introduction(results), table, *_wrong(results), *_elsewhere(results.work)]
+    sections = [
+        _introduction(results),
+        table,
+        *_missing(scenarios, results),
+        *_wrong(results),
+        *_elsewhere(results.work),
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(section.strip() for section in sections) + "\n")
 
@@ -88,7 +95,9 @@ def _rows(scenario: Scenario, results: Results, baselines: Mapping[str, str]) ->
         yield [
             scenario.name,
             pipeline,
-            str(len(runs)),
+            str(len(runs))
+            if len(runs) == scenario.num_runs(pipeline)
+            else f"{len(runs)} of {scenario.num_runs(pipeline)}",
             str(sum(run.right for run in runs)),
             f"{sum(run.injected for run in runs):,}",
             *(_counts([getattr(run, name) for run in runs]) for name in ("lost", "doubled", "wrong")),
@@ -96,6 +105,11 @@ def _rows(scenario: Scenario, results: Results, baselines: Mapping[str, str]) ->
             f"{median(run.wall_s for run in runs) / usual_s:.2f}x" if usual_s else "",
             str(sum(run.cut for run in runs)),
         ]
+
+
+def _missing(scenarios: Sequence[Scenario], results: Results) -> list[str]:
+    rows = [f"{s.name}, {pipeline}" for s in scenarios for pipeline in s.pipelines if not results.of(s.name, pipeline)]
+    return ["Not run: " + "; ".join(rows) + "."] if rows else []
 
 
 def _counts(counts: list[int]) -> str:
@@ -150,7 +164,7 @@ def _elsewhere(work: Path) -> Iterator[str]:
             f"{planning['plan_rss_bytes'] / 2**20:,.0f} MiB at most from the command's settings to the first file that "
             "is labelled (asked: 60 s, 2 GiB). "
             f"The proof reads {planning['proof_rows_per_s']:,.0f} rows/s of the local disk in one process, "
-            f"{NUM_SHARDS * SHARD_SIZE / planning['proof_rows_per_s'] / 60:,.0f} minutes for all of them, "
+            f"{NUM_SHARDS * SHARD_SIZE / planning['proof_rows_per_s']:,.0f} s for all of them, "
             "with the memory of a few shards."
         )
     if cost:

@@ -47,6 +47,11 @@ class Results:
         with self._path.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
+    def copy_to(self, path: Path) -> None:
+        """Publish the runs."""
+        if self.runs:
+            path.write_text(self._path.read_text())
+
     def of(self, fault: str, pipeline: str) -> list[Result]:
         """List the runs of one row of the table."""
         return [run for run in self.runs if (run.fault, run.pipeline) == (fault, pipeline)]
