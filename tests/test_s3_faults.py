@@ -50,6 +50,15 @@ def test_a_key_that_keeps_failing_is_a_row_and_no_others(listed, s3_proxy):
     assert s3_proxy.counts.gets_by_key[key_of(listed[3])] == retrying.MAX_TRIES
 
 
+def test_a_throttled_key_is_asked_for_longer(listed, s3_proxy, monkeypatch):
+    monkeypatch.setattr(retrying, "MAX_TRIES", 5)
+    s3_proxy.reset(Fault("slow_down", keys={key_of(listed[3])}, first=20))
+    assert [row.status for row in storage.fetch(listed)] == ["ok"] * 10
+    monkeypatch.setattr(retrying, "PATIENCE_S", 0.5)
+    s3_proxy.reset(Fault("slow_down", keys={key_of(listed[3])}))
+    assert [row.status for row in storage.fetch(listed)] == ["ok"] * 3 + ["read_error"] + ["ok"] * 6
+
+
 @pytest.mark.parametrize("what", ["cut", "short", "reset"])
 def test_a_body_that_breaks_off_is_read_again(what, listed, s3_proxy):
     s3_proxy.reset(Fault(what, kinds={"image"}, first=2, at_byte=1000))
@@ -176,7 +185,8 @@ def test_a_store_without_conditions_is_looked_at_first(bucket, monkeypatch):
     assert storage.read_bytes(uri) == b"two"
 
 
-def test_pauses_grow_and_stay_below_their_cap(monkeypatch):
+@pytest.mark.parametrize(("moving_s", "capped"), [(1.0, [1.0] * 9), (0.0, [1.6, 3.2, *[5.0] * 7])])
+def test_pauses_grow_and_stay_below_their_cap(moving_s, capped, monkeypatch):
     slept = []
 
     async def sleep(seconds):
@@ -194,7 +204,8 @@ def test_pauses_grow_and_stay_below_their_cap(monkeypatch):
         return None
 
     monkeypatch.setattr(retrying, "CAP_S", 5.0)
+    monkeypatch.setattr(retrying, "MOVING_CAP_S", moving_s)
     monkeypatch.setattr(retrying.random, "uniform", lambda low, high: high)
     monkeypatch.setattr(retrying.asyncio, "sleep", sleep)
     assert asyncio.run(retrying.retried(ask, canary)) == (12, 12)
-    assert slept == [0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 7]
+    assert slept == [0.2, 0.4, 0.8, *capped]

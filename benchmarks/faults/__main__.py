@@ -122,7 +122,11 @@ class Table:
         )
         with OpenCounter(slot.images) as counter:
             was_cut = cut(scenario.run, trial)
-        images_read = slot.store.proxy.counts.by_kind["image"] if slot.store else counter.num_opens
+        images_read = counter.num_opens
+        if slot.store:
+            counts = slot.store.proxy.counts
+            images_read = counts.by_kind["image"]
+            trial.injected = trial.injected or counts.injected.total()
         with self._lock:
             self._judge(scenario, trial, run, was_cut, images_read)
         trial.clear()

@@ -168,7 +168,6 @@ def through(trial: Trial, *faults: Fault) -> None:
     assert trial.store is not None
     trial.store.proxy.reset(*faults, seed=trial.rng.randrange(2**32))
     trial.until_done()
-    trial.injected = trial.store.proxy.counts.injected.total()
 
 
 def slow_down(probability: float, trial: Trial) -> None:

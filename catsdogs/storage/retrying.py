@@ -27,7 +27,8 @@ from catsdogs.errors import RunError
 
 MAX_TRIES = 30  # of one key, while others come through
 BASE_S, CAP_S = 0.1, 5.0  # the longest pause before the first, and before any further try
-PATIENCE_S = 300.0  # without an answer of any kind
+MOVING_CAP_S = 1.0  # the same while others come through: a batch waits for its slowest key
+PATIENCE_S = 300.0  # without an answer of any kind, or with one key throttled
 FIRST_PATIENCE_S = 20.0  # where this process never had any: the address may be wrong
 RETRIED_CODES = {
     "BandwidthLimitExceeded",
@@ -118,14 +119,22 @@ async def _go_on(error: Exception, tries: int, began: float, canary: Callable[[]
     now = time.monotonic()
     patience_s = PATIENCE_S if answers.heard else FIRST_PATIENCE_S
     silent_s = now - max(began, answers.last_s or began)
-    if tries >= MAX_TRIES or silent_s > patience_s:
+    given_up = tries >= MAX_TRIES and (not _throttles(error) or now - began > PATIENCE_S)
+    if given_up or silent_s > patience_s:
         if (answers.last_s or 0.0) > began or await _answers_at_all(canary):
-            if tries >= MAX_TRIES:
+            if given_up:
                 raise error
         elif silent_s > patience_s:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network") from error
-    await asyncio.sleep(random.uniform(0, min(CAP_S, BASE_S * 2 ** min(tries, 10))))
+    cap_s = min(CAP_S, MOVING_CAP_S) if silent_s < MOVING_CAP_S else CAP_S
+    await asyncio.sleep(random.uniform(0, min(cap_s, BASE_S * 2 ** min(tries, 10))))
+
+
+def _throttles(error: Exception) -> bool:
+    if not isinstance(error, ClientError):
+        return False
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) in (429, 503)
 
 
 async def _answers_at_all(canary: Callable[[], Awaitable[Any]]) -> bool:
