@@ -1,7 +1,7 @@
 """Listed files -> rows of uint8 pixels. Shapes: N rows, S pixels a side."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
-from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart
+from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart, groups_of
 from catsdogs.images import Decoded, Pixels, Preprocessing, augment, decode
 
 PREFETCH = 4  # decoded batches that wait for the model
@@ -69,6 +69,9 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
     return pixels[start : start + len(column) * row_bytes].reshape(len(column), img_size, img_size, 3)
 
 
+Numbered = tuple[storage.Entry, int, Pixels]  # a file, its row's number, and where its pixels go
+
+
 class Read(NamedTuple):
     """What is kept of a file once it is decoded."""
 
@@ -82,8 +85,9 @@ def _decode_rows(files: pa.Table, img_size: int, decoder: Decoder, rows: Sequenc
     began = time.perf_counter()
     images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
     entries = _entries(files)
-    numbered = list(zip(entries, rows or range(len(entries)), images_NSSC, strict=True))
-    done = [read for group in _groups(numbered) for read in _read_and_decode(decoder, group)]
+    numbered = zip(entries, rows or range(len(entries)), images_NSSC, strict=True)
+    groups = groups_of(numbered, lambda one: one[0].size_bytes or 0, READ_BYTES)  # as far as sizes were listed
+    done = [read for group in groups for read in _read_and_decode(decoder, group)]
     answers = [read.answer for read in done]
     decode_s = sum(answer.decode_s for answer in answers)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
@@ -102,24 +106,6 @@ def _decode_rows(files: pa.Table, img_size: int, decoder: Decoder, rows: Sequenc
     }
     kept = files.drop_columns(["size_bytes", "version"])
     return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
-
-
-Numbered = tuple[storage.Entry, int, Pixels]  # a file, its row's number, and where its pixels go
-
-
-def _groups(numbered: Sequence[Numbered]) -> Iterator[list[Numbered]]:
-    """Cut files into groups that fit into memory together, by their listed sizes."""
-    group: list[Numbered] = []
-    num_bytes = 0
-    for one in numbered:
-        size_bytes = one[0].size_bytes or 0
-        if group and num_bytes + size_bytes > READ_BYTES:
-            yield group
-            group, num_bytes = [], 0
-        group.append(one)
-        num_bytes += size_bytes
-    if group:
-        yield group
 
 
 def _read_and_decode(decoder: Decoder, group: Sequence[Numbered]) -> list[Read]:

@@ -15,9 +15,9 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ TOGETHER_BYTES = 16 << 20  # of files that are decoded in one go
 TRIES = 2  # of one image alone: its process may have died of something else
 OUT_OF_MEMORY = 77  # exit status
 FATAL_SIGNALS = ("SIGABRT", "SIGALRM", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTERM")
+T = TypeVar("T")
 
 
 class Decoder(Protocol):
@@ -60,17 +61,21 @@ class Answer(NamedTuple):
 def decode_apart(decoder: Decoder, files: Sequence[File]) -> list[Answer]:
     """Decode files in a child process; `decoder_crash` for one that it died of."""
     with _lock:
-        return [answer for group in _groups(files) for answer in _decode_group(decoder, group)]
+        groups = groups_of(files, lambda file: len(file.image_bytes), TOGETHER_BYTES)
+        return [answer for group in groups for answer in _decode_group(decoder, group)]
 
 
-def _groups(files: Sequence[File]) -> Iterator[list[File]]:
+def groups_of(files: Iterable[T], bytes_of: Callable[[T], int], most_bytes: int) -> Iterator[list[T]]:
     """Cut files into groups of so many bytes, or one."""
-    group: list[File] = []
+    group: list[T] = []
+    group_bytes = 0
     for file in files:
-        if group and sum(len(other.image_bytes) for other in group) + len(file.image_bytes) > TOGETHER_BYTES:
+        num_bytes = bytes_of(file)
+        if group and group_bytes + num_bytes > most_bytes:
             yield group
-            group = []
+            group, group_bytes = [], 0
         group.append(file)
+        group_bytes += num_bytes
     if group:
         yield group
 

@@ -43,8 +43,8 @@ def run(config: ScoreConfig, identity: Identity, label: Labeller, progress: Prog
     try:
         with Lease(config.output, progress) as lease:
             _check_identity(config.output, identity)
-            for folder in ("", MANIFEST, STATS, f"{MANIFEST}/{REDO}"):
-                storage.remove_temporaries(storage.join(config.output, *filter(None, folder.split("/"))))
+            for folder in ((), (MANIFEST,), (STATS,), (MANIFEST, REDO)):
+                storage.remove_temporaries(storage.join(config.output, *folder))
             return _Scoring(config, identity, lease, progress).run(label)
     except RunError as error:
         raise RunError(f"{error}; finished parts are kept in {config.output}, the same command goes on") from error
@@ -68,11 +68,14 @@ def _check_identity(output: str, identity: Identity) -> None:
         InputError: names what differs.
     """
     uri = storage.join(output, RUN)
-    settings = json.loads(json.dumps(dict(identity.settings)))
+    content = json.dumps(dict(identity.settings), indent=2).encode()
+    settings = json.loads(content)
     found = storage.read_versioned(uri)
+    if found is not None and found[0] == content:
+        return
     begun = storage.list_names(storage.join(output, MANIFEST)) or "part-" in "".join(storage.list_names(output))
     if found is None or not begun:
-        storage.write_bytes(uri, json.dumps(settings, indent=2).encode())
+        storage.write_bytes(uri, content)
         return
     try:
         before: dict[str, Any] = json.loads(found[0])
@@ -120,7 +123,7 @@ class _Scoring:
         return self._finish(plan, rounds, label.slots)
 
     def _succeeded(self) -> bool:
-        return SUCCESS in storage.list_names(self._config.output)
+        return storage.read_versioned(storage.join(self._config.output, SUCCESS)) is not None
 
     def _open_work(self, plan: Plan) -> dict[int, Work]:
         """List what is to be listed; find what is to be labelled."""

@@ -38,7 +38,7 @@ def _proved(output: str, class_names: Sequence[str], progress: Progress) -> dict
         raise RunError(f"{output}: the record of {record.part} is missing or wrong")
 
     added_up = totals_of(plan, audit(plan, progress, differs), class_names)
-    if SUCCESS not in storage.list_names(output):
+    if storage.read_versioned(storage.join(output, SUCCESS)) is None:
         raise RunError(f"{output}: all rows are there, but no {SUCCESS}")
     summary = json.loads(storage.read_bytes(storage.join(output, SUMMARY)))
     for name, value in added_up.items():
