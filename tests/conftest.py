@@ -2,10 +2,8 @@
 
 import atexit
 import contextlib
-import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from benchmarks.faults.inputs import CLASSES, IMG_SIZE, save_red_blue
+from benchmarks.faults.inputs import CLASSES, IMG_SIZE, encoded, save_red_blue
+from benchmarks.faults.processes import free_port, wait_for_port
 from benchmarks.faults.proxy import FaultProxy
 from catsdogs.config import TrainConfig
 
@@ -119,13 +118,6 @@ def put(bucket: str, s3_server: str | None) -> Iterator:
     client.close()
 
 
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """Start one Ray head of two CPUs with token authentication; commands and jobs join it."""
@@ -156,7 +148,7 @@ def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{ports[0]}"
     try:
-        _wait_for_port(ports[1], head)
+        wait_for_port(ports[1], head)
         yield SimpleNamespace(pid=head.pid, dashboard=f"http://127.0.0.1:{ports[1]}")
     finally:
         _leave_ray()
@@ -175,15 +167,6 @@ def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def ray_cluster(ray_head: SimpleNamespace) -> str:
     """Name the address of the dashboard of the session's Ray."""
     return ray_head.dashboard
-
-
-def _wait_for_port(port: int, head: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and head.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"Ray did not start: {head.poll()}")
 
 
 def _leave_ray() -> None:
@@ -211,9 +194,7 @@ def solid(color: tuple[int, int, int], size: tuple[int, int] = (40, 36)) -> Imag
 
 def encode(image: Image.Image, kind: str = "JPEG") -> bytes:
     """Write an image into bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=92)
-    return buffer.getvalue()
+    return encoded(image, kind, quality=92)
 
 
 def red_or_blue(label: str, i: int) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image, PngImagePlugin
 
+from benchmarks.faults.inputs import encoded
 from catsdogs.data import sandbox
 from catsdogs.data.decode import DecodeForInference
 from catsdogs.data.sandbox import File, decode_apart
@@ -42,16 +43,10 @@ def animated(kind):
     return buffer.getvalue()
 
 
-def with_options(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def exif(orientation):
     tags = Image.Exif()
     tags[0x0112] = orientation
-    return with_options(picture(), "JPEG", exif=tags)
+    return encoded(picture(), "JPEG", exif=tags)
 
 
 def chunk(kind, body):
@@ -82,7 +77,7 @@ def jpeg_of_size(width, height):
 def text_png():
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 100_000, zip=True)
-    return with_options(picture(), "PNG", pnginfo=info)
+    return encoded(picture(), "PNG", pnginfo=info)
 
 
 JPEG = encode(picture())
@@ -102,7 +97,7 @@ ZOO: dict[str, tuple[str, bytes]] = {
     "eps": ("unsupported", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
     "heic": ("unsupported", b"\0\0\0\x18ftypheic" + bytes(40)),
     "avif": ("unsupported", b"\0\0\0\x1cftypavif" + bytes(40)),
-    "jpeg 2000": ("unsupported", with_options(picture(), "JPEG2000")),
+    "jpeg 2000": ("unsupported", encoded(picture(), "JPEG2000")),
     "ppm": ("unsupported", encode(picture(), "PPM")),
     "ico": ("unsupported", encode(picture(), "ICO")),
     "tga": ("unsupported", encode(picture(), "TGA")),
@@ -113,35 +108,35 @@ ZOO: dict[str, tuple[str, bytes]] = {
     "a text that starts with BM": ("unsupported", b"BM is how this text begins, not a bitmap"),
     # whole, but odd
     "jpeg": (OK, JPEG),
-    "progressive jpeg": (OK, with_options(picture(), "JPEG", progressive=True)),
+    "progressive jpeg": (OK, encoded(picture(), "JPEG", progressive=True)),
     "gray jpeg": (OK, encode(picture("L"))),
     "cmyk jpeg": (OK, encode(picture("CMYK"))),
     "jpeg with trailing bytes": (OK, JPEG + b"trailing" * 20),
-    "jpeg with restart markers": (OK, with_options(picture(), "JPEG", restart_marker_rows=1)),
-    "jpeg, quality 1": (OK, with_options(picture(), "JPEG", quality=1)),
+    "jpeg with restart markers": (OK, encoded(picture(), "JPEG", restart_marker_rows=1)),
+    "jpeg, quality 1": (OK, encoded(picture(), "JPEG", quality=1)),
     "jpeg on its side": (OK, exif(6)),
     "jpeg of no orientation": (OK, exif(99)),
-    "jpeg with damaged exif": (OK, with_options(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")),
+    "jpeg with damaged exif": (OK, encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")),
     "png": (OK, WHOLE["PNG"]),
     "png with alpha": (OK, encode(picture("RGBA"), "PNG")),
     "gray png with alpha": (OK, encode(picture("LA"), "PNG")),
     "png of one bit": (OK, encode(picture("1"), "PNG")),
     "png with a palette": (OK, encode(picture("P"), "PNG")),
-    "png with a transparent colour": (OK, with_options(picture("P"), "PNG", transparency=0)),
+    "png with a transparent colour": (OK, encoded(picture("P"), "PNG", transparency=0)),
     "png of 16 bits": (OK, encode(gray16(), "PNG")),
     "png with a long comment": (OK, text_png()),
     "png with trailing bytes": (OK, WHOLE["PNG"] + b"trailing"),
     "gif": (OK, WHOLE["GIF"]),
     "animated gif": (OK, animated("GIF")),
     "webp": (OK, WHOLE["WEBP"]),
-    "lossless webp": (OK, with_options(picture(), "WEBP", lossless=True)),
+    "lossless webp": (OK, encoded(picture(), "WEBP", lossless=True)),
     "webp with alpha": (OK, encode(picture("RGBA"), "WEBP")),
     "animated webp": (OK, animated("WEBP")),
     "animated png": (OK, animated("PNG")),
     "bmp": (OK, WHOLE["BMP"]),
     "gray bmp": (OK, encode(picture("L"), "BMP")),
     "tiff": (OK, WHOLE["TIFF"]),
-    "tiff, LZW": (OK, with_options(picture(), "TIFF", compression="tiff_lzw")),
+    "tiff, LZW": (OK, encoded(picture(), "TIFF", compression="tiff_lzw")),
     "tiff of 16 bits": (OK, encode(gray16(), "TIFF")),
     "tiff of floats": (OK, encode(float_tiff(), "TIFF")),
     "tiff, cmyk": (OK, encode(picture("CMYK"), "TIFF")),

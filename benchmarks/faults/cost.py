@@ -1,7 +1,6 @@
 """What safety costs without faults: CPU seconds an image, beside the same pipeline without it."""
 
 import contextlib
-import io
 import json
 import shutil
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks.faults.inputs import encoded
 from benchmarks.faults.processes import Command
 from catsdogs import checkpoint
 from catsdogs.images import Preprocessing
@@ -56,9 +56,8 @@ def _draw(folder: Path) -> None:
             SIZE, Image.Resampling.BICUBIC
         )
         noisy = np.asarray(coarse, dtype=np.int16) + rng.integers(-12, 13, (SIZE[1], SIZE[0], 3))
-        buffer = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
-        (folder / f"{i:05d}.jpg").write_bytes(buffer.getvalue())
+        picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        (folder / f"{i:05d}.jpg").write_bytes(encoded(picture, "JPEG", quality=88))
 
 
 def _run(name: str, images: Path, model: Path, work: Path) -> dict[str, float]:

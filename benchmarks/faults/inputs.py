@@ -78,7 +78,8 @@ def picture(label: str, i: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Write an image into bytes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -98,14 +99,14 @@ def _contents() -> dict[str, bytes]:
             kind, content = _bad(i)
             contents[f"{label}/{i:05d}-{kind}"] = content
         else:
-            contents[f"{label}/{i:05d}.jpg"] = _encoded(picture(label, i), "JPEG", quality=92)
+            contents[f"{label}/{i:05d}.jpg"] = encoded(picture(label, i), "JPEG", quality=92)
     return contents
 
 
 def _bad(i: int) -> tuple[str, bytes]:
     if i == POISON_INDEX:
         return "poison.png", _damaged_png(i, POISON_MARK.decode())
-    whole = _encoded(picture("red", N + i), "JPEG", quality=92)
+    whole = encoded(picture("red", N + i), "JPEG", quality=92)
     kinds = (
         ("empty.jpg", b""),
         ("cut.jpg", whole[: len(whole) * 2 // 3]),
@@ -120,7 +121,7 @@ def _damaged_png(i: int, mark: str = "") -> bytes:
     info = PngInfo()
     if mark:
         info.add_text("mark", mark)
-    content = bytearray(_encoded(picture("blue", 2 * N + i), "PNG", pnginfo=info))
+    content = bytearray(encoded(picture("blue", 2 * N + i), "PNG", pnginfo=info))
     start = content.index(b"IDAT") + 4
     length = int.from_bytes(content[start - 8 : start - 4], "big")
     for k in range(start + length // 3, start + length // 3 + 40):

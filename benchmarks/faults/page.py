@@ -120,7 +120,7 @@ def _wrong(results: Results) -> list[str]:
     """Say what was not right beside the numbers, and how long it took where that is limited."""
     lines = []
     for (fault, pipeline), runs in _grouped(results.runs).items():
-        problems = Counter(_class_of(problem) for run in runs for problem in set(map(_class_of, run.problems)))
+        problems = Counter(problem for run in runs for problem in set(map(_class_of, run.problems)))
         if problems:
             shown = "; ".join(f"{problem} ({count} of {len(runs)} runs)" for problem, count in problems.most_common(3))
             lines.append(f"- {fault}, {pipeline}: {shown}")
@@ -150,7 +150,7 @@ def _class_of(problem: str) -> str:
     """Name a kind of problem: without the file it happened to."""
     for end in ("cannot be read", "should not be there", "is in sight, partly written"):
         if problem.endswith(end):
-            return f"a file that {end}" if not end.startswith("is") else "a file in sight, partly written"
+            return f"a file that {end}"
     return "a row of another content" if ": Row(" in problem else problem
 
 

@@ -4,9 +4,11 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ import psutil
 MARK = "CATSDOGS_FAULT_RUN"  # in the environment of a command and of everything that it starts
 
 
+START_S = 120.0  # of a server
 _living: set["Command"] = set()
 _stopping = threading.Event()
 
@@ -34,6 +37,27 @@ def stop() -> None:
     _stopping.set()
     for command in list(_living):
         command.end()
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server that was started listens.
+
+    Raises:
+        RuntimeError: it ended, or did not come.
+    """
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{process.args!r} did not start: {process.poll()}")
 
 
 class Command:

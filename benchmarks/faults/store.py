@@ -1,15 +1,13 @@
 """An S3 server on loopback with the fault proxy in front of it."""
 
-import contextlib
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Self
 
 import boto3
 
+from benchmarks.faults.processes import free_port, wait_for_port
 from benchmarks.faults.proxy import FaultProxy
 
 BUCKET = "rig"
@@ -29,9 +27,7 @@ class Store:
 
     def __enter__(self) -> Self:
         """Start, and upload the images under `in/`."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         words = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
         self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         upstream = f"http://127.0.0.1:{port}"
@@ -42,7 +38,7 @@ class Store:
             aws_access_key_id="testing",
             aws_secret_access_key="testing",
         )
-        self._wait(port)
+        wait_for_port(port, self._process)
         self.client.create_bucket(Bucket=BUCKET)
         for path in sorted(path for path in self._images.rglob("*") if path.is_file()):
             self.client.put_object(Bucket=BUCKET, Key=f"in/{path.relative_to(self._images)}", Body=path.read_bytes())
@@ -55,14 +51,6 @@ class Store:
         self.proxy.__exit__()
         self._process.terminate()
         self._process.wait()
-
-    def _wait(self, port: int) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return
-            time.sleep(0.1)
-        raise RuntimeError("moto's server did not start")
 
     def read(self, prefix: str) -> dict[str, bytes]:
         """Read every object under a prefix, by what follows it; nothing on the way is broken."""

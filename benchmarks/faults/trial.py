@@ -53,7 +53,6 @@ class Trial:
         self.folder.mkdir(parents=True)
         self._key = f"out/{self.folder.name}"
         self._kept: Mapping[str, bytes] | None = None
-        self.manifest = self.inputs.write_manifest(self.folder / "manifest", self.root)
         self.output = self.output or (f"s3://{BUCKET}/{self._key}" if self.store else str(self.folder / "out"))
 
     @property
@@ -80,8 +79,9 @@ class Trial:
         stock = [sys.executable, "-m", "benchmarks.faults.stock"]
         if self.pipeline == READ_IMAGES:
             return [*stock, "--reader", "images", "--input", self.root, *common]
+        manifest = self.inputs.write_manifest(self.folder / "manifest", self.root)
         resume = ["--resume-from", f"{self.output}-ids"] if self.pipeline == STOCK_CHECKPOINT else []
-        return [*stock, "--reader", "download", "--input", self.manifest, *common, *resume]
+        return [*stock, "--reader", "download", "--input", manifest, *common, *resume]
 
     @contextlib.contextmanager
     def command(self) -> Iterator[Command]:
