@@ -81,7 +81,7 @@ class Lease:
         _held.discard(self._mine["token"])
         with self._lock, contextlib.suppress(RunError, InputError):
             found = storage.read_versioned(self._uri)
-            if self._lost is None and found is not None and _record(found[0]).get("token") == self._mine["token"]:
+            if self._lost is None and self._is_mine(found):
                 storage.remove(self._uri)
 
     def check(self) -> None:
@@ -110,10 +110,13 @@ class Lease:
         if not taken:
             return False
         current = storage.read_versioned(self._uri)
-        if current is None or _record(current[0]).get("token") != self._mine["token"]:
+        if current is None or not self._is_mine(current):
             return False
         self._version, self._renewed = current[1], clock_s()
         return True
+
+    def _is_mine(self, found: tuple[bytes, str] | None) -> bool:
+        return found is not None and _record(found[0]).get("token") == self._mine["token"]
 
     def _content(self) -> bytes:
         return json.dumps(self._mine | {"renewed": time.time()}, indent=2).encode()
@@ -166,7 +169,7 @@ class Lease:
     def _look(self) -> None:
         """Find out whose lease it is."""
         found = storage.read_versioned(self._uri)
-        if found is None or _record(found[0]).get("token") != self._mine["token"]:
+        if found is None or not self._is_mine(found):
             self._lost = "the lease is gone" if found is None else "another scoring has taken over"
         else:  # after a renewal of ours whose answer got lost, not the version that we knew
             self._version = found[1]
