@@ -42,6 +42,27 @@ def test_503_on_half_of_all_requests_loses_nothing(listed, bucket, s3_proxy):
     assert len(storage.list_names(f"s3://{bucket}/out")) == 10
 
 
+def test_while_a_group_waits_for_its_slowest_file_the_next_are_read(listed, s3_proxy):
+    s3_proxy.reset(Fault("slow_down", keys={key_of(listed[0])}, first=8))
+    groups = storage.fetch_ahead([listed[:2], listed[2:4], listed[4:]])
+    assert [row.image_bytes for row in next(groups)] == [CONTENT + bytes([i]) for i in range(2)]
+    asked = s3_proxy.counts.gets_by_key.copy()
+    assert [asked[key_of(entry)] for entry in listed] == [9] + [1] * 9
+    assert [len(group) for group in groups] == [2, 6]
+    assert s3_proxy.counts.gets_by_key == asked
+
+
+def test_no_more_is_read_ahead_than_may_be_held(listed, s3_proxy, monkeypatch):
+    monkeypatch.setattr(reading, "AHEAD_BYTES", 2 * len(CONTENT))
+    s3_proxy.reset()
+    groups = storage.fetch_ahead([[entry] for entry in listed])
+    next(groups)
+    time.sleep(0.3)
+    assert s3_proxy.counts.by_kind["image"] == 2
+    groups.close()
+    assert len(list(storage.fetch_ahead([[Entry(entry.path)] for entry in listed]))) == 10
+
+
 def test_a_key_that_keeps_failing_is_a_row_and_no_others(listed, s3_proxy):
     s3_proxy.reset(Fault("internal_error", keys={key_of(listed[3])}))
     rows = storage.fetch(listed)

@@ -7,24 +7,24 @@ import sys
 import textwrap
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import ray
 from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image
 
-from catsdogs import storage
 from catsdogs.data import decode as decoding
-from catsdogs.data import sandbox
+from catsdogs.data import decode_blocks, inference_blocks, sandbox
 from catsdogs.data.decode import DecodeForInference, images_of
 from catsdogs.data.sandbox import File, decode_apart
 from catsdogs.images import Preprocessing, decode
 from catsdogs.schema import FILES
 
-STAGE = DecodeForInference(Preprocessing(img_size=IMG_SIZE), 10**8)
+STAGE = DecodeForInference(Preprocessing(img_size=IMG_SIZE), 10**8, batch_size=32)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_one_child_serves_until_its_decoder_changes():
     for i in range(20):
         apart(red_or_blue("red", i))
     assert child_pid() == first
-    assert apart(red_or_blue("red", 0), DecodeForInference(STAGE.preprocessing, 3))[0].status == "too_large"
+    assert apart(red_or_blue("red", 0), replace(STAGE, max_pixels=3))[0].status == "too_large"
     assert child_pid() != first
     assert not psutil.pid_exists(first)
 
@@ -109,7 +109,7 @@ def test_what_kills_a_decoder_costs_that_image(monkeypatch, tmp_path, fault, err
         (tmp_path / f"{i}.jpg").write_bytes(red_or_blue("red", i) + (b"poison" if i == 2 else b""))
     paths = [f"{tmp_path}/{i}.jpg" for i in range(6)]
     files = pa.table({"path": paths, "size_bytes": [None] * 6, "version": [None] * 6}, schema=FILES)
-    rows = STAGE(files)
+    (rows,) = STAGE(files)
     assert rows["status"].to_pylist() == ["ok", "ok", "decoder_crash", "ok", "ok", "ok"]
     assert rows["error"].to_pylist() == [None, None, error, None, None, None]
     pixels = images_of(rows, IMG_SIZE)
@@ -179,7 +179,7 @@ def test_the_child_holds_nothing_of_its_parents_and_ends_with_it(tmp_path):
         from catsdogs.images import Preprocessing
         import numpy as np
         listening = socket.create_server(("127.0.0.1", 0))
-        stage = DecodeForInference(Preprocessing(img_size={IMG_SIZE}), 10**8)
+        stage = DecodeForInference(Preprocessing(img_size={IMG_SIZE}), 10**8, 32)
         sandbox.decode_apart(stage, [sandbox.File(b"text", 0, np.zeros((1, 1, 3), np.uint8))])
         print(sandbox._children[0].pid, flush=True)
         time.sleep(60)
@@ -208,7 +208,7 @@ def test_a_file_larger_than_a_decode_may_be_is_not_read(tmp_path):
     (tmp_path / "x.jpg").write_bytes(red_or_blue("red", 1))
     paths = [f"{tmp_path}/vast.tif", f"{tmp_path}/x.jpg"] * 2
     sizes = [5 << 30, None, None, None]  # a manifest knows none
-    rows = STAGE(pa.table({"path": paths, "size_bytes": sizes, "version": [None] * 4}, schema=FILES))
+    (rows,) = STAGE(pa.table({"path": paths, "size_bytes": sizes, "version": [None] * 4}, schema=FILES))
     assert rows["status"].to_pylist() == ["decoder_crash", "ok"] * 2
     assert rows["size_bytes"].to_pylist()[0] == 5 << 30
     assert "more than the 2048 MiB" in rows["error"][0].as_py()
@@ -216,13 +216,13 @@ def test_a_file_larger_than_a_decode_may_be_is_not_read(tmp_path):
 
 def test_files_that_do_not_fit_together_are_read_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "READ_BYTES", 1500)
-    asked, fetch = [], storage.fetch
-    monkeypatch.setattr(storage, "fetch", lambda entries, _: asked.append(len(entries)) or fetch(entries))
+    asked, decode_apart_ = [], decoding.decode_apart
+    monkeypatch.setattr(decoding, "decode_apart", lambda *args: asked.append(len(args[1])) or decode_apart_(*args))
     for i in range(6):
         (tmp_path / f"{i}.jpg").write_bytes(red_or_blue("red", i))
     paths = [f"{tmp_path}/{i}.jpg" for i in range(6)]
     sizes = [(tmp_path / f"{i}.jpg").stat().st_size for i in range(6)]
-    rows = STAGE(pa.table({"path": paths, "size_bytes": sizes, "version": [None] * 6}, schema=FILES))
+    (rows,) = STAGE(pa.table({"path": paths, "size_bytes": sizes, "version": [None] * 6}, schema=FILES))
     assert rows["status"].to_pylist() == ["ok"] * 6
     assert sum(asked) == 6
     assert len(asked) > 2
@@ -233,3 +233,16 @@ def test_the_number_of_the_row_reaches_the_decoder():
     (decoded,) = decode_apart(Stateless(), [File(b"x", 41, np.zeros((1, 1, 3), np.uint8))])
     assert str(child_pid())[:5] in decoded.error
     assert os.getpid() != child_pid()
+
+
+def test_a_block_comes_out_in_the_batches_that_a_model_sees(ray_cluster, tmp_path):
+    for i in range(21):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(red_or_blue("red", i))
+    paths = [f"{tmp_path}/{i:02d}.jpg" for i in range(21)]
+    files = pa.table({"path": paths, "size_bytes": [None] * 21, "version": [None] * 21}, schema=FILES)
+    blocks = inference_blocks(files, 8)
+    assert [block.num_rows for block in blocks] == [21]
+    decoded = decode_blocks(ray.data.from_arrow(blocks), replace(STAGE, batch_size=8), num_cpus=1)
+    batches = decoded.map_batches(lambda rows: {"paths": [",".join(rows["path"])]}, batch_size=None).take_all()
+    assert [row["paths"].split(",") for row in batches] == [paths[:8], paths[8:16], paths[16:]]
+    assert [block.num_rows for block in inference_blocks(pa.concat_tables([files] * 30), 100)] == [200, 200, 200, 30]

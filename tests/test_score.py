@@ -148,7 +148,7 @@ def test_a_bucket_gives_the_rows_of_the_folder(zoo, local_scores, red_blue_check
 def test_a_file_that_no_listing_measured_gets_its_size_when_read(tmp_path):
     (tmp_path / "x.bin").write_bytes(red_or_blue("red", 1))
     files = pa.table([[str(tmp_path / "x.bin")], [None], [None]], schema=FILES)
-    rows = DecodeForInference(Preprocessing(img_size=32), 10**6)(files)
+    (rows,) = DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=8)(files)
     assert rows["size_bytes"].to_pylist() == [(tmp_path / "x.bin").stat().st_size]
 
 

@@ -20,7 +20,7 @@ from catsdogs.images import Preprocessing
 from catsdogs.schema import FILES, OK
 
 MAX_PIXELS = 10**6
-STAGE = DecodeForInference(Preprocessing(img_size=IMG_SIZE), MAX_PIXELS)
+STAGE = DecodeForInference(Preprocessing(img_size=IMG_SIZE), MAX_PIXELS, batch_size=1000)
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 MUTANTS = 1000
 
@@ -180,7 +180,8 @@ def _no_child_is_left():
 def rows_of(paths):
     count = len(paths)
     files = pa.table({"path": paths, "size_bytes": [None] * count, "version": [None] * count}, schema=FILES)
-    return STAGE(files).drop_columns(["image"]).to_pylist()
+    (rows,) = STAGE(files)
+    return rows.drop_columns(["image"]).to_pylist()
 
 
 def test_every_file_has_its_status(tmp_path):

@@ -6,7 +6,7 @@ Reading, decoding and the model are the same code; the driver writes what comes,
 import argparse
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def decode_here(decoder: Decoder, files: Sequence[File]) -> list[Answer]:
 class DecodeHere(data.DecodeForInference):
     """The decoding stage, in the process of its task."""
 
-    def __call__(self, files: pa.Table) -> pa.Table:
+    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode one block of files."""
         vars(decoding)["decode_apart"] = decode_here
         return super().__call__(files)
@@ -70,10 +70,10 @@ def main() -> None:
     model = checkpoint.load(config.checkpoint)
     entries = list(storage.Listing(storage.absolute(config.input)))
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
-    blocks = data.inference_batches(pa.table(columns, schema=FILES), config.batch_size)
+    blocks = data.inference_blocks(pa.table(columns, schema=FILES), config.batch_size)
     data.start_ray()
     classify = ClassifyOptions.of(config, model)
-    stage = DecodeHere(model.preprocessing, config.max_pixels)
+    stage = DecodeHere(model.preprocessing, config.max_pixels, config.batch_size)
     decoded = data.decode_blocks(ray.data.from_arrow(blocks), stage, classify.share.decode)
     write(classified(decoded, classify).iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
 

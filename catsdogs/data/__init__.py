@@ -5,7 +5,7 @@ be decoded carries zeros there and its reason in `status` and `error`.
 """
 
 from catsdogs.data.decode import DecodeForInference, images_of
-from catsdogs.data.inference import decode_blocks, decoded_batches, inference_batches, manifest_dataset
+from catsdogs.data.inference import decode_blocks, decoded_batches, inference_blocks, manifest_dataset
 from catsdogs.data.runtime import (
     CpuShare,
     default_num_actors,
@@ -30,7 +30,7 @@ __all__ = [
     "epoch_batches",
     "explain",
     "images_of",
-    "inference_batches",
+    "inference_blocks",
     "joins_cluster",
     "manifest_dataset",
     "num_decoders",

@@ -1,7 +1,9 @@
 """Listed files -> rows of uint8 pixels. Shapes: N rows, S pixels a side."""
 
+import contextlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,19 +16,25 @@ from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apa
 from catsdogs.images import Decoded, Pixels, Preprocessing, augment, decode
 
 PREFETCH = 4  # decoded batches that wait for the model
-READ_BYTES = 256 << 20  # of files that one process holds at a time
+READ_BYTES = 64 << 20  # of files that are decoded once all of them are read
 
 
 @dataclass(frozen=True)
 class DecodeForInference:
-    """A Ray Data stage: files -> the model's view of them."""
+    """A Ray Data stage: files -> the model's view of them, in batches."""
 
     preprocessing: Preprocessing
     max_pixels: int
+    batch_size: int
 
-    def __call__(self, files: pa.Table) -> pa.Table:
-        """Read and decode one block of files; every file stays a row."""
-        return _decode_rows(files, self.preprocessing.img_size, self)
+    @property
+    def batch_bytes(self) -> int:
+        """What the pixels of a full batch take."""
+        return self.batch_size * self.preprocessing.img_size**2 * 3
+
+    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
+        """Read and decode files, a batch at a time; every file stays a row."""
+        return _decode_batches(files, self.batch_size, self.preprocessing.img_size, self)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode one file to the model's view, uint8 (S, S, 3)."""
@@ -44,9 +52,9 @@ class DecodeForTraining:
     seed: int
     epoch: int
 
-    def __call__(self, files: pa.Table) -> pa.Table:
-        """Read, decode and augment one block of files; every file stays a row."""
-        return _decode_rows(files, self.preprocessing.img_size, self, files["row"].to_pylist())
+    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
+        """Read, decode and augment the files of one step; every file stays a row."""
+        return _decode_batches(files, files.num_rows, self.preprocessing.img_size, self)
 
     def decode(self, image_bytes: bytes, row: int) -> Decoded:
         """Decode one file and augment it, uint8 (S, S, 3)."""
@@ -69,9 +77,6 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
     return pixels[start : start + len(column) * row_bytes].reshape(len(column), img_size, img_size, 3)
 
 
-Numbered = tuple[storage.Entry, int, Pixels]  # a file, its row's number, and where its pixels go
-
-
 class Read(NamedTuple):
     """What is kept of a file once it is decoded."""
 
@@ -81,13 +86,23 @@ class Read(NamedTuple):
     retries: int
 
 
-def _decode_rows(files: pa.Table, img_size: int, decoder: Decoder, rows: Sequence[int] | None = None) -> pa.Table:
+def _decode_batches(files: pa.Table, batch_size: int, img_size: int, decoder: Decoder) -> Iterator[pa.Table]:
+    """Decode batch after batch while the files of later ones are read."""
+    batches = [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
+    groups = [list(groups_of(_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
+    with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), LIMIT_BYTES)) as bodies:
+        for batch, of_batch in zip(batches, groups, strict=True):
+            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), img_size, decoder)
+
+
+def _decode_batch(
+    files: pa.Table, bodies: Iterable[list[storage.Fetched]], img_size: int, decoder: Decoder
+) -> pa.Table:
     began = time.perf_counter()
     images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
-    entries = _entries(files)
-    numbered = zip(entries, rows or range(len(entries)), images_NSSC, strict=True)
-    groups = groups_of(numbered, lambda one: one[0].size_bytes or 0, READ_BYTES)  # as far as sizes were listed
-    done = [read for group in groups for read in _read_and_decode(decoder, group)]
+    rows = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
+    places = zip(rows, images_NSSC, strict=True)
+    done = [read for group in bodies for read in _decode_group(decoder, group, places)]
     answers = [read.answer for read in done]
     decode_s = sum(answer.decode_s for answer in answers)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
@@ -108,11 +123,12 @@ def _decode_rows(files: pa.Table, img_size: int, decoder: Decoder, rows: Sequenc
     return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
 
 
-def _read_and_decode(decoder: Decoder, group: Sequence[Numbered]) -> list[Read]:
-    """Read files together and decode what came."""
-    fetched = storage.fetch([entry for entry, _, _ in group], LIMIT_BYTES)
-    numbered = zip(fetched, group, strict=True)
-    found = [File(file.image_bytes, row, pixels) for file, (_, row, pixels) in numbered if file.image_bytes is not None]
+def _decode_group(
+    decoder: Decoder, fetched: Sequence[storage.Fetched], places: Iterator[tuple[int, Pixels]]
+) -> list[Read]:
+    """Decode what came of files that were read together; each takes a row's number and where its pixels go."""
+    numbered = [(file, *next(places)) for file in fetched]
+    found = [File(file.image_bytes, row, pixels) for file, row, pixels in numbered if file.image_bytes is not None]
     answers = iter(decode_apart(decoder, found))
     done = []
     for file in fetched:

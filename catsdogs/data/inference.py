@@ -13,24 +13,32 @@ from catsdogs.data.decode import PREFETCH, DecodeForInference
 from catsdogs.data.runtime import quiet_datasets
 from catsdogs.schema import table_of
 
-
-def inference_batches(files: pa.Table, batch_size: int) -> list[pa.Table]:
-    """Cut listed files into the batches that a model sees; the same wherever they are labelled."""
-    return [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
+BLOCK_ROWS = 256  # of files that one task reads and decodes, or one batch: those behind a slow read go on meanwhile
 
 
-def decoded_batches(blocks: Sequence[pa.Table], stage: DecodeForInference, num_cpus: float) -> Iterator[pa.Table]:
-    """Read and decode batches for a model in this process, in order."""
-    if not blocks:
+def inference_blocks(files: pa.Table, batch_size: int) -> list[pa.Table]:
+    """Cut listed files into blocks of whole batches; a model sees the same batches wherever they are labelled."""
+    rows = _block_rows(batch_size)
+    return [files.slice(start, rows) for start in range(0, files.num_rows, rows)]
+
+
+def _block_rows(batch_size: int) -> int:
+    return batch_size * max(1, BLOCK_ROWS // batch_size)
+
+
+def decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Iterator[pa.Table]:
+    """Read and decode files for a model in this process, in order and in batches."""
+    if not files.num_rows:
         return
     quiet_datasets()
     DataContext.get_current().execution_options.preserve_order = True
-    dataset = decode_blocks(ray.data.from_arrow(list(blocks)), stage, num_cpus)
-    yield from dataset.iter_batches(batch_size=blocks[0].num_rows, batch_format="pyarrow", prefetch_batches=PREFETCH)
+    dataset = decode_blocks(ray.data.from_arrow(inference_blocks(files, stage.batch_size)), stage, num_cpus)
+    yield from dataset.iter_batches(batch_size=stage.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH)
 
 
 def decode_blocks(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:
-    """Add the decoding stage to a dataset of listed files; a block in, a block out."""
+    """Add the decoding stage to a dataset of listed files: a block in, its batches out as soon as they are decoded."""
+    files.context.target_max_block_size = stage.batch_bytes - 1  # Ray Data would put batches together
     return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
 
 
@@ -61,7 +69,7 @@ def _read_manifest(uri: str) -> list[pa.Table]:
 
 
 def manifest_dataset(uris: Sequence[str], batch_size: int) -> Dataset:
-    """Stream listed files from a plan's Parquet files in blocks of one batch."""
+    """Stream listed files from a plan's Parquet files in blocks of whole batches."""
     files: Dataset = ray.data.read_datasource(ManifestFiles(uris), override_num_blocks=len(uris))
-    blocks: Dataset = files.repartition(target_num_rows_per_block=batch_size)
+    blocks: Dataset = files.repartition(target_num_rows_per_block=_block_rows(batch_size))
     return blocks

@@ -6,7 +6,7 @@ is, absolute; a name that is not UTF-8 stands as a `file://` URI with its bytes 
 """
 
 from catsdogs.storage.listing import EXTENSIONS, Entry, Listing, is_hidden, is_image
-from catsdogs.storage.reading import Fetched, fetch, read_bytes, read_versioned
+from catsdogs.storage.reading import Fetched, fetch, fetch_ahead, listed_bytes, read_bytes, read_versioned
 from catsdogs.storage.uris import (
     absolute,
     exists,
@@ -28,12 +28,14 @@ __all__ = [
     "create_bytes",
     "exists",
     "fetch",
+    "fetch_ahead",
     "fs_path",
     "is_hidden",
     "is_image",
     "is_local",
     "join",
     "list_names",
+    "listed_bytes",
     "local_path",
     "parent_name",
     "read_bytes",

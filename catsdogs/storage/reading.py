@@ -6,20 +6,33 @@ credentials and a store that does not answer stop the job instead: they say noth
 """
 
 import asyncio
+import functools
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from catsdogs.errors import InputError
 from catsdogs.storage.listing import Entry
 from catsdogs.storage.objects import NO_LIMIT, TooLongError, check_length, get_object, read_object
-from catsdogs.storage.s3 import MISSING, REFUSED, STORE_ERRORS, check_credentials, code_of, failure, split_s3, wait_for
+from catsdogs.storage.s3 import (
+    MISSING,
+    REFUSED,
+    STORE_ERRORS,
+    begin,
+    check_credentials,
+    code_of,
+    failure,
+    split_s3,
+)
 from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
 
 NOWHERE = MISSING | {"NoSuchBucket"}
 READS_IN_FLIGHT = 32  # of one process; S3 answers a GET in tens of milliseconds
+AHEAD_BYTES = 256 << 20  # of files that are read before they are asked for
+UNLISTED_BYTES = 4 << 20  # taken for the size of a file that was not listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +60,53 @@ def fetch(entries: Sequence[Entry], limit_bytes: int = NO_LIMIT) -> list[Fetched
     Raises:
         RunError: the credentials are missing, wrong or expired, or the store does not answer.
     """
-    remote = [entry for entry in entries if entry.path.startswith("s3://")]
-    bodies = iter(wait_for(_fetch_many, remote, limit_bytes) if remote else ())
-    return [next(bodies) if entry.path.startswith("s3://") else _fetch_here(entry, limit_bytes) for entry in entries]
+    return next(fetch_ahead([entries], limit_bytes))
+
+
+def fetch_ahead(groups: Iterable[Sequence[Entry]], limit_bytes: int = NO_LIMIT) -> Generator[list[Fetched], None, None]:
+    """Read groups of files in their order, those that are far before they are asked for, up to `AHEAD_BYTES`.
+
+    A group waits for its slowest file; meanwhile the next are read. Raises as `fetch` does.
+    """
+    todo = deque(groups)
+    begun: deque[_Group] = deque()
+    try:
+        while todo or begun:
+            while todo and (not begun or sum(group.num_bytes for group in begun) < AHEAD_BYTES):
+                begun.append(_Group(todo.popleft(), limit_bytes))
+            yield begun[0].wait()
+            begun.popleft()
+    finally:
+        for group in begun:
+            group.cancel()
+
+
+def listed_bytes(entry: Entry) -> int:
+    """Tell what a file is likely to take."""
+    return UNLISTED_BYTES if entry.size_bytes is None else entry.size_bytes
+
+
+class _Group:
+    """Files that are being read together, those that are here once they are waited for."""
+
+    def __init__(self, entries: Sequence[Entry], limit_bytes: int) -> None:
+        self._entries = entries
+        self._limit_bytes = limit_bytes
+        self.num_bytes = sum(map(listed_bytes, entries))
+        remote = [entry for entry in entries if _is_s3(entry)]
+        self._reading = begin(_fetch_many, remote, limit_bytes) if remote else None
+
+    def wait(self) -> list[Fetched]:
+        bodies = iter(self._reading.result() if self._reading else ())
+        return [next(bodies) if _is_s3(entry) else _fetch_here(entry, self._limit_bytes) for entry in self._entries]
+
+    def cancel(self) -> None:
+        if self._reading:
+            self._reading.cancel()
+
+
+def _is_s3(entry: Entry) -> bool:
+    return entry.path.startswith("s3://")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -125,11 +182,14 @@ def _fetch_other(entry: Entry) -> Fetched:
     return _unchanged(entry, content, entry.version)
 
 
-async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetched]:
-    gate = asyncio.Semaphore(READS_IN_FLIGHT)
+@functools.cache
+def _gate(_: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
+    return asyncio.Semaphore(READS_IN_FLIGHT)
 
+
+async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetched]:
     async def one(entry: Entry) -> Fetched:
-        async with gate:
+        async with _gate(asyncio.get_running_loop()):
             return await _fetch_s3(entry, limit_bytes)
 
     reads = [asyncio.create_task(one(entry)) for entry in entries]

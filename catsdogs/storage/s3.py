@@ -3,8 +3,10 @@
 s3fs holds the session and the client; every request goes through `request`, the only one that repeats any.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import fsspec
 from botocore.exceptions import (
@@ -17,7 +19,6 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
-from fsspec.asyn import sync
 
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.storage.retrying import may_pass, retried
@@ -37,6 +38,7 @@ S3_OPTIONS: dict[str, Any] = {
 MISSING = {"404", "NoSuchKey", "NotFound"}
 REFUSED = {"403", "AccessDenied", "AllAccessDisabled", "Forbidden"}
 Response = dict[str, Any]
+T = TypeVar("T")
 CREDENTIAL_CODES = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -106,9 +108,15 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     return await retried(ask, lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1))
 
 
-def wait_for(ask: Callable[..., Awaitable[Any]], *arguments: Any, **parameters: Any) -> Any:
+def begin(ask: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> Future[T]:
+    """Begin a coroutine of requests on the client's own loop."""
+    loop = fsspec.filesystem("s3", **S3_OPTIONS).loop
+    return asyncio.run_coroutine_threadsafe(ask(*arguments, **parameters), loop)
+
+
+def wait_for(ask: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> T:
     """Run a coroutine of requests on the client's own loop, and wait."""
-    return sync(fsspec.filesystem("s3", **S3_OPTIONS).loop, ask, *arguments, **parameters)
+    return begin(ask, *arguments, **parameters).result()
 
 
 def failure(error: BaseException, message: str) -> CatsdogsError:

@@ -156,13 +156,15 @@ def _tell_unlabelled(worker: Worker, rows: pa.Table) -> None:
 def _predict_own(worker: Worker, epoch: int) -> Iterator[pa.Table]:
     folder, config = worker.spec.folder, worker.spec.config
     predictor = Predictor(worker.model, folder.preprocessing, worker.stepper.precision, worker.device)
-    blocks = data.inference_batches(worker.validation_files, BATCH_SIZE)[worker.rank :: worker.world_size]
-    stage = data.DecodeForInference(folder.preprocessing, MAX_PIXELS)
-    for i, rows in enumerate(data.decoded_batches(blocks, stage, worker.spec.decode_cpus)):
+    files = worker.validation_files
+    batch = np.arange(files.num_rows) // BATCH_SIZE
+    own = files.filter(pa.array(batch % worker.world_size == worker.rank))
+    stage = data.DecodeForInference(folder.preprocessing, MAX_PIXELS, BATCH_SIZE)
+    for i, rows in enumerate(data.decoded_batches(own, stage, worker.spec.decode_cpus)):
         probs_NK = predictor(data.images_of(rows, folder.preprocessing.img_size))
         yield predictions(rows, probs_NK, folder.class_names)
         done = (i + 1) * BATCH_SIZE * worker.world_size
-        worker.tell_step("validate", done, worker.validation_files.num_rows, f"epoch {epoch}/{config.epochs}")
+        worker.tell_step("validate", done, files.num_rows, f"epoch {epoch}/{config.epochs}")
 
 
 def _gather(worker: Worker, value: Any) -> list[Any] | None:
