@@ -35,7 +35,7 @@ every run is a line of [faults.jsonl](faults.jsonl).
 - Lost, doubled, wrong: rows over all runs; in brackets the most of one run.
 - Again: image reads beyond one a file, the median of the runs, in percent of the {n:,}.
 - Slower: the median wall time beside the same pipeline without faults in the same place, all commands of a run
-  together. Two runs are made at a time, those without faults too.
+  together. Two runs are made at a time, those without faults too; five where `stock` waits rather than computes.
 
 Machine: {cpus} cores ({cpu}), {memory:.0f} GiB, no GPU; Python {python}, {versions}; {first} to {last} UTC;
 revision{revisions}.
