@@ -20,6 +20,7 @@ from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreCon
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, Step
 
+BEGAN = time.monotonic()
 LINE_EVERY_S = 5.0  # between progress lines where there is no terminal
 TERMINATED_S = 10.0  # in which a command has cleaned up, or did not hear of SIGTERM
 
@@ -46,9 +47,13 @@ class Display:
         self._terminal = sys.stderr.isatty()
         self._bars: dict[str, Any] = {}
         self._told: dict[str, float] = {}
+        self._labelled = False
 
     def __call__(self, event: Step | Message) -> None:
         """Show one event."""
+        if isinstance(event, Step) and event.stage == "score" and not self._labelled:
+            self._labelled = True
+            self._line(f"first batch labelled {time.monotonic() - BEGAN:.1f} s after the start")
         if isinstance(event, Message):
             self._line(event.text)
         elif self._terminal:

@@ -346,13 +346,14 @@ def test_printable_text_stays_as_it_is(text):
 def test_steps_are_lines_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cli, "BEGAN", -12.5)
     display = cli.Display()
     for i in range(13):
         now[0] = float(i)
         display(Step("score", 1000 * (i + 1), 13000, "1 img/s\x07"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "score 1,000/13,000  1 img/s\\x07"
-    assert len(lines) == 3
+    assert lines[:2] == ["first batch labelled 12.5 s after the start", "score 1,000/13,000  1 img/s\\x07"]
+    assert len(lines) == 4
 
 
 def test_steps_are_bars_on_a_terminal(monkeypatch, capsys):
@@ -374,7 +375,7 @@ def test_steps_are_bars_on_a_terminal(monkeypatch, capsys):
     assert "list: " in shown
     assert "score:  50%" in shown
     assert "2 img/s" in shown
-    assert capsys.readouterr().out == "a line\n"
+    assert capsys.readouterr().out.splitlines()[1:] == ["a line"]
 
 
 def test_results_of_evaluation_are_one_json_line_and_one_for_people(monkeypatch, capsys):

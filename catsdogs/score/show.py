@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from catsdogs import report, storage
+from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.schema import OK
 from catsdogs.score.audit import Totals
@@ -51,6 +51,8 @@ def versions() -> dict[str, str]:
 
 def write_report(config: ScoreConfig, summary: dict[str, Any], totals: Totals) -> None:
     """Write `_report.html`."""
+    from catsdogs import report  # not above: matplotlib would take a second of every start
+
     facts = {
         "images": f"{summary['rows']:,}",
         "labelled": f"{summary['by_status'].get(OK, 0):,}",
