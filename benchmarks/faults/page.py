@@ -1,10 +1,7 @@
 """The runs that are there -> docs/faults.md."""
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -14,6 +11,7 @@ from benchmarks.faults.planning import NUM_SHARDS, SHARD_SIZE, read_planning
 from benchmarks.faults.results import Result, Results
 from benchmarks.faults.scenarios import Scenario
 from benchmarks.faults.trial import CUT_S, MAX_COMMANDS, OURS
+from benchmarks.machine import machine
 
 INTRODUCTION = """# Faults
 
@@ -37,7 +35,7 @@ every run is a line of [faults.jsonl](faults.jsonl).
 - Slower: the median wall time beside the same pipeline without faults in the same place, all commands of a run
   together. Two runs are made at a time, those without faults too; five where `stock` waits rather than computes.
 
-Machine: {cpus} cores ({cpu}), {memory:.0f} GiB, no GPU; Python {python}, {versions}; {first} to {last} UTC;
+Machine: {machine}; {first} to {last} UTC;
 revision{revisions}.
 """
 
@@ -69,20 +67,11 @@ def _introduction(results: Results) -> str:
         bad=sum(map(is_bad, names)),
         cut=CUT_S / 60,
         commands=MAX_COMMANDS,
-        cpus=os.cpu_count(),
-        cpu=_cpu(),
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
-        python=platform.python_version(),
-        versions=", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "pyarrow", "pillow")),
+        machine=machine(("ray", "torch", "pyarrow", "pillow")),
         first=min(run.when for run in results.runs)[:16],
         last=max(run.when for run in results.runs)[:16],
         revisions=("s " if len(revisions) > 1 else " ") + ", ".join(revisions),
     )
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _rows(scenario: Scenario, results: Results, baselines: Mapping[str, str]) -> Iterator[list[str]]:
