@@ -242,8 +242,9 @@ def test_a_setting_out_of_range_is_one_line(capsys):
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_a_command_with_their_code(signal_number, code):
     program = """
-import sys, time
+import signal, sys, time
 from catsdogs import cli, config
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts without it
 def work(config, display):
     print("started", flush=True)
     time.sleep(60)
