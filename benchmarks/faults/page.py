@@ -33,7 +33,7 @@ every run is a line of [faults.jsonl](faults.jsonl).
 - Lost, doubled, wrong: rows over all runs; in brackets the most of one run.
 - Again: image reads beyond one a file, the median of the runs, in percent of the {n:,}.
 - Slower: the median wall time beside the same pipeline without faults in the same place, all commands of a run
-  together. Two runs are made at a time, those without faults too; five where `stock` waits rather than computes.
+  together. Two runs are made at a time, those without faults too; five of `stock` where an image kills its decoder.
 
 Machine: {machine}; {first} to {last} UTC;
 revision{revisions}.
