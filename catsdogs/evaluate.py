@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from catsdogs import checkpoint, data, metrics, storage
 from catsdogs.config import EvaluateConfig
@@ -46,9 +45,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
 
 
 def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, progress: Progress) -> pa.Table:
-    blocks = data.inference_blocks(files, config.batch_size)
     stage = data.DecodeForInference(options.checkpoint.preprocessing, MAX_PIXELS, config.batch_size)
-    decoded = data.decode_blocks(ray.data.from_arrow(blocks), stage, options.share.decode)
+    decoded = data.decoded_files(files, stage, options.share.decode)
     tables: list[pa.Table] = []
     done = 0
     try:

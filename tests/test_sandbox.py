@@ -13,13 +13,13 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-import ray
 from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image
 
 from catsdogs.data import decode as decoding
-from catsdogs.data import decode_blocks, inference_blocks, sandbox
+from catsdogs.data import decoded_files, sandbox, start_ray
 from catsdogs.data.decode import DecodeForInference, images_of
+from catsdogs.data.inference import inference_blocks
 from catsdogs.data.sandbox import File, decode_apart
 from catsdogs.images import Preprocessing, decode
 from catsdogs.schema import FILES
@@ -240,9 +240,9 @@ def test_a_block_comes_out_in_the_batches_that_a_model_sees(ray_cluster, tmp_pat
         (tmp_path / f"{i:02d}.jpg").write_bytes(red_or_blue("red", i))
     paths = [f"{tmp_path}/{i:02d}.jpg" for i in range(21)]
     files = pa.table({"path": paths, "size_bytes": [None] * 21, "version": [None] * 21}, schema=FILES)
-    blocks = inference_blocks(files, 8)
-    assert [block.num_rows for block in blocks] == [21]
-    decoded = decode_blocks(ray.data.from_arrow(blocks), replace(STAGE, batch_size=8), num_cpus=1)
+    assert [block.num_rows for block in inference_blocks(files, 8)] == [21]
+    start_ray()
+    decoded = decoded_files(files, replace(STAGE, batch_size=8), num_cpus=1)
     batches = decoded.map_batches(lambda rows: {"paths": [",".join(rows["path"])]}, batch_size=None).take_all()
     assert [row["paths"].split(",") for row in batches] == [paths[:8], paths[8:16], paths[16:]]
     assert [block.num_rows for block in inference_blocks(pa.concat_tables([files] * 30), 100)] == [200, 200, 200, 30]

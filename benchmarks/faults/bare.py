@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from catsdogs import checkpoint, data, storage
 from catsdogs.config import ScoreConfig
@@ -70,11 +69,11 @@ def main() -> None:
     model = checkpoint.load(config.checkpoint)
     entries = list(storage.Listing(storage.absolute(config.input)))
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
-    blocks = data.inference_blocks(pa.table(columns, schema=FILES), config.batch_size)
+    files = pa.table(columns, schema=FILES)
     data.start_ray()
     classify = ClassifyOptions.of(config, model)
     stage = DecodeHere(model.preprocessing, config.max_pixels, config.batch_size)
-    decoded = data.decode_blocks(ray.data.from_arrow(blocks), stage, classify.share.decode)
+    decoded = data.decoded_files(files, stage, classify.share.decode)
     write(classified(decoded, classify).iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
 
 

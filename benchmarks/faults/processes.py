@@ -17,8 +17,6 @@ from typing import Self
 import psutil
 
 MARK = "CATSDOGS_FAULT_RUN"  # in the environment of a command and of everything that it starts
-
-
 START_S = 120.0  # of a server
 _living: set["Command"] = set()
 _stopping = threading.Event()

@@ -5,7 +5,7 @@ be decoded carries zeros there and its reason in `status` and `error`.
 """
 
 from catsdogs.data.decode import DecodeForInference, images_of
-from catsdogs.data.inference import decode_blocks, decoded_batches, inference_blocks, manifest_dataset
+from catsdogs.data.inference import decoded_batches, decoded_files, decoded_manifests
 from catsdogs.data.runtime import (
     CpuShare,
     default_num_actors,
@@ -24,15 +24,14 @@ __all__ = [
     "CpuShare",
     "DecodeForInference",
     "EpochPlan",
-    "decode_blocks",
     "decoded_batches",
+    "decoded_files",
+    "decoded_manifests",
     "default_num_actors",
     "epoch_batches",
     "explain",
     "images_of",
-    "inference_blocks",
     "joins_cluster",
-    "manifest_dataset",
     "num_decoders",
     "num_nodes",
     "own_error",

@@ -32,11 +32,16 @@ def decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float)
         return
     quiet_datasets()
     DataContext.get_current().execution_options.preserve_order = True
-    dataset = decode_blocks(ray.data.from_arrow(inference_blocks(files, stage.batch_size)), stage, num_cpus)
+    dataset = decoded_files(files, stage, num_cpus)
     yield from dataset.iter_batches(batch_size=stage.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH)
 
 
-def decode_blocks(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:
+def decoded_files(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Dataset:
+    """Read and decode listed files into a dataset whose blocks are batches."""
+    return _decoded(ray.data.from_arrow(inference_blocks(files, stage.batch_size)), stage, num_cpus)
+
+
+def _decoded(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:
     """Add the decoding stage to a dataset of listed files: a block in, its batches out as soon as they are decoded."""
     files.context.target_max_block_size = stage.batch_bytes - 1  # Ray Data would put batches together
     return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
@@ -68,8 +73,7 @@ def _read_manifest(uri: str) -> list[pa.Table]:
     return [table_of(storage.read_bytes(uri))]
 
 
-def manifest_dataset(uris: Sequence[str], batch_size: int) -> Dataset:
-    """Stream listed files from a plan's Parquet files in blocks of whole batches."""
+def decoded_manifests(uris: Sequence[str], stage: DecodeForInference, num_cpus: float) -> Dataset:
+    """Stream the files that a plan's Parquet files list into a dataset as `decoded_files` does."""
     files: Dataset = ray.data.read_datasource(ManifestFiles(uris), override_num_blocks=len(uris))
-    blocks: Dataset = files.repartition(target_num_rows_per_block=_block_rows(batch_size))
-    return blocks
+    return _decoded(files.repartition(target_num_rows_per_block=_block_rows(stage.batch_size)), stage, num_cpus)

@@ -80,9 +80,9 @@ class _Pipeline:
             self._progress(Message(f"labelling with {options.num_actors} x {options.device_name}"))
         decoders = data.num_decoders(options.share)
         self.slots = {"read": decoders, "decode": decoders, "model": options.num_actors}
-        batch_size = self._config.batch_size
-        stage = data.DecodeForInference(options.checkpoint.preprocessing, self._config.max_pixels, batch_size)
-        decoded = data.decode_blocks(data.manifest_dataset(uris, batch_size), stage, options.share.decode)
+        config, preprocessing = self._config, options.checkpoint.preprocessing
+        stage = data.DecodeForInference(preprocessing, config.max_pixels, config.batch_size)
+        decoded = data.decoded_manifests(uris, stage, options.share.decode)
         try:
             yield from classified(decoded, options, CARRIED).iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:

@@ -72,7 +72,7 @@ def fetch_ahead(groups: Iterable[Sequence[Entry]], limit_bytes: int = NO_LIMIT) 
     begun: deque[_Group] = deque()
     try:
         while todo or begun:
-            while todo and (not begun or sum(group.num_bytes for group in begun) < AHEAD_BYTES):
+            while todo and sum(group.num_bytes for group in begun) < AHEAD_BYTES:
                 begun.append(_Group(todo.popleft(), limit_bytes))
             yield begun[0].wait()
             begun.popleft()
