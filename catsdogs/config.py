@@ -8,6 +8,7 @@ from catsdogs.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 UseGpu = Literal["auto", "true", "false"]
+MAX_VIEWS = 1000
 MAX_SEED = 2**32 - 1  # what every generator takes
 
 
@@ -63,7 +64,9 @@ class TrainConfig:
     weights: str = "imagenet"
     """imagenet, none, or a ResNet50 state dict (.pth, .safetensors) or checkpoint directory."""
     freeze: Literal["none", "backbone"] = "none"
-    """backbone trains the new head only."""
+    """backbone trains the new head only, on features that are computed once."""
+    views: int | None = None
+    """With --freeze backbone, augmented views of an image that are kept; default 5, without augmentation 1."""
     epochs: int = 10
     """Passes over the training rows."""
     batch_size: int = 32
@@ -105,6 +108,8 @@ class TrainConfig:
             _check_range(flag, value, 1)
         _check(self.lr is None or 0 < self.lr < math.inf, "--lr", "a positive number", self.lr)
         _check_range("--img-size", self.img_size, 32, 4096)
+        _check(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone with it", self.freeze)
+        _check_range("--views", self.num_views, 1, MAX_VIEWS if self.augment != "none" else 1)
         _check_range("--seed", self.seed, 0, MAX_SEED)
         _check_range("--label-smoothing", self.label_smoothing, 0, 0.99)
         _check(self.clip_grad_norm > 0, "--clip-grad-norm", "a positive number", self.clip_grad_norm)
@@ -119,6 +124,13 @@ class TrainConfig:
     def global_batch_size(self) -> int:
         """Images per step over all workers."""
         return self.batch_size * self.num_workers
+
+    @property
+    def num_views(self) -> int:
+        """Views of an image that a frozen backbone sees."""
+        if self.views is not None:
+            return self.views
+        return 1 if self.augment == "none" else 5
 
     @property
     def peak_lr(self) -> float:
@@ -183,6 +195,8 @@ class ScoreConfig:
     """Exit 3 where a larger share of rows has no label."""
     resume: bool = True
     """Go on with what is in --output; --no-resume wants it empty or new."""
+    save_embeddings: bool = False
+    """Also write the 2,048 features that the model's head sees, column embedding: 8 KB a row."""
     retry_failed: bool = False
     """Label rows again whose file changed, was missing, refused or unreadable, or crashed the decoder."""
 

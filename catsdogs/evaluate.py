@@ -11,11 +11,11 @@ from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, in_order_of, list_evaluation
 from catsdogs.progress import Message, Progress, Step, silent
-from catsdogs.schema import OK, parquet_bytes
+from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
 from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.parts import file_metadata
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+METRICS, ROWS = "metrics.json", "predictions.parquet"
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -37,9 +37,11 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
     data.start_ray()
     options = ClassifyOptions.of(config, model)
-    predictions = _predict(config, in_order_of(labelled, model.class_names), options, progress)
+    predicted = _predict(config, in_order_of(labelled, model.class_names), options, progress)
+    predictions = predicted.select(PREDICTIONS.names)
     _tell_failed(predictions, progress)
-    result = metrics.report(predictions, model.class_names) | {"model_sha256": model.sha256}
+    engines = sorted(predicted["engine"].unique().to_pylist())
+    result = metrics.report(predictions, model.class_names) | {"engines": engines, "model_sha256": model.sha256}
     _write(config, predictions, result, model)
     return result
 
@@ -70,5 +72,5 @@ def _tell_failed(predictions: pa.Table, progress: Progress) -> None:
 
 def _write(config: EvaluateConfig, predictions: pa.Table, result: dict[str, Any], model: checkpoint.Checkpoint) -> None:
     content = parquet_bytes(predictions.replace_schema_metadata(file_metadata(model)))
-    storage.write_bytes(storage.join(config.output, PREDICTIONS), content)
+    storage.write_bytes(storage.join(config.output, ROWS), content)
     storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())

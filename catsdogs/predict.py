@@ -3,6 +3,7 @@
 Shapes: N batch, H, W, C channels, K classes.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -10,30 +11,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from catsdogs import storage
 from catsdogs.images import Preprocessing, normalize
-from catsdogs.model import compute_exactly, for_inference, resolve_precision
-from catsdogs.schema import OK, PREDICTIONS
+from catsdogs.model import DTYPES, Precision, backbone_for_inference, compute_exactly, resolve_precision
+from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
 from catsdogs.vision import ResNet
 
 BATCH_SIZE = 32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
 Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+NUM_CHECKED = 16  # pictures on which bf16 is compared with fp32
+LARGEST_CHECKED = 224  # pixels a side of them: a second of two cores
+MOST_DIFFERENCE = 0.03  # of a probability
+Features = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class Predictor:
-    """A model ready to label batches of images on one device."""
+    """A model ready to label batches of images on one device; its head computes in fp32."""
 
-    def __init__(self, model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device) -> None:
+    def __init__(self, model: ResNet, preprocessing: Preprocessing, precision: Precision, device: torch.device) -> None:
+        self.precision = precision
         self._device = device
         self._preprocessing = preprocessing
-        self.precision = resolve_precision(precision, device)
-        compute_exactly(self.precision, device)
-        self._model = for_inference(model, self.precision, device)
-        self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._head = copy.deepcopy(model.fc).requires_grad_(False).to(device)
+        compute_exactly(precision, device)
+        self._backbone = backbone_for_inference(model, precision, device)
 
-    @torch.inference_mode()
     def __call__(self, images_NHWC: Images) -> Probs:
         """Compute softmax probabilities.
 
@@ -43,10 +49,58 @@ class Predictor:
         Returns:
             float32 (N, K); rows sum to 1.
         """
+        return self.label(self.embed(images_NHWC))
+
+    @torch.inference_mode()
+    def embed(self, images_NHWC: Images) -> Features:
+        """Compute what the head sees, float32 (N, NUM_FEATURES)."""
         images_NCHW = torch.tensor(images_NHWC, device=self._device).permute(0, 3, 1, 2)
         inputs_NCHW = normalize(images_NCHW, self._preprocessing.mean, self._preprocessing.std)
-        logits_NK = self._model(inputs_NCHW.to(self._dtype, memory_format=torch.channels_last))
-        return np.asarray(logits_NK.float().softmax(dim=1).cpu().numpy())
+        inputs_NCHW = inputs_NCHW.to(DTYPES[self.precision], memory_format=torch.channels_last)
+        return np.asarray(self._backbone(inputs_NCHW).float().cpu().numpy())
+
+    @torch.inference_mode()
+    def label(self, features_ND: Features) -> Probs:
+        """Compute softmax probabilities, float32 (N, K), from features."""
+        return probabilities(self._head, torch.tensor(features_ND, device=self._device))
+
+
+def checked_predictor(
+    model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device
+) -> tuple[Predictor, str]:
+    """Make a predictor, and say what it computes with.
+
+    In bf16 the probabilities of fixed pictures are compared with those of fp32: where they differ too much, `auto`
+    takes fp32. Up to d no label differs where the two best of fp32 are more than 2 d apart.
+    """
+    chosen = resolve_precision(precision, device)
+    predictor = Predictor(model, preprocessing, chosen, device)
+    engine = f"{device.type}, {chosen}"
+    if chosen == "fp32":
+        return predictor, engine
+    exact = Predictor(model, preprocessing, "fp32", device)
+    images_NHWC = _pictures(min(preprocessing.img_size, LARGEST_CHECKED))
+    difference = float(np.abs(predictor(images_NHWC) - exact(images_NHWC)).max())
+    if difference <= MOST_DIFFERENCE:  # not so where one of them is no number
+        return predictor, engine
+    if precision == "auto":
+        return exact, f"{device.type}, fp32: probabilities in {chosen} differ by {difference:.2f}"
+    return predictor, f"{engine}, its probabilities differ by {difference:.2f} from those of fp32"
+
+
+def probabilities(head: nn.Module, features_ND: torch.Tensor) -> Probs:
+    """Compute softmax probabilities, float32 (N, K), from features."""
+    return np.asarray(head(features_ND).softmax(dim=1).cpu().numpy())
+
+
+def _pictures(size: int) -> Images:
+    """Draw patches of colour with noise, always the same, uint8 (NUM_CHECKED, S, S, 3)."""
+    generator = torch.Generator().manual_seed(0)
+    patches_NCHW = torch.rand((NUM_CHECKED, 3, 6, 6), generator=generator) * 255
+    smooth_NCHW = F.interpolate(patches_NCHW, size=(size, size), mode="bilinear")
+    noise_NCHW = torch.randn(smooth_NCHW.shape, generator=generator) * 12
+    images_NCHW = (smooth_NCHW + noise_NCHW).clamp_(0, 255).to(torch.uint8)
+    return images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def set_threads(num_processes_here: int) -> None:
@@ -54,29 +108,38 @@ def set_threads(num_processes_here: int) -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, num_processes_here)))
 
 
-def predictions(rows: pa.Table, probs_NK: Probs, class_names: Sequence[str]) -> pa.Table:
+def predictions(
+    rows: pa.Table, probs_NK: Probs, class_names: Sequence[str], embeddings_ND: Features | None = None
+) -> pa.Table:
     """Put decoded rows and their probabilities into the output's columns.
 
     Args:
         rows: `path`, `size_bytes`, `status`, `error`, `width`, `height`; with `true_index` where labels are
             known, else the label is the parent folder where that is a class.
         probs_NK: a row of `rows` without an image has one that is not used.
+        embeddings_ND: become a column where they are given.
     """
     failed = pa.array(np.asarray(pc.not_equal(rows["status"], OK)))
     index = probs_NK.argmax(axis=1)
     names = np.array(class_names, dtype=object)
-    width = probs_NK.shape[1]
-    offsets = pa.array(np.arange(0, probs_NK.size + 1, width, dtype=np.int32), mask=None)
     columns = {
         "label": pa.array(names[index], pa.string()),
         "index": pa.array(index.astype(np.int32)),
         "prob": pa.array(probs_NK.max(axis=1, initial=0.0)),
-        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs_NK.ravel())),
+        "probs": _lists(probs_NK),
     }
+    if embeddings_ND is not None:
+        columns["embedding"] = _lists(embeddings_ND)
     nulled = {name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in columns.items()}
     kept = {name: rows[name] for name in ("path", "status", "error", "width", "height", "size_bytes")}
     table = kept | nulled | {"true_label": true_labels(rows, class_names)}
-    return pa.table({field.name: table[field.name] for field in PREDICTIONS}).cast(PREDICTIONS)
+    schema = PREDICTIONS if embeddings_ND is None else WITH_EMBEDDINGS
+    return pa.table({field.name: table[field.name] for field in schema}).cast(schema)
+
+
+def _lists(values_NM: Features) -> pa.Array:
+    offsets = np.arange(0, values_NM.size + 1, values_NM.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_NM.ravel()))
 
 
 def true_labels(rows: pa.Table, class_names: Sequence[str]) -> pa.Array:

@@ -34,6 +34,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+# Where asked for: what the model's head sees.
+WITH_EMBEDDINGS = PREDICTIONS.append(pa.field("embedding", pa.list_(pa.float32())))
+
 # One listed file. `version` is S3's etag, or a local file's modification time in ns.
 FILES = pa.schema(
     [

@@ -2,13 +2,14 @@
 
 import atexit
 import contextlib
+import csv
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from benchmarks.faults.inputs import CLASSES, IMG_SIZE, encoded, save_red_blue
 from benchmarks.faults.processes import free_port, wait_for_port
 from benchmarks.faults.proxy import FaultProxy
 from catsdogs.config import TrainConfig
+from catsdogs.progress import Message
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -243,3 +245,37 @@ def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest
     events: list = []
     result = train(config, events.append)
     return SimpleNamespace(config=config, folder=folder / "run", events=events, result=result)
+
+
+def read_summary(run: Path) -> list[dict[str, str]]:
+    """Read the lines of a run's summary.csv."""
+    with (run / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def lines_of(events: list) -> list[str]:
+    """Take the lines from what a command told."""
+    return [event.text for event in events if isinstance(event, Message)]
+
+
+def killing_at(beginning: str, head_pid: int) -> tuple[list, Callable[[object], None]]:
+    """Collect a run's events, and kill one of its workers at the first line that begins so."""
+    events: list = []
+
+    def tell(event: object) -> None:
+        first = not any(line.startswith(beginning) for line in lines_of(events))
+        events.append(event)
+        if first and any(line.startswith(beginning) for line in lines_of([event])):
+            kill_training_worker(head_pid)
+
+    return events, tell
+
+
+def kill_training_worker(head_pid: int) -> None:
+    """Kill a worker of Ray Train's on the session's Ray."""
+    for process in psutil.Process(head_pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                process.kill()
+                return
+    raise AssertionError("no training worker to kill")

@@ -23,6 +23,7 @@ EXTRA = pa.schema(
         ("retries", pa.int32()),
         ("read_s", pa.float32()),
         ("decode_s", pa.float32()),
+        ("engine", pa.string()),
         ("model_s", pa.float32()),
     ]
 )
@@ -46,7 +47,7 @@ class Labeller:
         self.paths.append(file["path"])
         fetched = storage.fetch([storage.Entry(file["path"], file["size_bytes"], file["version"])])[0]
         row = {"path": file["path"], "status": fetched.status, "error": fetched.error, "shard": file["shard"]}
-        row |= {"retries": 0, "read_s": 0.0, "decode_s": 0.0, "model_s": 0.0}
+        row |= {"retries": 0, "read_s": 0.0, "decode_s": 0.0, "engine": "by hand", "model_s": 0.0}
         row |= {"size_bytes": file["size_bytes"], "version": fetched.version or file["version"]}
         if fetched.image_bytes is not None:
             index = fetched.image_bytes[0] % 2

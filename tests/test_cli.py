@@ -139,7 +139,7 @@ def test_every_flag_arrives(runs):
     came = runs("train")
     flags = (
         "--data-dir s3://b/d --val-split 0.2 --storage-path /r --name n --resume --max-failures 1 "
-        "--weights none --freeze backbone --epochs 3 --batch-size 4 --optimizer adamw --lr 0.5 "
+        "--weights none --freeze backbone --views 2 --epochs 3 --batch-size 4 --optimizer adamw --lr 0.5 "
         "--warmup-epochs 0 --weight-decay 0 "
         "--label-smoothing 0 --clip-grad-norm 1 --augment affine --img-size 64 --seed 7 --precision bf16 "
         "--num-workers 2 --use-gpu false"
@@ -155,6 +155,7 @@ def test_every_flag_arrives(runs):
             max_failures=1,
             weights="none",
             freeze="backbone",
+            views=2,
             epochs=3,
             batch_size=4,
             optimizer="adamw",

@@ -41,6 +41,7 @@ DEFAULTS = {
         "max_failures": 3,
         "weights": "imagenet",
         "freeze": "none",
+        "views": None,
         "epochs": 10,
         "batch_size": 32,
         "optimizer": "sgd",
@@ -79,6 +80,7 @@ DEFAULTS = {
         "max_pixels": 178_956_970,
         "max_error_rate": 1.0,
         "resume": True,
+        "save_embeddings": False,
         "retry_failed": False,
     },
     "verify": {"output": None},
@@ -168,6 +170,29 @@ def test_values_at_the_edge_are_fine(config_class, values):
 def test_resume_needs_a_name():
     with pytest.raises(InputError, match="--resume: expected --name of the run to go on with, got none"):
         make(TrainConfig, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 5), ({"augment": "affine"}, 5), ({"augment": "none"}, 1), ({"augment": "light", "views": 1000}, 1000)],
+)
+def test_views_go_by_the_augmentation(settings, expected):
+    assert make(TrainConfig, freeze="backbone", **settings).num_views == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"views": 2}, "--views: expected --freeze backbone with it, got none"),
+        ({"freeze": "backbone", "views": 0}, "--views: expected 1 to 1000, got 0"),
+        ({"freeze": "backbone", "views": 1001}, "--views: expected 1 to 1000, got 1001"),
+        ({"freeze": "backbone", "views": 2, "augment": "none"}, "--views: expected 1 to 1, got 2"),
+    ],
+)
+def test_views_that_would_do_nothing_are_refused(settings, message):
+    with pytest.raises(InputError) as caught:
+        make(TrainConfig, **settings)
+    assert str(caught.value) == message
 
 
 def test_the_global_batch_counts_every_worker():

@@ -1,5 +1,6 @@
 """The hand-made model's logits grow with an image's blue and red, so its answers are known beforehand."""
 
+import copy
 import io
 
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 from conftest import CLASSES, red_or_blue
 from PIL import Image
 
-from catsdogs import checkpoint
-from catsdogs.predict import Predictor, predictions, set_threads, true_labels
-from catsdogs.schema import PREDICTIONS
+from catsdogs import checkpoint, predict
+from catsdogs.predict import Predictor, checked_predictor, predictions, set_threads, true_labels
+from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 
 CPU = torch.device("cpu")
 
@@ -85,6 +86,65 @@ def test_bf16_agrees_on_the_labels(model, predictor, images):
     found = bf16(images[10:30])
     assert found.dtype == np.float32
     assert (found.argmax(axis=1) == predictor(images[10:30]).argmax(axis=1)).all()
+
+
+def test_bf16_that_agrees_is_what_labels(model):
+    found, engine = checked_predictor(model.model, model.preprocessing, "bf16", CPU)
+    assert (found.precision, engine) == ("bf16", "cpu, bf16")
+
+
+@pytest.fixture
+def sharp_model(model, predictor):
+    """A model for which one picture of the check lies where less than bf16 can tell apart turns the label."""
+    sharp = copy.deepcopy(model.model)
+    features_D = torch.tensor(predictor.embed(predict._pictures(model.preprocessing.img_size)))[4]
+    sharp.fc.weight.data *= 100
+    sharp.fc.bias.data = -sharp.fc.weight.data @ features_D
+    return sharp
+
+
+def test_auto_falls_back_to_fp32_where_bf16_disagrees_and_says_so(model, sharp_model, images, monkeypatch):
+    monkeypatch.setattr(predict, "resolve_precision", lambda *_: "bf16")
+    found, engine = checked_predictor(sharp_model, model.preprocessing, "auto", CPU)
+    assert found.precision == "fp32"
+    assert engine.startswith("cpu, fp32: probabilities in bf16 differ by ")
+    exact = Predictor(sharp_model, model.preprocessing, "fp32", CPU)
+    assert (found(images[15:25]) == exact(images[15:25])).all()
+
+
+def test_bf16_that_was_asked_for_stays_and_says_that_it_disagrees(model, sharp_model):
+    found, engine = checked_predictor(sharp_model, model.preprocessing, "bf16", CPU)
+    assert found.precision == "bf16"
+    assert engine.startswith("cpu, bf16, its probabilities differ by ")
+
+
+def test_a_model_that_gives_no_numbers_is_told_apart(model, monkeypatch):
+    broken = copy.deepcopy(model.model)
+    broken.fc.bias.data[0] = torch.nan
+    monkeypatch.setattr(predict, "resolve_precision", lambda *_: "bf16")
+    found, engine = checked_predictor(broken, model.preprocessing, "auto", CPU)
+    assert found.precision == "fp32"
+    assert "differ by nan" in engine
+
+
+def test_features_are_what_the_plain_models_head_sees(model, predictor, images):
+    seen = []
+    hook = model.model.fc.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std))
+    with torch.inference_mode():
+        model.model((torch.tensor(images[18:22]).permute(0, 3, 1, 2) / 255 - mean) / std)
+    hook.remove()
+    features_ND = predictor.embed(images[18:22])
+    assert (features_ND.shape, features_ND.dtype) == ((4, 2048), np.float32)
+    np.testing.assert_allclose(features_ND, seen[0].numpy(), atol=1e-4)
+    assert (predictor.label(features_ND) == predictor(images[18:22])).all()
+
+
+def test_embeddings_become_a_column_null_where_there_is_no_label():
+    features_ND = np.arange(6, dtype=np.float32).reshape(2, 3)
+    table = predictions(decoded(["ok", "truncated"]), PROBS_NK[:2], CLASSES, features_ND)
+    assert table.schema.equals(WITH_EMBEDDINGS)
+    assert table["embedding"].to_pylist() == [[0, 1, 2], None]
 
 
 def test_predictions_have_the_outputs_schema_and_rows():

@@ -24,7 +24,7 @@ from ray.scripts import scripts as ray_scripts
 import catsdogs
 from catsdogs import cli, config
 from catsdogs.data import start_ray
-from catsdogs.schema import PREDICTIONS, STATUSES
+from catsdogs.schema import STATUSES, WITH_EMBEDDINGS
 
 REPO = Path(__file__).parents[1]
 TEXT = (REPO / "README.md").read_text()
@@ -172,7 +172,7 @@ def test_tables_list_every_flag_with_its_default(command):
 def test_columns_and_statuses_are_those_of_the_schema():
     table = rows(section("Columns"))
     columns, statuses = [cells for cells in table if len(cells) == 3], [cells for cells in table if len(cells) == 2]
-    assert [(name.strip("`"), TYPES[kind]) for name, kind, _ in columns] == [(f.name, f.type) for f in PREDICTIONS]
+    assert [(name.strip("`"), TYPES[kind]) for name, kind, _ in columns] == [(f.name, f.type) for f in WITH_EMBEDDINGS]
     assert [name.strip("`") for name, _ in statuses] == list(STATUSES)
 
 

@@ -1,5 +1,6 @@
 """score() on the session's Ray: every listed file ends as one row, from a folder as from a bucket."""
 
+import dataclasses
 import json
 import os
 import random
@@ -7,19 +8,22 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from conftest import BIN, CLASSES, encode, red_or_blue, solid
 
 from benchmarks.faults.proxy import Fault
 from catsdogs import storage
+from catsdogs.checkpoint import load
 from catsdogs.cli import main
 from catsdogs.config import ScoreConfig, VerifyConfig
 from catsdogs.data import DecodeForInference
-from catsdogs.errors import RunError
+from catsdogs.errors import InputError, RunError
 from catsdogs.images import Preprocessing
 from catsdogs.schema import FILES, PREDICTIONS, table_of
 from catsdogs.score import score, verify
@@ -143,6 +147,25 @@ def test_a_bucket_gives_the_rows_of_the_folder(zoo, local_scores, red_blue_check
         assert other["prob"] == pytest.approx(row["prob"], abs=1e-6)
         same = set(row) - {"path", "prob", "probs"}
         assert {column: other[column] for column in same} == {column: row[column] for column in same}
+
+
+def test_embeddings_are_what_the_head_makes_the_probabilities_of(zoo, local_scores, red_blue_checkpoint, tmp_path):
+    source = [f"{zoo[0]}/{name}" for name in ("red/0101.jpg", "blue/0100.jpg", "broken/empty.jpg")]
+    (tmp_path / "list.txt").write_text("\n".join(source))
+    config = config_for(tmp_path / "list.txt", red_blue_checkpoint, tmp_path / "out", save_embeddings=True)
+    summary = score(config)
+    rows = rows_of(tmp_path / "out")
+    head = load(str(red_blue_checkpoint)).model.fc
+    for path in source[:2]:
+        row = rows[path]
+        with torch.inference_mode():
+            probs = head(torch.tensor(row["embedding"])[None]).softmax(dim=1)[0]
+        np.testing.assert_allclose(probs, row["probs"], atol=1e-6)
+        assert row["label"] == rows_of(local_scores[0])[path]["label"]
+    assert rows[source[2]]["embedding"] is None
+    assert summary["engines"] == {"cpu, fp32": 3}
+    with pytest.raises(InputError, match="save_embeddings"):
+        score(dataclasses.replace(config, save_embeddings=False))
 
 
 def test_a_file_that_no_listing_measured_gets_its_size_when_read(tmp_path):

@@ -4,7 +4,7 @@ uint8 pixels travel between stages as one fixed-size binary column, `image`, of 
 be decoded carries zeros there and its reason in `status` and `error`.
 """
 
-from catsdogs.data.decode import DecodeForInference, images_of
+from catsdogs.data.decode import DecodeForInference, DecodeForTraining, images_of
 from catsdogs.data.inference import decoded_batches, decoded_files, decoded_manifests
 from catsdogs.data.runtime import (
     CpuShare,
@@ -23,6 +23,7 @@ from catsdogs.data.training import EpochPlan, epoch_batches
 __all__ = [
     "CpuShare",
     "DecodeForInference",
+    "DecodeForTraining",
     "EpochPlan",
     "decoded_batches",
     "decoded_files",

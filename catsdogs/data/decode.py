@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,8 @@ class DecodeForInference:
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode files, a batch at a time; every file stays a row."""
-        return _decode_batches(files, self.batch_size, self.preprocessing.img_size, self)
+        side = self.preprocessing.img_size
+        return _decode_batches(files, self.batch_size, (side, side, 3), self)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode one file to the model's view, uint8 (S, S, 3)."""
@@ -44,37 +46,47 @@ class DecodeForInference:
 
 @dataclass(frozen=True)
 class DecodeForTraining:
-    """A Ray Data stage: files -> augmented pixels, random by seed, epoch and row alone."""
+    """A Ray Data stage: files -> augmented pixels, random by seed, epoch and row alone; one view for each epoch."""
 
     preprocessing: Preprocessing
     max_pixels: int
+    batch_size: int
     kind: str
     seed: int
-    epoch: int
+    epochs: tuple[int, ...]
+
+    @property
+    def batch_bytes(self) -> int:
+        """What the pixels of a full batch take."""
+        return self.batch_size * len(self.epochs) * self.preprocessing.img_size**2 * 3
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
-        """Read, decode and augment the files of one step; every file stays a row."""
-        return _decode_batches(files, files.num_rows, self.preprocessing.img_size, self)
+        """Read, decode and augment files, a batch at a time; every file stays a row."""
+        side = self.preprocessing.img_size
+        return _decode_batches(files, self.batch_size, (len(self.epochs) * side, side, 3), self)
 
     def decode(self, image_bytes: bytes, row: int) -> Decoded:
-        """Decode one file and augment it, uint8 (S, S, 3)."""
+        """Decode one file and augment it, uint8 (V*S, S, 3): V views, one below the other."""
         decoded = decode(image_bytes, self.max_pixels)
-        return decoded if decoded.image is None else replace(decoded, image=self._augmented(decoded.image, row))
+        if decoded.image is None:
+            return decoded
+        views = [self._augmented(decoded.image, row, epoch) for epoch in self.epochs]
+        return replace(decoded, image=np.concatenate(views))
 
-    def _augmented(self, image: Pixels, row: int) -> Pixels:
+    def _augmented(self, image: Pixels, row: int, epoch: int) -> Pixels:
         if self.kind == "none":
             return self.preprocessing(image)
-        rng = np.random.default_rng([self.seed, self.epoch, row])
+        rng = np.random.default_rng([self.seed, epoch, row])
         return augment(image, self.kind, self.preprocessing.img_size, rng)
 
 
 def images_of(rows: pa.Table, img_size: int) -> Pixels:
-    """View the pixels of decoded rows, uint8 (N, S, S, 3); read-only."""
+    """View the pixels of decoded rows, uint8 (N*V, S, S, 3), the V views of a row together; read-only."""
     column = rows["image"].combine_chunks() if isinstance(rows["image"], pa.ChunkedArray) else rows["image"]
     pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
-    row_bytes = img_size * img_size * 3
+    row_bytes = column.type.byte_width
     start = column.offset * row_bytes
-    return pixels[start : start + len(column) * row_bytes].reshape(len(column), img_size, img_size, 3)
+    return pixels[start : start + len(column) * row_bytes].reshape(-1, img_size, img_size, 3)
 
 
 class Read(NamedTuple):
@@ -86,27 +98,29 @@ class Read(NamedTuple):
     retries: int
 
 
-def _decode_batches(files: pa.Table, batch_size: int, img_size: int, decoder: Decoder) -> Iterator[pa.Table]:
+def _decode_batches(
+    files: pa.Table, batch_size: int, shape: tuple[int, int, int], decoder: Decoder
+) -> Iterator[pa.Table]:
     """Decode batch after batch while the files of later ones are read."""
     batches = [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
     groups = [list(groups_of(_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
     with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), LIMIT_BYTES)) as bodies:
         for batch, of_batch in zip(batches, groups, strict=True):
-            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), img_size, decoder)
+            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), shape, decoder)
 
 
 def _decode_batch(
-    files: pa.Table, bodies: Iterable[list[storage.Fetched]], img_size: int, decoder: Decoder
+    files: pa.Table, bodies: Iterable[list[storage.Fetched]], shape: tuple[int, int, int], decoder: Decoder
 ) -> pa.Table:
     began = time.perf_counter()
-    images_NSSC = np.zeros((files.num_rows, img_size, img_size, 3), dtype=np.uint8)
+    images_NHWC = np.zeros((files.num_rows, *shape), dtype=np.uint8)
     rows = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
-    places = zip(rows, images_NSSC, strict=True)
+    places = zip(rows, images_NHWC, strict=True)
     done = [read for group in bodies for read in _decode_group(decoder, group, places)]
     answers = [read.answer for read in done]
     decode_s = sum(answer.decode_s for answer in answers)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
-    image_type = pa.binary(img_size * img_size * 3)
+    image_type = pa.binary(math.prod(shape))
     columns = {  # a manifest knows neither size nor version
         "size_bytes": pc.coalesce(files["size_bytes"], pa.array([read.size_bytes for read in done], pa.int64())),
         "version": pc.coalesce(pa.array([read.version for read in done], pa.string()), files["version"]),
@@ -117,7 +131,7 @@ def _decode_batch(
         "retries": pa.array([read.retries for read in done], pa.int32()),
         "read_s": pa.array(np.full(files.num_rows, read_s, dtype=np.float32)),
         "decode_s": pa.array([answer.decode_s for answer in answers], pa.float32()),
-        "image": pa.Array.from_buffers(image_type, files.num_rows, [None, pa.py_buffer(images_NSSC)]),
+        "image": pa.Array.from_buffers(image_type, files.num_rows, [None, pa.py_buffer(images_NHWC)]),
     }
     kept = files.drop_columns(["size_bytes", "version"])
     return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})

@@ -9,10 +9,11 @@ from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from catsdogs import storage
-from catsdogs.data.decode import PREFETCH, DecodeForInference
+from catsdogs.data.decode import PREFETCH, DecodeForInference, DecodeForTraining
 from catsdogs.data.runtime import quiet_datasets
 from catsdogs.schema import table_of
 
+Stage = DecodeForInference | DecodeForTraining
 BLOCK_ROWS = 256  # of files that one task reads and decodes, or one batch: those behind a slow read go on meanwhile
 
 
@@ -26,7 +27,7 @@ def _block_rows(batch_size: int) -> int:
     return batch_size * max(1, BLOCK_ROWS // batch_size)
 
 
-def decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Iterator[pa.Table]:
+def decoded_batches(files: pa.Table, stage: Stage, num_cpus: float) -> Iterator[pa.Table]:
     """Read and decode files for a model in this process, in order and in batches."""
     if not files.num_rows:
         return
@@ -36,12 +37,12 @@ def decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float)
     yield from dataset.iter_batches(batch_size=stage.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH)
 
 
-def decoded_files(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Dataset:
+def decoded_files(files: pa.Table, stage: Stage, num_cpus: float) -> Dataset:
     """Read and decode listed files into a dataset whose blocks are batches."""
     return _decoded(ray.data.from_arrow(inference_blocks(files, stage.batch_size)), stage, num_cpus)
 
 
-def _decoded(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:
+def _decoded(files: Dataset, stage: Stage, num_cpus: float) -> Dataset:
     """Add the decoding stage to a dataset of listed files: a block in, its batches out as soon as they are decoded."""
     files.context.target_max_block_size = stage.batch_bytes - 1  # Ray Data would put batches together
     return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
@@ -73,7 +74,7 @@ def _read_manifest(uri: str) -> list[pa.Table]:
     return [table_of(storage.read_bytes(uri))]
 
 
-def decoded_manifests(uris: Sequence[str], stage: DecodeForInference, num_cpus: float) -> Dataset:
+def decoded_manifests(uris: Sequence[str], stage: Stage, num_cpus: float) -> Dataset:
     """Stream the files that a plan's Parquet files list into a dataset as `decoded_files` does."""
     files: Dataset = ray.data.read_datasource(ManifestFiles(uris), override_num_blocks=len(uris))
     return _decoded(files.repartition(target_num_rows_per_block=_block_rows(stage.batch_size)), stage, num_cpus)

@@ -66,7 +66,7 @@ def epoch_batches(
     quiet_datasets()
     DataContext.get_current().execution_options.preserve_order = True
     blocks = [files.take(pa.array(rows)).append_column("row", pa.array(rows)) for rows in steps]
-    stage = DecodeForTraining(preprocessing, MAX_PIXELS, kind, plan.seed, epoch)
+    stage = DecodeForTraining(preprocessing, MAX_PIXELS, plan.batch_size, kind, plan.seed, (epoch,))
     # A decoder's failure is a row, so a stage that raises has a bug or lost its store: the job ends.
     dataset = ray.data.from_arrow(blocks).map_batches(
         stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus

@@ -56,6 +56,8 @@ def _identity(config: ScoreConfig, model: checkpoint.Checkpoint) -> Identity:
         "class_names": list(model.class_names),
         "preprocessing": dataclasses.asdict(model.preprocessing),
     }
+    if config.save_embeddings:
+        settings["save_embeddings"] = True
     return Identity(settings, file_metadata(model))
 
 
@@ -84,7 +86,8 @@ class _Pipeline:
         stage = data.DecodeForInference(preprocessing, config.max_pixels, config.batch_size)
         decoded = data.decoded_manifests(uris, stage, options.share.decode)
         try:
-            yield from classified(decoded, options, CARRIED).iter_batches(batch_size=None, batch_format="pyarrow")
+            labelled = classified(decoded, options, CARRIED, config.save_embeddings)
+            yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:
             own = data.own_error(error)
             if own is None:

@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from catsdogs import data
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.config import EvaluateConfig, ScoreConfig
-from catsdogs.predict import Predictor, predictions, set_threads
+from catsdogs.predict import checked_predictor, predictions, set_threads
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,39 @@ class ClassifyOptions:
 class Classifier:
     """A Ray Data actor: decoded rows -> the columns of the output."""
 
-    def __init__(self, checkpoint_ref: Any, precision: str, actors_here: int, carried: Sequence[str]) -> None:
+    def __init__(
+        self, checkpoint_ref: Any, precision: str, actors_here: int, carried: Sequence[str], save_embeddings: bool
+    ) -> None:
         checkpoint: Checkpoint = ray.get(checkpoint_ref)
         set_threads(actors_here)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self._carried = carried
+        self._save_embeddings = save_embeddings
         self._class_names = checkpoint.class_names
         self._img_size = checkpoint.preprocessing.img_size
-        self._predictor = Predictor(checkpoint.model, checkpoint.preprocessing, precision, device)
+        self._predictor, self._engine = checked_predictor(checkpoint.model, checkpoint.preprocessing, precision, device)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Label one batch; what is carried beside the output's columns stays, `model_s` is the time this took."""
+        """Label one batch; beside the output's columns come what is carried, `engine`, and `model_s`, its time."""
         began = time.monotonic()
-        probs_NK = self._predictor(data.images_of(rows, self._img_size))
-        labelled = predictions(rows, probs_NK, self._class_names)
-        model_s = np.full(rows.num_rows, (time.monotonic() - began) / max(1, rows.num_rows), dtype=np.float32)
+        features_ND = self._predictor.embed(data.images_of(rows, self._img_size))
+        probs_NK = self._predictor.label(features_ND)
+        labelled = predictions(rows, probs_NK, self._class_names, features_ND if self._save_embeddings else None)
+        seconds = (time.monotonic() - began) / max(1, rows.num_rows)
         for name in self._carried:
-            labelled = labelled.append_column(name, pa.array(model_s) if name == "model_s" else rows[name])
-        return labelled
+            labelled = labelled.append_column(name, rows[name])
+        labelled = labelled.append_column("engine", pa.array([self._engine] * rows.num_rows, pa.string()))
+        return labelled.append_column("model_s", pa.array(np.full(rows.num_rows, seconds, dtype=np.float32)))
 
 
-def classified(decoded: Dataset, options: ClassifyOptions, carried: Sequence[str] = ()) -> Dataset:
+def classified(
+    decoded: Dataset, options: ClassifyOptions, carried: Sequence[str] = (), save_embeddings: bool = False
+) -> Dataset:
     """Add the model's stage to a dataset of decoded rows; a block in, a block out."""
     actors_here = 1 if options.use_gpu else -(-options.num_actors // data.num_nodes())
     return decoded.map_batches(
         Classifier,
-        fn_constructor_args=(ray.put(options.checkpoint), options.precision, actors_here, carried),
+        fn_constructor_args=(ray.put(options.checkpoint), options.precision, actors_here, carried, save_embeddings),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

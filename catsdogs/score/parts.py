@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 from catsdogs import __version__, storage
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.errors import InputError, RunError
-from catsdogs.schema import PREDICTIONS, parquet_bytes, table_of
+from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, table_of
 from catsdogs.score.plan import STATS, Plan, Work, part_name, read_files, replace_rows
 
 NUM_BINS = 20
 READ_AT_ONCE = 64  # small files
-# What the stages pass on beside the columns of the output: the shard, the version of the file that was read, and what
-# the row cost.
-CARRIED = ("shard", "version", "retries", "read_s", "decode_s", "model_s")
+# What passes through the model's stage beside the columns of the output: the shard, the version of the file that was
+# read, and what the row cost.
+CARRIED = ("shard", "version", "retries", "read_s", "decode_s")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Collector:
         self.num_rows = 0
         self.num_committed = 0
         self.by_status: Counter[str] = Counter()
+        self.by_engine: Counter[str] = Counter()
         self.retries = 0
         self.busy_s: defaultdict[str, float] = defaultdict(float)
 
@@ -157,17 +158,20 @@ class Collector:
             for rows in tables:
                 self.num_rows -= rows.num_rows
                 self.by_status.subtract(_counts(rows["status"]))
+                self.by_engine.subtract(_counts(rows["engine"]))
         self._gathered.clear()
 
     def _count(self, rows: pa.Table) -> None:
         self.num_rows += rows.num_rows
         self.by_status.update(_counts(rows["status"]))
+        self.by_engine.update(_counts(rows["engine"]))
         self.retries += int(rows["retries"].to_numpy().sum())
         for stage in ("read", "decode", "model"):
             self.busy_s[stage] += float(rows[f"{stage}_s"].to_numpy().sum())
 
     def _commit(self, work: Work, rows: pa.Table) -> None:
-        table = rows.select(PREDICTIONS.names).sort_by("path").cast(PREDICTIONS)
+        schema = WITH_EMBEDDINGS if "embedding" in rows.column_names else PREDICTIONS
+        table = rows.select(schema.names).sort_by("path").cast(schema)
         planned = sorted(read_files(work.uri)["path"].to_pylist())
         assert table["path"].to_pylist() == planned, f"rows of shard {work.shard} are not those of its plan"
         if work.redo:

@@ -46,6 +46,7 @@ class Rounds:
         self.retries = 0
         self.busy_s: defaultdict[str, float] = defaultdict(float)
         self.by_status: Counter[str] = Counter()
+        self.by_engine: Counter[str] = Counter()
 
     def run(self, label: Labeller, work: dict[int, Work]) -> None:
         """Go on until no shard is open.
@@ -72,11 +73,14 @@ class Rounds:
     def _round(self, label: Labeller, work: dict[int, Work]) -> tuple[int, str]:
         """Label once; how many parts were committed, and why the round ended."""
         collector = Collector(self._plan, work, self._metadata, self._guard)
-        reason = "rows are missing"
+        reason, engines = "rows are missing", set(self.by_engine)
         order = sorted(work, key=lambda shard: (self._tries[shard], shard))
         try:
             for rows in label([work[shard].uri for shard in order]):
                 collector.add(rows)
+                for engine in collector.by_engine.keys() - engines:
+                    self._progress(Message(f"labelled by {engine}"))
+                engines |= collector.by_engine.keys()
                 self._tell(collector, work)
         except CatsdogsError:
             raise
@@ -89,6 +93,7 @@ class Rounds:
         for stage, seconds in collector.busy_s.items():
             self.busy_s[stage] += seconds
         self.by_status.update(collector.by_status)
+        self.by_engine.update(collector.by_engine)
         return collector.num_committed, reason
 
     def _tell(self, collector: Collector, work: dict[int, Work]) -> None:

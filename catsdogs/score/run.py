@@ -153,7 +153,8 @@ class _Scoring:
         summary = (
             totals_of(plan, totals, self._identity.settings["class_names"])
             | costs_of(rounds.num_rows, clock_s() - self._began, rounds.retries, self._stage_s)
-            | {"model_sha256": self._identity.settings["model_sha256"], "versions": versions()}
+            | {"engines": dict(sorted(rounds.by_engine.items())), "versions": versions()}
+            | {"model_sha256": self._identity.settings["model_sha256"]}
         )
         output = self._config.output
         self._lease.check()

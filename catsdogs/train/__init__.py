@@ -1,9 +1,11 @@
 """train(): builds the TorchTrainer, tells what its workers do, writes the report.
 
-step.py    one optimizer step over all workers
-state.py   what a run writes and goes on from
-loop.py    what every worker runs
-show.py    events and results -> lines and pages
+step.py      one optimizer step over all workers
+pixels.py    images -> the inputs of steps
+features.py  the same for a head alone: features of a frozen backbone
+state.py     what a run writes and goes on from
+loop.py      what every worker runs
+show.py      events and results -> lines and pages
 """
 
 import contextlib
@@ -169,7 +171,7 @@ def _run(trainer: TorchTrainer) -> None:
 def _explain(error: TrainingFailedError, teller: EventTeller) -> CatsdogsError:
     """Find the cause that a worker gave; say what is kept and how to go on."""
     failure = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    kept = f"{teller.history.epoch} finished epochs are kept" if teller.history.epoch else "no epoch was finished"
+    kept = f"{teller.num_kept} finished epochs are kept" if teller.num_kept else "no epoch was finished"
     return data.explain(failure, "training", f"{kept}; the same command with --name {teller.name} --resume goes on")
 
 

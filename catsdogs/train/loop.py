@@ -1,5 +1,6 @@
 """What every training worker runs: epochs of steps, then validation, then the epoch is kept."""
 
+import copy
 import pickle
 import time
 from collections.abc import Iterator
@@ -12,16 +13,29 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from catsdogs import data, storage
+from catsdogs import storage
 from catsdogs.errors import CatsdogsError, InputError, RunError
-from catsdogs.images import MAX_PIXELS
 from catsdogs.metrics import Sums
-from catsdogs.predict import BATCH_SIZE, Predictor, predictions
+from catsdogs.predict import BATCH_SIZE
 from catsdogs.progress import Message
 from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
-from catsdogs.train.state import LEFT_OUT, EpochRow
+from catsdogs.train.features import Features
+from catsdogs.train.pixels import Pixels
+from catsdogs.train.state import LEFT_OUT, Best, EpochRow
 from catsdogs.train.step import learning_rate
-from catsdogs.train.worker import NUM_NAMED, EpochFinished, LeftOut, Refused, RunSpec, Started, Worker, make_worker
+from catsdogs.train.worker import (
+    NUM_NAMED,
+    EpochFinished,
+    Inputs,
+    LeftOut,
+    Refused,
+    RunSpec,
+    Started,
+    Worker,
+    make_worker,
+)
+
+KEEP_HEAD_S = 10.0  # between writes of a head's epochs, each of which is a fraction of a second
 
 
 def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> None:
@@ -37,15 +51,18 @@ def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> Non
 
 def _train(worker: Worker) -> None:
     config = worker.spec.config
-    worker.tell(Started(list(worker.history.rows), worker.stepper.precision, worker.device.type))
+    worker.tell(Started(list(worker.history.rows), worker.precision, worker.device.type))
+    frozen = config.freeze == "backbone"
+    inputs: Inputs = Features(worker) if frozen else Pixels(worker)
+    keeper = Keeper(worker, KEEP_HEAD_S if frozen else 0.0)
     for epoch in range(worker.history.epoch + 1, config.epochs + 1):
         started = time.monotonic()
-        trained = train_epoch(worker, epoch)
+        trained = train_epoch(worker, inputs, epoch)
         if refusal := _refusal(trained, epoch, config.peak_lr):  # on every worker alike
             worker.tell(Refused(refusal))
             return
         seconds = time.monotonic() - started
-        validation, rows = validate(worker, epoch)
+        validation, rows = validate(worker, inputs, epoch)
         row: EpochRow = {
             "epoch": epoch,
             "train_loss": float(trained[0] / trained[2]),
@@ -56,7 +73,7 @@ def _train(worker: Worker) -> None:
             "images_per_s": float(trained[2] / seconds),
             "seconds": time.monotonic() - started,
         }
-        keep_epoch(worker, row, rows)
+        keeper.keep(row, rows)
         ray.train.report(row)
 
 
@@ -68,45 +85,23 @@ def _refusal(trained: np.ndarray[Any, np.dtype[np.float64]], epoch: int, lr: flo
     return None
 
 
-def train_epoch(worker: Worker, epoch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def train_epoch(worker: Worker, inputs: Inputs, epoch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Take every step of an epoch.
 
     Returns:
         float64 (3,): cross-entropy summed, rows right, rows; over all workers.
     """
     plan, config = worker.plan, worker.spec.config
-    batches = data.epoch_batches(
-        worker.train_files,
-        plan,
-        epoch,
-        worker.spec.folder.preprocessing,
-        config.augment,
-        worker.spec.decode_cpus,
-    )
     totals = torch.zeros(3, dtype=torch.float64, device=worker.device)
-    for step in range(plan.num_steps):
-        images_NHWC, targets_N = _tensors(worker, next(batches, None))
+    for step, (inputs_N, targets_N) in enumerate(inputs.batches(epoch)):
         lr = learning_rate(config, (epoch - 1) * plan.num_steps + step, plan.num_steps)
-        totals += worker.stepper.step(images_NHWC, targets_N, lr)
+        totals += worker.stepper.step(inputs_N, targets_N, lr)
         seen = min((step + 1) * plan.global_batch_size, plan.num_rows)
         worker.tell_step("train", seen, plan.num_rows, f"epoch {epoch}/{config.epochs}")
     if worker.world_size > 1:
         dist.all_reduce(totals)
     _tell_left_out(worker)
     return np.asarray(totals.cpu().numpy())
-
-
-def _tensors(worker: Worker, rows: pa.Table | None) -> tuple[torch.Tensor, torch.Tensor]:
-    if rows is None:
-        return torch.zeros((0, 1, 1, 3), dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-    images_NHWC = data.images_of(rows, worker.spec.folder.preprocessing.img_size)
-    ok_N = np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
-    if not ok_N.all():
-        bad = rows.filter(pa.array(~ok_N)).select(["path", "status", "error"]).to_pylist()
-        worker.left_out |= {row["path"]: (row["status"], row["error"]) for row in bad}
-        images_NHWC = images_NHWC[ok_N]
-    targets_N = torch.tensor(rows["true_index"].to_numpy()[ok_N], dtype=torch.int64, device=worker.device)
-    return torch.tensor(images_NHWC, device=worker.device), targets_N
 
 
 def _tell_left_out(worker: Worker) -> None:
@@ -121,7 +116,7 @@ def _tell_left_out(worker: Worker) -> None:
         worker.tell(LeftOut([(path, *why) for path, why in sorted(new.items())]))
 
 
-def validate(worker: Worker, epoch: int) -> tuple[Sums, pa.Table | None]:
+def validate(worker: Worker, inputs: Inputs, epoch: int) -> tuple[Sums, pa.Table | None]:
     """Label every validation row, once over all workers.
 
     Returns:
@@ -130,7 +125,7 @@ def validate(worker: Worker, epoch: int) -> tuple[Sums, pa.Table | None]:
     if worker.world_size > 1:  # BatchNorm's statistics are per worker; the first one's count
         for buffer in worker.model.buffers():
             dist.broadcast(buffer, 0)
-    tables = list(_predict_own(worker, epoch))
+    tables = list(_predicted(worker, inputs, epoch))
     own = pa.concat_tables(tables) if tables else PREDICTIONS.empty_table()
     class_names = worker.spec.folder.class_names
     vector = torch.tensor(Sums.of(own, class_names).vector(), device=worker.device)
@@ -153,18 +148,13 @@ def _tell_unlabelled(worker: Worker, rows: pa.Table) -> None:
         worker.tell(Message(f"  {row['path']}: {row['status']}, {row['error']}"))
 
 
-def _predict_own(worker: Worker, epoch: int) -> Iterator[pa.Table]:
-    folder, config = worker.spec.folder, worker.spec.config
-    predictor = Predictor(worker.model, folder.preprocessing, worker.stepper.precision, worker.device)
-    files = worker.validation_files
-    batch = np.arange(files.num_rows) // BATCH_SIZE
-    own = files.filter(pa.array(batch % worker.world_size == worker.rank))
-    stage = data.DecodeForInference(folder.preprocessing, MAX_PIXELS, BATCH_SIZE)
-    for i, rows in enumerate(data.decoded_batches(own, stage, worker.spec.decode_cpus)):
-        probs_NK = predictor(data.images_of(rows, folder.preprocessing.img_size))
-        yield predictions(rows, probs_NK, folder.class_names)
+def _predicted(worker: Worker, inputs: Inputs, epoch: int) -> Iterator[pa.Table]:
+    for i, rows in enumerate(inputs.predicted()):
+        yield rows
         done = (i + 1) * BATCH_SIZE * worker.world_size
-        worker.tell_step("validate", done, files.num_rows, f"epoch {epoch}/{config.epochs}")
+        worker.tell_step(
+            "validate", done, worker.validation_files.num_rows, f"epoch {epoch}/{worker.spec.config.epochs}"
+        )
 
 
 def _gather(worker: Worker, value: Any) -> list[Any] | None:
@@ -176,9 +166,25 @@ def _gather(worker: Worker, value: Any) -> list[Any] | None:
     return gathered
 
 
-def keep_epoch(worker: Worker, row: EpochRow, rows: pa.Table | None) -> None:
-    """Finish an epoch: the first worker writes it, every worker counts it."""
-    worker.history.rows.append(row)
-    if rows is not None:
-        worker.spec.folder.save_epoch(worker.history, worker.model, worker.stepper.optimizer, rows)
-        worker.tell(EpochFinished(list(worker.history.rows)))
+class Keeper:
+    """Counts finished epochs; on the first worker it writes them, where they are seconds long not every one."""
+
+    def __init__(self, worker: Worker, every_s: float) -> None:
+        self._worker = worker
+        self._every_s = every_s
+        self._wrote_at = time.monotonic()
+        self._num_kept = worker.history.epoch
+        self._best: Best | None = None
+
+    def keep(self, row: EpochRow, rows: pa.Table | None) -> None:
+        """Finish an epoch; `rows` are the validation's, None but on the first worker."""
+        worker, history = self._worker, self._worker.history
+        history.rows.append(row)
+        if rows is None:
+            return
+        if history.best_epoch == history.epoch:
+            self._best = Best(copy.deepcopy(worker.model), rows)
+        if history.epoch == worker.spec.config.epochs or time.monotonic() - self._wrote_at >= self._every_s:
+            worker.spec.folder.save_epoch(history, worker.model, worker.stepper.optimizer, self._best)
+            self._best, self._wrote_at, self._num_kept = None, time.monotonic(), history.epoch
+        worker.tell(EpochFinished(list(history.rows), self._num_kept))

@@ -25,6 +25,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         storage_path=storage.absolute(config.storage_path),
         name=config.name or fresh,
         lr=config.peak_lr,
+        views=config.num_views if config.freeze == "backbone" else None,
         weights=config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights),
     )
 

@@ -28,6 +28,7 @@ class EventTeller:
     def __init__(self, config: TrainConfig, folder: RunFolder, progress: Progress) -> None:
         self.progress = progress
         self.history = History()
+        self.num_kept = 0
         self.config = config
         self._folder = folder
         self.refused: CatsdogsError | None = None
@@ -43,7 +44,7 @@ class EventTeller:
         if isinstance(event, Started):
             self._started(event)
         elif isinstance(event, EpochFinished):
-            self.history = History(event.history)
+            self.history, self.num_kept = History(event.history), event.num_kept
             self.progress(Message(self._epoch_line()))
         elif isinstance(event, LeftOut):
             self._left_out(event)
@@ -53,7 +54,7 @@ class EventTeller:
             self.progress(event)
 
     def _started(self, event: Started) -> None:
-        self.history = History(event.history)
+        self.history, self.num_kept = History(event.history), len(event.history)
         self._num_starts += 1
         if self._num_starts > 1:
             self.progress(Message(f"a worker died: the group restarted after epoch {self.history.epoch}"))

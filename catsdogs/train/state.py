@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -58,6 +58,13 @@ def _rank(row: EpochRow) -> tuple[float, float]:
     return row["val_accuracy"], -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
 
 
+class Best(NamedTuple):
+    """The model of the best epoch, and what it says of the validation rows."""
+
+    model: ResNet
+    predictions: pa.Table
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run."""
@@ -70,13 +77,11 @@ class RunFolder:
         """Name a file of the run."""
         return storage.join(self.uri, *names)
 
-    def save_epoch(
-        self, history: History, model: ResNet, optimizer: torch.optim.Optimizer, predictions: pa.Table
-    ) -> None:
-        """Write a finished epoch: best where it is, last, then the state that makes it count."""
-        if history.best_epoch == history.epoch:
-            checkpoint.save(self.path(BEST), model, self.class_names, self.preprocessing)
-            storage.write_bytes(self.path(PREDICTIONS), parquet_bytes(predictions))
+    def save_epoch(self, history: History, model: ResNet, optimizer: torch.optim.Optimizer, best: Best | None) -> None:
+        """Write a finished epoch: the best one where it is new, last, then the state that makes it count."""
+        if best is not None:
+            checkpoint.save(self.path(BEST), best.model, self.class_names, self.preprocessing)
+            storage.write_bytes(self.path(PREDICTIONS), parquet_bytes(best.predictions))
         checkpoint.save(self.path(LAST), model, self.class_names, self.preprocessing)
         storage.write_bytes(self.path(SUMMARY), summary_csv(history))
         state = {"history": history.rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}

@@ -2,8 +2,9 @@
 
 import pickle
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,20 +12,24 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.util.queue import Queue
 
 from catsdogs import data, storage
 from catsdogs.checkpoint import load_state
 from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError
-from catsdogs.model import build, compute_exactly, freeze_backbone, resolve_precision
-from catsdogs.predict import set_threads
+from catsdogs.model import Precision, build, compute_exactly, freeze_backbone, resolve_precision
+from catsdogs.predict import BATCH_SIZE, set_threads
 from catsdogs.progress import Step
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
-from catsdogs.train.step import Stepper, make_optimizer
+from catsdogs.train.step import Head, Stepper, Trained, Whole, make_optimizer
 from catsdogs.vision import ResNet
 
 TELL_EVERY_S = 1.0
+T = TypeVar("T")
+Rows = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and classes of a step
 NUM_NAMED = 10  # bad images in the log; all stand in a file
 
 
@@ -33,15 +38,16 @@ class Started:
     """A worker group begins; `history` holds the finished epochs."""
 
     history: list[EpochRow]
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     device: str
 
 
 @dataclass(frozen=True)
 class EpochFinished:
-    """An epoch is kept; `history` holds it and those before."""
+    """An epoch is over; `history` holds it and those before, of which the first `num_kept` are written."""
 
     history: list[EpochRow]
+    num_kept: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,16 @@ class RunSpec:
     decode_cpus: float
 
 
+class Inputs(Protocol):
+    """What a worker trains on and validates."""
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Give inputs and classes of the worker's rows for each step of an epoch; there may be none of a step."""
+
+    def predicted(self) -> Iterator[pa.Table]:
+        """Label the worker's validation rows as the model stands, a table a batch."""
+
+
 @dataclass
 class Worker:
     """One worker's part of the run."""
@@ -79,6 +95,8 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    precision: Precision
+    model: ResNet
     train_files: pa.Table
     validation_files: pa.Table
     stepper: Stepper
@@ -87,11 +105,6 @@ class Worker:
     told_left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
     told_unlabelled: bool = False
     told_at: float = 0.0
-
-    @property
-    def model(self) -> ResNet:
-        """The model without DDP around it."""
-        return self.stepper.model
 
     @property
     def plan(self) -> data.EpochPlan:
@@ -104,6 +117,17 @@ class Worker:
             rank=self.rank,
             world_size=self.world_size,
         )
+
+    def own_validation_batches(self) -> list[Rows]:
+        """Deal the batches of validation among the workers, whole: they are the same whatever the number of workers."""
+        rows = np.arange(self.validation_files.num_rows)
+        starts = range(self.rank * BATCH_SIZE, len(rows), self.world_size * BATCH_SIZE)
+        return [rows[start : start + BATCH_SIZE] for start in starts]
+
+    def leave_out(self, rows: pa.Table) -> None:
+        """Remember training rows without an image."""
+        bad = rows.select(["path", "status", "error"]).to_pylist()
+        self.left_out |= {row["path"]: (row["status"], row["error"]) for row in bad}
 
     def tell(self, event: object) -> None:
         """Send an event to the driver, from the first worker alone."""
@@ -128,43 +152,57 @@ def make_worker(spec: RunSpec) -> Worker:
         )
     set_threads(context.get_local_world_size())
     device = ray.train.torch.get_device()
-    stepper = _make_stepper(spec, device, context.get_world_size())
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    precision = agreed(resolve_precision(spec.config.precision, device), rank, world_size)
+    compute_exactly(precision, device)
+    model = _make_model(spec, device)
     worker = Worker(
         spec=spec,
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
+        rank=rank,
+        world_size=world_size,
         device=device,
+        precision=precision,
+        model=model,
         train_files=ray.get(spec.train_files),
         validation_files=ray.get(spec.validation_files),
-        stepper=stepper,
+        stepper=Stepper(
+            trained=_what_trains(spec, model, device, precision),
+            optimizer=make_optimizer(model, spec.config),
+            config=spec.config,
+            device=device,
+            world_size=world_size,
+        ),
     )
     if spec.folder.has_state():
         state = spec.folder.load_state()
-        load_state(worker.model, state["model"], spec.folder.uri)
-        stepper.optimizer.load_state_dict(state["optimizer"])
+        load_state(model, state["model"], spec.folder.uri)
+        worker.stepper.optimizer.load_state_dict(state["optimizer"])
         worker.history = History(state["history"])
     return worker
 
 
-def _make_stepper(spec: RunSpec, device: torch.device, world_size: int) -> Stepper:
+def agreed(value: T, rank: int, world_size: int) -> T:
+    """Take the first worker's value on all of them."""
+    values = [value if rank == 0 else None]
+    if world_size > 1:
+        dist.broadcast_object_list(values, 0)
+    return cast(T, values[0])
+
+
+def _make_model(spec: RunSpec, device: torch.device) -> ResNet:
     model = build(len(spec.folder.class_names), spec.config.seed)
     initial = ray.get(spec.initial_state)
     load_state(model, {name: torch.tensor(array) for name, array in initial.items()}, "the initial weights")
-    precision = resolve_precision(spec.config.precision, device)
-    compute_exactly(precision, device)
     if spec.config.freeze == "backbone":
         freeze_backbone(model)
-    model = model.to(device=device, memory_format=torch.channels_last)
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: Precision) -> Trained:
+    frozen = spec.config.freeze == "backbone"
     wrapped = ray.train.torch.prepare_model(
-        model, move_to_device=False, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        model.fc if frozen else model,
+        move_to_device=False,
+        parallel_strategy_kwargs={"gradient_as_bucket_view": True},
     )
-    return Stepper(
-        model=model,
-        wrapped=wrapped,
-        optimizer=make_optimizer(model, spec.config),
-        config=spec.config,
-        preprocessing=spec.folder.preprocessing,
-        device=device,
-        precision=precision,
-        world_size=world_size,
-    )
+    return Head(wrapped, device) if frozen else Whole(model, wrapped, spec.folder.preprocessing, device, precision)

@@ -1,0 +1,53 @@
+"""Training on images, which are read and decoded again for every epoch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from catsdogs import data
+from catsdogs.images import MAX_PIXELS
+from catsdogs.predict import BATCH_SIZE, Predictor, predictions
+from catsdogs.schema import OK
+from catsdogs.train.worker import Batch, Worker
+
+
+class Pixels:
+    """A worker's images."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Give uint8 images (N, H, W, C) and their classes for each step; rows without an image are left out."""
+        worker, config = self._worker, self._worker.spec.config
+        preprocessing = worker.spec.folder.preprocessing
+        batches = data.epoch_batches(
+            worker.train_files, worker.plan, epoch, preprocessing, config.augment, worker.spec.decode_cpus
+        )
+        for _ in range(worker.plan.num_steps):
+            yield self._tensors(next(batches, None))
+
+    def _tensors(self, rows: pa.Table | None) -> Batch:
+        if rows is None:
+            return torch.zeros((0, 1, 1, 3), dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+        worker = self._worker
+        images_NHWC = data.images_of(rows, worker.spec.folder.preprocessing.img_size)
+        ok_N = np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
+        if not ok_N.all():
+            worker.leave_out(rows.filter(pa.array(~ok_N)))
+            images_NHWC = images_NHWC[ok_N]
+        targets_N = torch.tensor(rows["true_index"].to_numpy()[ok_N], dtype=torch.int64, device=worker.device)
+        return torch.tensor(images_NHWC, device=worker.device), targets_N
+
+    def predicted(self) -> Iterator[pa.Table]:
+        """Label this worker's validation rows."""
+        worker, folder = self._worker, self._worker.spec.folder
+        predictor = Predictor(worker.model, folder.preprocessing, worker.precision, worker.device)
+        stage = data.DecodeForInference(folder.preprocessing, MAX_PIXELS, BATCH_SIZE)
+        own = worker.own_validation_batches()
+        files = worker.validation_files.take(pa.array(np.concatenate(own) if own else [], pa.int64()))
+        for rows in data.decoded_batches(files, stage, worker.spec.decode_cpus):
+            probs_NK = predictor(data.images_of(rows, folder.preprocessing.img_size))
+            yield predictions(rows, probs_NK, folder.class_names)
