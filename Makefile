@@ -1,8 +1,11 @@
 # Everything runs from .venv/bin. Not through `uv run`: Ray 2.60 would rebuild the environment in its workers.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of the benchmarks.
+IMAGES ?= data/cats_and_dogs_filtered
+WEIGHTS ?= imagenet
 
-.PHONY: demo test check format bench faults
+.PHONY: demo test check format bench bench-full faults
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -21,8 +24,11 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed
-	$(BIN)/python benchmarks/decode.py
+bench: .venv/installed .venv/peers
+	$(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS)
+
+bench-full: .venv/installed .venv/peers
+	$(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS) --full
 
 faults: .venv/installed
 	$(BIN)/python -m benchmarks.faults
@@ -33,4 +39,9 @@ faults: .venv/installed
 	$(BIN)/pip install -q uv==0.13.9
 	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
+
+# Without its own requirements, which hold pyarrow back; it runs beside ours.
+.venv/peers: .venv/installed
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps daft==0.7.26
 	touch $@

@@ -1,0 +1,53 @@
+"""Time ours and the peers in turn; docs/benchmarks.md says what came.
+
+python -m benchmarks.speed --images data/cats_and_dogs_filtered --weights imagenet
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS
+from benchmarks.speed.growth import Growth, measure_growth
+from benchmarks.speed.page import write_page
+from benchmarks.speed.timing import Timing
+from catsdogs import checkpoint
+from catsdogs.images import Preprocessing
+from catsdogs.model import build
+
+CLASS_NAMES = ("cats", "dogs")
+ALL = 3000  # images
+ROUNDS, FULL_ROUNDS = 3, 5
+
+
+def main() -> int:
+    """Run every round; 1 where something does not grow as asked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True, help="3,000 photographs in train/ and validation/")
+    parser.add_argument("--weights", default="imagenet", help="as of catsdogs train")
+    parser.add_argument("--full", action="store_true", help="five rounds on all images instead of three on some")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    options = parser.parse_args()
+    contestants = [*SCORING, *DECODERS, *TRAINERS, *NOTEBOOK]
+    if options.full:
+        contestants = [replace(contestant, num_images=ALL) for contestant in contestants]
+    found: dict[str, list[Timing]] = {contestant.name: [] for contestant in contestants}
+    with tempfile.TemporaryDirectory(prefix="catsdogs-") as name:
+        work = Path(name)
+        model = build(num_classes=len(CLASS_NAMES), seed=0)
+        checkpoint.load_pretrained(model, options.weights, CLASS_NAMES)
+        checkpoint.save(str(work / "model"), model, CLASS_NAMES, Preprocessing())
+        for _ in range(FULL_ROUNDS if options.full else ROUNDS):
+            for contestant in contestants:
+                found[contestant.name].append(contestant.run(options.images, work / "model", work))
+                print(f"{contestant.name}: {found[contestant.name][-1]}", flush=True)
+            write_page(options.page, contestants, found, Growth())  # of the rounds so far
+        growth = measure_growth(options.images, work / "model", work, found)
+    write_page(options.page, contestants, found, growth)
+    return 1 if growth.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

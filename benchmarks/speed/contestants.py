@@ -1,0 +1,89 @@
+"""Who is timed, and on how many images."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.speed.timing import Timing, timed
+
+CATSDOGS = os.path.join(os.path.dirname(sys.executable), "catsdogs")
+GIVEN = ("--images", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A command that does something to a folder of images; `words` may name {images}, {checkpoint} and {output}."""
+
+    name: str
+    words: tuple[str, ...]
+    num_images: int
+    part: str = "."  # of the photographs
+
+    def run(self, images: Path, checkpoint: Path, work: Path) -> Timing:
+        """Run on so many of the images."""
+        output = work / "out"
+        if output.is_dir():
+            shutil.rmtree(output)
+        output.unlink(missing_ok=True)
+        folder = sample(images / self.part, self.num_images, work / f"{self.part}-{self.num_images}")
+        filled = {"images": folder, "checkpoint": checkpoint, "output": output}
+        return timed([word.format(**filled) for word in self.words], work)
+
+
+def sample(images: Path, count: int, folder: Path) -> Path:
+    """Put so many images, evenly from all of them, into a folder of their own; all where there are fewer."""
+    found = sorted(images.rglob("*.jpg"))
+    count = min(count, len(found))
+    for i in range(count if not folder.exists() else 0):
+        path = found[i * len(found) // count]
+        target = folder / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return folder
+
+
+def _module(name: str, *more: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"benchmarks.speed.{name}", *GIVEN, *more)
+
+
+def _train(*more: str) -> tuple[str, ...]:
+    given = ("--data-dir", "{images}", "--weights", "{checkpoint}", "--storage-path", "{output}")
+    return (CATSDOGS, "train", *given, *more)
+
+
+OURS, LOOP = "`catsdogs score`", "torch DataLoader, tuned"
+ALONE, WITHOUT_RAY, RAY = "our model alone", "our pipeline without Ray", "Ray's documentation"
+SCORING = (
+    Contestant(
+        OURS, (CATSDOGS, "score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}"), 3000
+    ),
+    Contestant(WITHOUT_RAY, _module("ours.pipeline"), 3000),
+    Contestant(ALONE, _module("ours.model"), 960),
+    Contestant("the roofline", _module("ours.roofline"), 960),
+    Contestant(RAY, _module("peers.ray_docs"), 200),
+    Contestant("torch DataLoader", _module("peers.loader"), 200),
+    Contestant(LOOP, _module("peers.loader", "--tuned"), 600),
+    Contestant("timm", _module("peers.timm_loop"), 200),
+    Contestant("timm, tuned", _module("peers.timm_loop", "--tuned"), 600),
+    Contestant("Daft", _module("peers.daft_udf"), 200),
+    Contestant("Daft, tuned", _module("peers.daft_udf", "--tuned"), 600),
+)
+DECODING, PILLOW = "our decoding", "Pillow, `ResNet50_Weights.transforms()`"
+DECODERS = (
+    Contestant(DECODING, _module("ours.decoding"), 600),
+    Contestant(PILLOW, _module("peers.decoding"), 600),
+)
+TRAINING, EAGER = "`catsdogs train`", "torchvision's reference loop"
+TRAINERS = (
+    Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 360, "train"),
+    Contestant(EAGER, _module("peers.reference_training"), 320, "train"),
+    Contestant(f"{EAGER}, tuned", _module("peers.reference_training", "--tuned"), 320, "train"),
+    Contestant("Ray's documentation, training", _module("peers.ray_training"), 320, "train"),
+)
+FROZEN, EPOCH = "`catsdogs train --freeze backbone`, 10 epochs", "DataLoader, tuned, an epoch"
+NOTEBOOK = (
+    Contestant(FROZEN, _train("--freeze", "backbone", "--augment", "none", "--epochs", "10"), 3000),
+    Contestant(EPOCH, _module("peers.frozen_loop", "--tuned"), 3000),
+)

@@ -1,0 +1,63 @@
+"""What is asked for: ratios of two contestants' timings of the same round."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.speed.contestants import (
+    ALONE,
+    DECODING,
+    EAGER,
+    EPOCH,
+    FROZEN,
+    LOOP,
+    OURS,
+    PILLOW,
+    RAY,
+    TRAINING,
+    WITHOUT_RAY,
+)
+from benchmarks.speed.timing import Timing
+
+EPOCHS = 10  # of the notebook
+
+
+def _rate(ours: Timing, other: Timing) -> float:
+    return ours.rate / other.rate
+
+
+def _wall(ours: Timing, other: Timing) -> float:
+    """Compare whole commands; the other ran one epoch, which would come again."""
+    return (other.start_s + EPOCHS * (other.wall_s - other.start_s)) / ours.wall_s
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio, the least that is asked and what is aimed at."""
+
+    what: str
+    ours: str
+    other: str
+    least: float
+    aim: float
+    ratio: Callable[[Timing, Timing], float] = _rate
+
+    def row(self, timings: Mapping[str, Sequence[Timing]]) -> list[str]:
+        """Lay the goal out beside what was reached."""
+        pairs = zip(timings[self.ours], timings[self.other], strict=True)
+        ratios = [self.ratio(ours, other) for ours, other in pairs]
+        reached = median(ratios)
+        verdict = "aim reached" if reached >= self.aim else "reached" if reached >= self.least else "**missed**"
+        spread = f"{reached:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        return [self.what, f"{self.least:g}", f"{self.aim:g}", spread, verdict]
+
+
+GOALS = (
+    Goal("`score`, steady / the way of Ray's documentation", OURS, RAY, 4.5, 6),
+    Goal("the same / the tuned DataLoader loop", OURS, LOOP, 1.1, 1.3),
+    Goal("the same / our model alone on a batch in memory", OURS, ALONE, 0.85, 0.95),
+    Goal("the same / our pipeline without Ray", OURS, WITHOUT_RAY, 0.92, 0.97),
+    Goal("training step, all layers / eager fp32 NCHW", TRAINING, EAGER, 3, 3.3),
+    Goal("decoding and resizing on one core / Pillow", DECODING, PILLOW, 3, 4),
+    Goal("the notebook's 10 epochs, frozen: epoch by epoch / `train`, wall time", FROZEN, EPOCH, 6, 8, _wall),
+)

@@ -1,0 +1,49 @@
+"""A torch DataLoader loop in eager fp32; tuned: bf16, channels last, one loading process."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.speed.peers.common import arguments, load_model, optimized, paths_of, tell, transforms
+
+BATCH_SIZE = 32
+
+
+class Images(Dataset[tuple[torch.Tensor, str]]):
+    """Files, decoded by Pillow."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        self.transforms = transforms()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, str]:
+        with Image.open(self.paths[i]) as image:
+            return self.transforms(image.convert("RGB")), self.paths[i]
+
+
+def main() -> None:
+    """Label a folder."""
+    options = arguments()
+    model: torch.nn.Module = load_model(options.checkpoint)
+    if options.tuned:
+        model = optimized(model)
+    dtype = next(model.parameters()).dtype
+    batches = DataLoader(Images(paths_of(options.images)), BATCH_SIZE, num_workers=1 if options.tuned else 2)
+    rows: dict[str, list[object]] = {"path": [], "index": []}
+    with torch.inference_mode():
+        for images, paths in batches:
+            layout = torch.channels_last if options.tuned else torch.contiguous_format
+            index = model(images.to(dtype, memory_format=layout)).argmax(dim=1)
+            rows["path"] += paths
+            rows["index"] += index.tolist()
+            tell(len(paths))
+    pq.write_table(pa.table(rows), options.output)
+
+
+if __name__ == "__main__":
+    main()

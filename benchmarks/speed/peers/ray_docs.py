@@ -1,0 +1,53 @@
+"""Batch inference as Ray's documentation shows it: read_images, a row-wise map, one actor, write_parquet.
+
+https://docs.ray.io/en/latest/data/examples/pytorch_resnet_batch_prediction.html
+"""
+
+from typing import Any
+
+import ray
+import torch
+from PIL import Image
+from ray.data import ActorPoolStrategy
+
+from benchmarks.speed.peers.common import arguments, load_model, tell, transforms
+
+BATCH_SIZE = 32
+Batch = dict[str, Any]
+
+
+def preprocess(row: Batch) -> Batch:
+    """Prepare one decoded image."""
+    return {"path": row["path"], "image": transforms()(Image.fromarray(row["image"])).numpy()}
+
+
+class Model:
+    """The actor."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.model = load_model(checkpoint)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> Batch:
+        """Label a batch."""
+        index = self.model(torch.from_numpy(batch["image"])).argmax(dim=1).numpy()
+        tell(len(index))
+        return {"path": batch["path"], "index": index}
+
+
+def main() -> None:
+    """Label a folder."""
+    options = arguments()
+    ray.init("local")
+    images = ray.data.read_images(options.images, include_paths=True, mode="RGB").map(preprocess)
+    labelled = images.map_batches(
+        Model,
+        fn_constructor_args=(options.checkpoint,),
+        batch_size=BATCH_SIZE,
+        compute=ActorPoolStrategy(size=1),
+    )
+    labelled.write_parquet(options.output)
+
+
+if __name__ == "__main__":
+    main()
