@@ -8,7 +8,8 @@ from catsdogs.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 UseGpu = Literal["auto", "true", "false"]
-MAX_VIEWS = 1000
+MAX_VIEWS = 32
+MAX_EMBEDDED = 100_000  # rows a part with embeddings, which is put together in memory
 MAX_SEED = 2**32 - 1  # what every generator takes
 
 
@@ -210,6 +211,8 @@ class ScoreConfig:
             ("--max-pixels", self.max_pixels),
         ):
             _check_range(flag, value, 1)
+        if self.save_embeddings:
+            _check_range("--shard-size", self.shard_size, 1, MAX_EMBEDDED)
 
 
 @dataclass(frozen=True, kw_only=True)

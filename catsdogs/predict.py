@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from catsdogs import storage
+from catsdogs.fused import fused
 from catsdogs.images import Preprocessing, normalize
 from catsdogs.model import DTYPES, Precision, backbone_for_inference, compute_exactly, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
@@ -30,15 +31,26 @@ Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class Predictor:
-    """A model ready to label batches of images on one device; its head computes in fp32."""
+    """A model ready to label batches of images on one device; its head computes in fp32.
 
-    def __init__(self, model: ResNet, preprocessing: Preprocessing, precision: Precision, device: torch.device) -> None:
+    `plain` keeps torch's own layers, which others are compared with.
+    """
+
+    def __init__(
+        self,
+        model: ResNet,
+        preprocessing: Preprocessing,
+        precision: Precision,
+        device: torch.device,
+        plain: bool = False,
+    ) -> None:
         self.precision = precision
         self._device = device
         self._preprocessing = preprocessing
         self._head = copy.deepcopy(model.fc).requires_grad_(False).to(device)
         compute_exactly(precision, device)
-        self._backbone = backbone_for_inference(model, precision, device)
+        backbone = backbone_for_inference(model, precision, device)
+        self._backbone = backbone if plain or device.type != "cpu" else fused(backbone)
 
     def __call__(self, images_NHWC: Images) -> Probs:
         """Compute softmax probabilities.
@@ -78,12 +90,13 @@ def checked_predictor(
     engine = f"{device.type}, {chosen}"
     if chosen == "fp32":
         return predictor, engine
-    exact = Predictor(model, preprocessing, "fp32", device)
+    exact = Predictor(model, preprocessing, "fp32", device, plain=True)
     images_NHWC = _pictures(min(preprocessing.img_size, LARGEST_CHECKED))
     difference = float(np.abs(predictor(images_NHWC) - exact(images_NHWC)).max())
     if difference <= MOST_DIFFERENCE:  # not so where one of them is no number
         return predictor, engine
     if precision == "auto":
+        exact = Predictor(model, preprocessing, "fp32", device)
         return exact, f"{device.type}, fp32: probabilities in {chosen} differ by {difference:.2f}"
     return predictor, f"{engine}, its probabilities differ by {difference:.2f} from those of fp32"
 

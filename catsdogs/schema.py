@@ -18,6 +18,9 @@ STATUSES = (
     "decoder_crash",
 )
 
+# Those of files that may do better another time.
+RETRIED = ("changed", "not_found", "access_denied", "read_error", "decoder_crash")
+
 PREDICTIONS = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),

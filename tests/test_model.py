@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from catsdogs import fused as fused_module
 from catsdogs import model as model_module
 from catsdogs.model import (
+    DTYPES,
     NUM_FEATURES,
     backbone_for_inference,
     build,
@@ -145,7 +147,7 @@ def test_auto_precision_follows_what_was_measured(monkeypatch, fp32_s, bf16_s, e
     slow = iter([True] + [False] * 100)
 
     class Probe:
-        def __init__(self, dtype, device):
+        def __init__(self, dtype):
             self.seconds = bf16_s if dtype == torch.bfloat16 else fp32_s
 
         def run_s(self):
@@ -158,4 +160,39 @@ def test_auto_precision_follows_what_was_measured(monkeypatch, fp32_s, bf16_s, e
 
 
 def test_the_probe_measures_this_machine():
-    assert 0.05 < model_module._bf16_gain(CPU) < 20
+    assert 0.05 < model_module._bf16_gain() < 20
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_precision_follows_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 1e-5), ("bf16", 0.05)])
+def test_the_fused_form_gives_the_plain_layers_features(resnet, images, precision, share):
+    assert fused_module._works(DTYPES[precision]) or precision == "bf16"  # which few CPUs have
+    plain = backbone_for_inference(resnet, precision, CPU)
+    inputs = images.to(DTYPES[precision], memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected, found = plain(inputs), fused_module.fused(plain)(inputs)
+        again = fused_module.fused(plain)(inputs)
+    assert found.shape == (2, NUM_FEATURES)
+    assert (found - expected).abs().max() <= share * expected.abs().max()
+    assert torch.equal(found, again)  # the inputs are as they were
+
+
+def test_without_the_operators_the_plain_layers_stay(folded, monkeypatch):
+    monkeypatch.setattr(fused_module, "_works", lambda _: False)
+    assert fused_module.fused(folded) is folded
+
+
+def test_operators_that_are_missing_or_wrong_do_not_work(monkeypatch):
+    def absent(*_):
+        raise NotImplementedError("no such operator")
+
+    for broken in (absent, lambda inputs, *_: inputs):
+        fused_module._works.cache_clear()
+        monkeypatch.setattr(fused_module._Conv, "forward", lambda self, inputs, broken=broken: broken(inputs))
+        assert not fused_module._works(torch.float32)
+    fused_module._works.cache_clear()

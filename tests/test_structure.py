@@ -12,7 +12,8 @@ import catsdogs
 PACKAGE = Path(catsdogs.__file__).parent
 # A module imports only from those before it; a folder counts as one module.
 ORDER = [
-    *("errors", "config", "progress", "schema", "storage", "labels", "vision", "images", "model", "checkpoint", "data"),
+    *("errors", "config", "progress", "schema", "storage", "labels", "vision", "images", "model", "fused"),
+    *("checkpoint", "data"),
     *("predict", "metrics", "report", "train", "score", "evaluate", "download", "demo", "cli"),
 ]
 WITH_RAY = {"data", "train", "score", "evaluate", "demo"}

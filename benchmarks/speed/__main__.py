@@ -9,16 +9,16 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS
+from benchmarks.speed.contestants import DECODERS, NOTEBOOK, RESIDENT, SCORING, TRAINERS
 from benchmarks.speed.growth import Growth, measure_growth
-from benchmarks.speed.page import write_page
+from benchmarks.speed.page import read_revision, write_page
 from benchmarks.speed.timing import Timing
 from catsdogs import checkpoint
 from catsdogs.images import Preprocessing
 from catsdogs.model import build
 
 CLASS_NAMES = ("cats", "dogs")
-ALL = 3000  # images
+ALL = 3000  # images, or as many as there are
 ROUNDS, FULL_ROUNDS = 3, 5
 
 
@@ -30,9 +30,10 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="five rounds on all images instead of three on some")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args()
+    revision = read_revision()
     contestants = [*SCORING, *DECODERS, *TRAINERS, *NOTEBOOK]
     if options.full:
-        contestants = [replace(contestant, num_images=ALL) for contestant in contestants]
+        contestants = [one if one in RESIDENT else replace(one, num_images=ALL) for one in contestants]
     found: dict[str, list[Timing]] = {contestant.name: [] for contestant in contestants}
     with tempfile.TemporaryDirectory(prefix="catsdogs-") as name:
         work = Path(name)
@@ -43,9 +44,9 @@ def main() -> int:
             for contestant in contestants:
                 found[contestant.name].append(contestant.run(options.images, work / "model", work))
                 print(f"{contestant.name}: {found[contestant.name][-1]}", flush=True)
-            write_page(options.page, contestants, found, Growth())  # of the rounds so far
+            write_page(options.page, contestants, found, Growth(), revision)  # of the rounds so far
         growth = measure_growth(options.images, work / "model", work, found)
-    write_page(options.page, contestants, found, growth)
+    write_page(options.page, contestants, found, growth, revision)
     return 1 if growth.missed else 0
 
 

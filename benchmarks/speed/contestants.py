@@ -61,8 +61,9 @@ SCORING = (
     ),
     Contestant(WITHOUT_RAY, _module("ours.pipeline"), 3000),
     Contestant(ALONE, _module("ours.model"), 960),
-    Contestant("the roofline", _module("ours.roofline"), 960),
+    Contestant("the roofline", _module("ours.roofline"), 504),
     Contestant(RAY, _module("peers.ray_docs"), 200),
+    Contestant(f"{RAY}, tuned", _module("peers.ray_docs", "--tuned"), 600),
     Contestant("torch DataLoader", _module("peers.loader"), 200),
     Contestant(LOOP, _module("peers.loader", "--tuned"), 600),
     Contestant("timm", _module("peers.timm_loop"), 200),
@@ -70,6 +71,7 @@ SCORING = (
     Contestant("Daft", _module("peers.daft_udf"), 200),
     Contestant("Daft, tuned", _module("peers.daft_udf", "--tuned"), 600),
 )
+RESIDENT = (SCORING[2], SCORING[3])  # which read no files
 DECODING, PILLOW = "our decoding", "Pillow, `ResNet50_Weights.transforms()`"
 DECODERS = (
     Contestant(DECODING, _module("ours.decoding"), 600),
@@ -77,7 +79,7 @@ DECODERS = (
 )
 TRAINING, EAGER = "`catsdogs train`", "torchvision's reference loop"
 TRAINERS = (
-    Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 360, "train"),
+    Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 800, "train"),
     Contestant(EAGER, _module("peers.reference_training"), 320, "train"),
     Contestant(f"{EAGER}, tuned", _module("peers.reference_training", "--tuned"), 320, "train"),
     Contestant("Ray's documentation, training", _module("peers.ray_training"), 320, "train"),

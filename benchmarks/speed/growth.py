@@ -73,7 +73,7 @@ def measure_growth(images: Path, checkpoint: Path, work: Path, timings: Mapping[
 def _note_time(growth: Growth, walls: Sequence[float]) -> None:
     slope, start = np.polyfit(COUNTS, walls, 1)
     fitted = start + slope * np.array(COUNTS)
-    residual = float(np.abs(walls - fitted).max() / np.array(walls)[np.abs(walls - fitted).argmax()])
+    residual = float((np.abs(walls - fitted) / walls).max())
     seconds = ", ".join(f"{count:,}: {wall:.1f} s" for count, wall in zip(COUNTS, walls, strict=True))
     growth.note(
         f"The whole command, {seconds}: {start:.1f} s + N / {1 / slope:.1f}, at most {residual:.1%} off "

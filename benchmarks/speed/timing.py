@@ -23,8 +23,8 @@ class Timing:
     """One run.
 
     Attributes:
-        start_s: from the command to its first batch done.
-        rate: images a second from the first batch to the last; nan where one batch was seen alone.
+        start_s: from the command to its first batch done; nan where none was seen.
+        rate: images a second from the first batch to the last; nan where fewer than two were seen, or they began again.
         wall_s: the whole command.
     """
 
@@ -57,8 +57,10 @@ def timed(words: Sequence[str], folder: Path) -> Timing:
         raise FailedError(f"{words!r} ended with {process.returncode}: {''.join(lines[-20:])}")
     if log.exists():
         batches = _summed(log)
+    if not batches:
+        return Timing(math.nan, math.nan, ended - began)
     (first_s, first), (last_s, last) = batches[0], batches[-1]
-    rate = (last - first) / (last_s - first_s) if last_s > first_s else math.nan
+    rate = (last - first) / (last_s - first_s) if last > first else math.nan
     return Timing(first_s - began, rate, ended - began)
 
 

@@ -41,7 +41,7 @@ class Decoder(Protocol):
 
 
 class File(NamedTuple):
-    """A file to be decoded, its row's number, and where its pixels go: uint8 (S, S, 3)."""
+    """A file to be decoded, its row's number, and where its pixels go: uint8 (V*S, S, 3), V views."""
 
     image_bytes: bytes
     row: int

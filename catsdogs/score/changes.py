@@ -14,12 +14,10 @@ from typing import NamedTuple
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.progress import Message, Progress
-from catsdogs.schema import parquet_bytes
+from catsdogs.schema import RETRIED, parquet_bytes
 from catsdogs.score.entries import entries_of, path_key
 from catsdogs.score.parts import read_part, read_records
 from catsdogs.score.plan import SUCCESS, Plan, files_table, part_name, read_files
-
-RETRIED = ("changed", "not_found", "access_denied", "read_error", "decoder_crash")
 
 
 class Known(NamedTuple):

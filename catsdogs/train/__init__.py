@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -37,6 +37,9 @@ from catsdogs.train.show import EventTeller, write_report
 from catsdogs.train.state import ARGS, RunFolder
 from catsdogs.train.worker import RunSpec
 from catsdogs.vision import ResNet
+
+# A worker that died is seen by Ray; this is for one that waits while another still computes its share of features.
+COLLECTIVE_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"spec": ray.put(spec)},  # by reference: Ray Train's own processes need not import torch
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_S),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu == "true", resources_per_worker=resources
         ),

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from catsdogs import data, storage
+from catsdogs import __version__, data, storage
 from catsdogs.errors import InputError, RunError
 from catsdogs.images import MAX_PIXELS
 from catsdogs.model import HEAD, NUM_FEATURES
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions, probabilities
 from catsdogs.progress import Message
-from catsdogs.schema import OK, parquet_bytes, table_of
+from catsdogs.schema import OK, RETRIED, parquet_bytes, table_of
 from catsdogs.train.worker import Batch, Worker, agreed
 
 FEATURES, DONE = "features", "features.json"
@@ -51,6 +52,8 @@ class Features:
         folder = _folder_of(worker)
         self._train = load(folder, TRAIN, worker.train_files.num_rows, worker.spec.config.num_views)
         self._validation = load(folder, VALIDATION, worker.validation_files.num_rows, 1)
+        if worker.rank == 0:
+            _finish(folder, self._train.rows, self._validation.rows)
         self._ok_N = _ok(self._train.rows)
         self._targets_N = torch.tensor(self._train.rows["true_index"].to_numpy(), dtype=torch.int64)
         if worker.rank == 0:
@@ -94,11 +97,16 @@ def _folder_of(worker: Worker) -> str:
         _Embedding(worker, predictor, folder, split, files, num_views).run()
     if worker.world_size > 1:
         dist.barrier()
-    if worker.rank == 0:
-        counts = {TRAIN: worker.train_files.num_rows, VALIDATION: worker.validation_files.num_rows, "views": views}
-        storage.write_bytes(storage.join(folder, DONE), json.dumps(counts).encode())
     worker.tell(Message(f"features computed in {time.monotonic() - began:.1f} s, kept in {folder}"))
     return folder
+
+
+def _finish(folder: str, *splits: pa.Table) -> None:
+    """Let other runs take the features, unless an image may do better another time."""
+    uri = storage.join(folder, DONE)
+    passing = any(status in RETRIED for rows in splits for status in rows["status"].to_pylist())
+    if not passing and not storage.exists(uri):
+        storage.write_bytes(uri, json.dumps({"rows": [rows.num_rows for rows in splits]}).encode())
 
 
 def _name_of(worker: Worker) -> str:
@@ -108,7 +116,7 @@ def _name_of(worker: Worker) -> str:
         if not name.startswith(f"{HEAD}."):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     views = [config.augment, config.num_views, None if config.augment == "none" else config.seed]
-    settings = [worker.precision, asdict(worker.spec.folder.preprocessing), views]
+    settings = [__version__, worker.precision, asdict(worker.spec.folder.preprocessing), views]
     listed = [files.to_pydict() for files in (worker.train_files, worker.validation_files)]
     digest.update(json.dumps([settings, listed]).encode())
     return digest.hexdigest()[:16]
@@ -194,6 +202,12 @@ def load(folder: str, split: str, num_rows: int, num_views: int) -> Embedded:
     """
     shape = (num_rows, num_views, NUM_FEATURES)
     with tempfile.TemporaryFile() as file:
+        try:  # or a full disk would end the process when a page is written
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(np.float32).itemsize)
+        except OSError as error:
+            raise RunError(
+                f"no room for {math.prod(shape) / 2**28:.1f} GiB in {tempfile.gettempdir()}: {error}"
+            ) from error
         features_NVD = np.memmap(file, np.float32, "w+", shape=shape)
     tables = []
     for part, start in enumerate(range(0, num_rows, PART_ROWS)):

@@ -52,6 +52,8 @@ def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> Non
 def _train(worker: Worker) -> None:
     config = worker.spec.config
     worker.tell(Started(list(worker.history.rows), worker.precision, worker.device.type))
+    if worker.history.epoch == config.epochs:
+        return
     frozen = config.freeze == "backbone"
     inputs: Inputs = Features(worker) if frozen else Pixels(worker)
     keeper = Keeper(worker, KEEP_HEAD_S if frozen else 0.0)

@@ -77,6 +77,11 @@ def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
         check_same_classes(before, class_names, uri, "--data-dir")
 
 
+def precision_of(args: str) -> str:
+    """Read the precision of a run, `auto` until a worker has chosen one."""
+    return str(_read_args(args)["precision"])
+
+
 def _read_args(args: str) -> dict[str, Any]:
     try:
         before = yaml.safe_load(storage.read_bytes(args))
@@ -89,9 +94,9 @@ def _read_args(args: str) -> dict[str, Any]:
 
 def _check_settings(config: TrainConfig, before: dict[str, Any], uri: str) -> None:
     differences = [
-        f"--{name.replace('_', '-')} was {before.get(name)}, is {value}"
+        f"--{name.replace('_', '-')} was {before[name]}, is {value}"
         for name, value in dataclasses.asdict(config).items()
-        if name not in FREE_SETTINGS and value != "auto" and before.get(name) != value
+        if name in before and name not in FREE_SETTINGS and value != "auto" and before[name] != value
     ]
     if config.epochs < before["epochs"]:
         differences.append(f"--epochs was {before['epochs']}, is {config.epochs} and may only grow")

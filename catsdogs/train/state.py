@@ -1,8 +1,8 @@
 """What a run writes: checkpoints, the state to go on from, its tables.
 
 An epoch is finished when `last/training_state.pt` names it: that one file holds all that resuming needs and is written
-last, whole. What stands beside it may be one epoch ahead after a crash; the epoch is then repeated, with the same rows
-in the same order, and overwrites it.
+last, whole. What stands beside it may be ahead after a crash; the epochs since are then repeated, with the same rows in
+the same order, and overwrite it.
 """
 
 import csv

@@ -22,6 +22,7 @@ from catsdogs.errors import CatsdogsError, InputError
 from catsdogs.model import Precision, build, compute_exactly, freeze_backbone, resolve_precision
 from catsdogs.predict import BATCH_SIZE, set_threads
 from catsdogs.progress import Step
+from catsdogs.train import settings
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
 from catsdogs.train.step import Head, Stepper, Trained, Whole, make_optimizer
 from catsdogs.vision import ResNet
@@ -153,7 +154,8 @@ def make_worker(spec: RunSpec) -> Worker:
     set_threads(context.get_local_world_size())
     device = ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    precision = agreed(resolve_precision(spec.config.precision, device), rank, world_size)
+    chosen = settings.precision_of(spec.folder.path(ARGS))  # a restart keeps the precision of the first start
+    precision = agreed(resolve_precision(chosen, device), rank, world_size)
     compute_exactly(precision, device)
     model = _make_model(spec, device)
     worker = Worker(
