@@ -28,8 +28,8 @@ from catsdogs.images import MAX_PIXELS
 from catsdogs.model import HEAD, NUM_FEATURES
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions, probabilities
 from catsdogs.progress import Message
-from catsdogs.schema import OK, RETRIED, parquet_bytes, table_of
-from catsdogs.train.worker import Batch, Worker, agreed
+from catsdogs.schema import RETRIED, parquet_bytes, table_of
+from catsdogs.train.worker import Batch, Worker, agreed, have_image
 
 FEATURES, DONE = "features", "features.json"
 TRAIN, VALIDATION = "train", "validation"
@@ -54,7 +54,7 @@ class Features:
         self._validation = load(folder, VALIDATION, worker.validation_files.num_rows, 1)
         if worker.rank == 0:
             _finish(folder, self._train.rows, self._validation.rows)
-        self._ok_N = _ok(self._train.rows)
+        self._ok_N = have_image(self._train.rows)
         self._targets_N = torch.tensor(self._train.rows["true_index"].to_numpy(), dtype=torch.int64)
         if worker.rank == 0:
             worker.leave_out(self._train.rows.filter(pa.array(~self._ok_N)))
@@ -76,10 +76,6 @@ class Features:
                 probs_NK = probabilities(worker.model.fc, features_ND)
             rows = self._validation.rows.take(pa.array(rows_N))
             yield predictions(rows, probs_NK, worker.spec.folder.class_names)
-
-
-def _ok(rows: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    return np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
 
 
 def _folder_of(worker: Worker) -> str:
@@ -178,7 +174,7 @@ class _Embedding:
         done = 0
         for rows in data.decoded_batches(files, self._stage(), worker.spec.decode_cpus):
             features_ND = self._predictor.embed(data.images_of(rows, size)).reshape(rows.num_rows, -1)
-            features_ND[~_ok(rows)] = 0
+            features_ND[~have_image(rows)] = 0
             kind = pa.list_(pa.float32(), self._num_views * NUM_FEATURES)
             values = pa.FixedSizeListArray.from_arrays(pa.array(features_ND.ravel()), type=kind)
             done += rows.num_rows

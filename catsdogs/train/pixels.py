@@ -9,8 +9,7 @@ import torch
 from catsdogs import data
 from catsdogs.images import MAX_PIXELS
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions
-from catsdogs.schema import OK
-from catsdogs.train.worker import Batch, Worker
+from catsdogs.train.worker import Batch, Worker, have_image
 
 
 class Pixels:
@@ -34,7 +33,7 @@ class Pixels:
             return torch.zeros((0, 1, 1, 3), dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
         worker = self._worker
         images_NHWC = data.images_of(rows, worker.spec.folder.preprocessing.img_size)
-        ok_N = np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
+        ok_N = have_image(rows)
         if not ok_N.all():
             worker.leave_out(rows.filter(pa.array(~ok_N)))
             images_NHWC = images_NHWC[ok_N]

@@ -22,6 +22,7 @@ from catsdogs.errors import CatsdogsError, InputError
 from catsdogs.model import Precision, build, compute_exactly, freeze_backbone, resolve_precision
 from catsdogs.predict import BATCH_SIZE, set_threads
 from catsdogs.progress import Step
+from catsdogs.schema import OK
 from catsdogs.train import settings
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
 from catsdogs.train.step import Head, Stepper, Trained, Whole, make_optimizer
@@ -32,6 +33,11 @@ T = TypeVar("T")
 Rows = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and classes of a step
 NUM_NAMED = 10  # bad images in the log; all stand in a file
+
+
+def have_image(rows: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Tell of each decoded row whether there is an image."""
+    return np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
 
 
 @dataclass(frozen=True)
