@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torchvision.models import ResNet, resnet50
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TOLD = 50  # decoded images at a time
 LOG = "CATSDOGS_BENCH_LOG"  # names the file of `tell`
 
 
@@ -45,6 +47,23 @@ def tell(num_images: int) -> None:
     """Note that so many more images are labelled."""
     with open(os.environ[LOG], "a", encoding="ascii") as file:
         file.write(f"{time.time()} {num_images}\n")
+
+
+def decode_all(decode: Callable[[bytes], object]) -> None:
+    """Decode files that are in memory, on one core."""
+    torch.set_num_threads(1)
+    files = [Path(path).read_bytes() for path in paths_of(arguments().images)]
+    for start in range(0, len(files), TOLD):
+        for content in files[start : start + TOLD]:
+            decode(content)
+        tell(len(files[start : start + TOLD]))
+
+
+def suited(images_NCHW: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Give images the type and the layout that a model, `optimized` or not, computes in."""
+    dtype = next(model.parameters()).dtype
+    layout = torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
+    return images_NCHW.to(dtype, memory_format=layout)
 
 
 def optimized(model: ResNet) -> torch.nn.Module:

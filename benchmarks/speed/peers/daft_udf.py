@@ -8,7 +8,7 @@ import torch
 from daft import DataType, col
 from PIL import Image
 
-from benchmarks.speed.peers.common import arguments, load_model, optimized, paths_of, tell, transforms
+from benchmarks.speed.peers.common import arguments, load_model, optimized, paths_of, suited, tell, transforms
 
 BATCH_SIZE = 32
 
@@ -20,16 +20,13 @@ class Model:
     def __init__(self, checkpoint: str, tuned: bool) -> None:
         model: torch.nn.Module = load_model(checkpoint)
         self.model = optimized(model) if tuned else model
-        self.dtype = next(self.model.parameters()).dtype
-        self.layout = torch.channels_last if tuned else torch.contiguous_format
 
     @daft.method.batch(return_dtype=DataType.int64(), batch_size=BATCH_SIZE)
     def label(self, images: daft.Series) -> list[int]:
         """Label a batch."""
         batch = torch.stack([transforms()(Image.fromarray(image)) for image in images.to_pylist()])
         with torch.inference_mode():
-            inputs = batch.to(self.dtype, memory_format=self.layout)
-            index = self.model(inputs).argmax(dim=1).tolist()
+            index = self.model(suited(batch, self.model)).argmax(dim=1).tolist()
         tell(len(index))
         return index
 

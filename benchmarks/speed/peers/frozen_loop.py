@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from benchmarks.speed.peers.common import arguments, load_model, optimized, tell, transforms
+from benchmarks.speed.peers.common import arguments, load_model, optimized, suited, tell, transforms
 
 BATCH_SIZE = 32
 
@@ -20,14 +20,13 @@ def main() -> None:
     backbone.fc = nn.Identity()
     if options.tuned:
         backbone = optimized(backbone)
-    dtype, layout = next(backbone.parameters()).dtype, torch.channels_last if options.tuned else torch.contiguous_format
     head = nn.Linear(2048, 2)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
     for part in ("train", "validation"):
         files = ImageFolder(f"{options.images}/{part}", transforms())
         for images, targets in DataLoader(files, BATCH_SIZE, shuffle=part == "train", num_workers=1):
             with torch.inference_mode():
-                features = backbone(images.to(dtype, memory_format=layout)).float()
+                features = backbone(suited(images, backbone)).float()
             logits = head(features.clone())
             if part == "train":
                 optimizer.zero_grad()

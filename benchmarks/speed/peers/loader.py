@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.speed.peers.common import arguments, load_model, optimized, paths_of, tell, transforms
+from benchmarks.speed.peers.common import arguments, load_model, optimized, paths_of, suited, tell, transforms
 
 BATCH_SIZE = 32
 
@@ -32,13 +32,11 @@ def main() -> None:
     model: torch.nn.Module = load_model(options.checkpoint)
     if options.tuned:
         model = optimized(model)
-    dtype = next(model.parameters()).dtype
     batches = DataLoader(Images(paths_of(options.images)), BATCH_SIZE, num_workers=1 if options.tuned else 2)
     rows: dict[str, list[object]] = {"path": [], "index": []}
     with torch.inference_mode():
         for images, paths in batches:
-            layout = torch.channels_last if options.tuned else torch.contiguous_format
-            index = model(images.to(dtype, memory_format=layout)).argmax(dim=1)
+            index = model(suited(images, model)).argmax(dim=1)
             rows["path"] += paths
             rows["index"] += index.tolist()
             tell(len(paths))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from benchmarks.speed.peers.common import arguments, load_model, optimized, tell, transforms
+from benchmarks.speed.peers.common import arguments, load_model, optimized, suited, tell, transforms
 
 BATCH_SIZE = 32
 Batch = dict[str, Any]
@@ -32,14 +32,11 @@ class Model:
             torch.set_num_threads(os.cpu_count() or 1)
             model = optimized(model)
         self.model = model
-        self.dtype = next(model.parameters()).dtype
-        self.layout = torch.channels_last if tuned else torch.contiguous_format
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Batch:
         """Label a batch."""
-        images = torch.from_numpy(batch["image"]).to(self.dtype, memory_format=self.layout)
-        index = self.model(images).argmax(dim=1).numpy()
+        index = self.model(suited(torch.from_numpy(batch["image"]), self.model)).argmax(dim=1).numpy()
         tell(len(index))
         return {"path": batch["path"], "index": index}
 

@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.data import ImageDataset, create_loader, resolve_data_config
 
-from benchmarks.speed.peers.common import arguments, optimized, tell
+from benchmarks.speed.peers.common import arguments, optimized, suited, tell
 
 BATCH_SIZE = 32
 
@@ -30,12 +30,10 @@ def main() -> None:
         std=config["std"],
         crop_pct=config["crop_pct"],
     )
-    dtype = next(model.parameters()).dtype
     found: list[int] = []
     with torch.inference_mode():
         for images, _ in loader:
-            layout = torch.channels_last if options.tuned else torch.contiguous_format
-            found += model(images.to(dtype, memory_format=layout)).argmax(dim=1).tolist()
+            found += model(suited(images, model)).argmax(dim=1).tolist()
             tell(len(images))
     names = loader.dataset.filenames(basename=False)
     pq.write_table(pa.table({"path": names, "index": found}), options.output)
