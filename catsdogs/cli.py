@@ -187,7 +187,9 @@ def _download(config: DownloadConfig, display: Display) -> int:
 
 
 def _train(config: TrainConfig, display: Display) -> int:
-    from catsdogs.train import train
+    from catsdogs.start import import_beside_ray
+
+    train = import_beside_ray("catsdogs.train").train
 
     result = train(config, display)
     print(
@@ -198,7 +200,9 @@ def _train(config: TrainConfig, display: Display) -> int:
 
 
 def _evaluate(config: EvaluateConfig, display: Display) -> int:
-    from catsdogs.evaluate import evaluate
+    from catsdogs.start import import_beside_ray
+
+    evaluate = import_beside_ray("catsdogs.evaluate").evaluate
 
     metrics = evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
@@ -208,7 +212,9 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
 
 
 def _score(config: ScoreConfig, display: Display) -> int:
-    from catsdogs.score import score
+    from catsdogs.start import import_beside_ray
+
+    score = import_beside_ray("catsdogs.score").score
 
     summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)

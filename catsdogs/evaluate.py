@@ -14,6 +14,7 @@ from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
 from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.parts import file_metadata
+from catsdogs.start import start_ray
 
 METRICS, ROWS = "metrics.json", "predictions.parquet"
 
@@ -35,7 +36,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     model = checkpoint.load(config.checkpoint)
     labelled = list_evaluation(config.data_dir, config.split, progress)
     check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
-    data.start_ray()
+    start_ray()
     options = ClassifyOptions.of(config, model)
     predicted = _predict(config, in_order_of(labelled, model.class_names), options, progress)
     predictions = predicted.select(PREDICTIONS.names)

@@ -9,7 +9,7 @@ from catsdogs.errors import RunError
 
 
 def test_our_error_comes_back_out_of_a_task(ray_cluster):
-    data.start_ray()
+    data.quiet_datasets()
 
     def raise_ours(_):
         raise RunError("the S3 credentials are expired: renew them")

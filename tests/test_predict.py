@@ -2,6 +2,8 @@
 
 import copy
 import io
+import platform
+import resource
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,12 @@ from conftest import CLASSES, red_or_blue
 from PIL import Image
 
 from catsdogs import checkpoint, predict
-from catsdogs.predict import Predictor, checked_predictor, predictions, set_threads, true_labels
+from catsdogs.predict import Predictor, checked_predictor, predictions, settle, true_labels
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 
 CPU = torch.device("cpu")
+MIB = 2**20
+SOME_MIB = 100  # of the largest values between two layers
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +221,20 @@ def test_the_parent_folder_is_the_true_label_where_it_is_a_class(path, label):
 def test_threads_are_shared_and_never_none():
     before = torch.get_num_threads()
     try:
-        set_threads(10_000)
+        settle(10_000)
         assert torch.get_num_threads() == 1
-        set_threads(1)
+        settle(1)
         assert torch.get_num_threads() >= 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
+def test_memory_that_a_layer_frees_is_kept_for_the_next_one():
+    settle(1)
+    faults = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(SOME_MIB * MIB // 4)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert sum(faults[4:]) * resource.getpagesize() < SOME_MIB * MIB / 4

@@ -23,8 +23,8 @@ from ray.scripts import scripts as ray_scripts
 
 import catsdogs
 from catsdogs import cli, config
-from catsdogs.data import start_ray
 from catsdogs.schema import STATUSES, WITH_EMBEDDINGS
+from catsdogs.start import start_ray
 
 REPO = Path(__file__).parents[1]
 TEXT = (REPO / "README.md").read_text()

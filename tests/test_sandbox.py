@@ -17,7 +17,7 @@ from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image
 
 from catsdogs.data import decode as decoding
-from catsdogs.data import decoded_files, sandbox, start_ray
+from catsdogs.data import decoded_files, sandbox
 from catsdogs.data.decode import DecodeForInference, images_of
 from catsdogs.data.inference import inference_blocks
 from catsdogs.data.sandbox import File, decode_apart
@@ -241,7 +241,6 @@ def test_a_block_comes_out_in_the_batches_that_a_model_sees(ray_cluster, tmp_pat
     paths = [f"{tmp_path}/{i:02d}.jpg" for i in range(21)]
     files = pa.table({"path": paths, "size_bytes": [None] * 21, "version": [None] * 21}, schema=FILES)
     assert [block.num_rows for block in inference_blocks(files, 8)] == [21]
-    start_ray()
     decoded = decoded_files(files, replace(STAGE, batch_size=8), num_cpus=1)
     batches = decoded.map_batches(lambda rows: {"paths": [",".join(rows["path"])]}, batch_size=None).take_all()
     assert [row["paths"].split(",") for row in batches] == [paths[:8], paths[8:16], paths[16:]]

@@ -19,6 +19,7 @@ from catsdogs.data import decode as decoding
 from catsdogs.data.sandbox import Answer, Decoder, File
 from catsdogs.schema import FILES
 from catsdogs.score.classify import ClassifyOptions, classified
+from catsdogs.start import start_ray
 
 ROWS_PER_FILE = 10_000
 
@@ -70,7 +71,7 @@ def main() -> None:
     entries = list(storage.Listing(storage.absolute(config.input)))
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
     files = pa.table(columns, schema=FILES)
-    data.start_ray()
+    start_ray()
     classify = ClassifyOptions.of(config, model)
     stage = DecodeHere(model.preprocessing, config.max_pixels, config.batch_size)
     decoded = data.decoded_files(files, stage, classify.share.decode)

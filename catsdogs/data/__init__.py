@@ -10,13 +10,12 @@ from catsdogs.data.runtime import (
     CpuShare,
     default_num_actors,
     explain,
-    joins_cluster,
     num_decoders,
     num_nodes,
     own_error,
+    quiet_datasets,
     resolve_use_gpu,
     share_cpus,
-    start_ray,
 )
 from catsdogs.data.training import EpochPlan, epoch_batches
 
@@ -32,11 +31,10 @@ __all__ = [
     "epoch_batches",
     "explain",
     "images_of",
-    "joins_cluster",
     "num_decoders",
     "num_nodes",
     "own_error",
+    "quiet_datasets",
     "resolve_use_gpu",
     "share_cpus",
-    "start_ray",
 ]

@@ -31,7 +31,6 @@ def decoded_batches(files: pa.Table, stage: Stage, num_cpus: float) -> Iterator[
     """Read and decode files for a model in this process, in order and in batches."""
     if not files.num_rows:
         return
-    quiet_datasets()
     DataContext.get_current().execution_options.preserve_order = True
     dataset = decoded_files(files, stage, num_cpus)
     yield from dataset.iter_batches(batch_size=stage.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH)
@@ -39,6 +38,7 @@ def decoded_batches(files: pa.Table, stage: Stage, num_cpus: float) -> Iterator[
 
 def decoded_files(files: pa.Table, stage: Stage, num_cpus: float) -> Dataset:
     """Read and decode listed files into a dataset whose blocks are batches."""
+    quiet_datasets()
     return _decoded(ray.data.from_arrow(inference_blocks(files, stage.batch_size)), stage, num_cpus)
 
 
@@ -76,5 +76,6 @@ def _read_manifest(uri: str) -> list[pa.Table]:
 
 def decoded_manifests(uris: Sequence[str], stage: Stage, num_cpus: float) -> Dataset:
     """Stream the files that a plan's Parquet files list into a dataset as `decoded_files` does."""
+    quiet_datasets()
     files: Dataset = ray.data.read_datasource(ManifestFiles(uris), override_num_blocks=len(uris))
     return _decoded(files.repartition(target_num_rows_per_block=_block_rows(stage.batch_size)), stage, num_cpus)

@@ -1,12 +1,7 @@
-"""Start or join Ray; share its CPUs between models and the tasks that feed them."""
+"""Set Ray Data's ways; share a cluster's CPUs between models and the tasks that feed them."""
 
-import contextlib
 import logging
 import math
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +9,7 @@ import ray
 from ray.data import DataContext
 
 from catsdogs.errors import CatsdogsError, InputError, RunError
+from catsdogs.start import joins_cluster
 
 # Ray's own lines about a dataset's plan and a trainer's state would drown ours; its logs keep them.
 QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
@@ -22,68 +18,6 @@ QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 # never gets through is this time without any finished one: longer than a store's patience, a key that always breaks
 # off (30 tries of 25 s), and a block of images that all hang (33 times 30 s).
 STUCK_S = 1800.0
-
-
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so.
-
-    Raises:
-        RunError: there is no cluster at RAY_ADDRESS, or it refuses us.
-    """
-    if ray.is_initialized():
-        return
-    # Without an address Ray would also join what a cluster that is gone left behind in /tmp/ray, and wait for it.
-    address = os.environ.get("RAY_ADDRESS", "local")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's core calls every actor of Ray Data an error, for arguments that Ray Data gives it (ray#53727).
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        with _held_stderr(), _kept_sigterm():
-            # No dashboard of a Ray that ends with the command: it takes 2 s of the start (2 cores, 2026-11).
-            dashboard = False if address == "local" else None
-            ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"{reason}: expected a running cluster at RAY_ADDRESS={address}; check the address, and "
-            "RAY_AUTH_MODE=token with the cluster's token"
-        ) from error
-    quiet_datasets()
-
-
-@contextlib.contextmanager
-def _kept_sigterm() -> Iterator[None]:
-    """Keep the caller's answer to SIGTERM, which Ray would replace by its own, first while it starts and for good."""
-    names = vars(ray._private.utils)
-    replace = names["set_sigterm_handler"]
-    names["set_sigterm_handler"] = lambda _: None
-    try:
-        yield
-    finally:
-        names["set_sigterm_handler"] = replace
-
-
-@contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
-    """Hold back what Ray's core writes while it starts, such as that it takes its log level; shown where it fails."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
-def joins_cluster() -> bool:
-    """Whether Ray is a cluster that stands already, which may have other nodes and may grow."""
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def quiet_datasets() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from catsdogs import data, storage
+from catsdogs import storage
 from catsdogs.config import DemoConfig, EvaluateConfig, ScoreConfig, TrainConfig
 from catsdogs.demo.drawings import KINDS, draw, draw_dataset
 from catsdogs.demo.page import write_page
@@ -20,6 +20,7 @@ from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
 from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.score import score
+from catsdogs.start import start_ray
 from catsdogs.train import train
 
 NUM_TRAIN, NUM_VALIDATION, NUM_UNLABELLED = 1600, 200, 60
@@ -60,7 +61,7 @@ def demo(config: DemoConfig, progress: Progress = silent) -> str:
 
     checkpoint = str(folder / "run" / "best")
     step("draw", "data", lambda: _draw(folder / "data", config.seed, progress))
-    data.start_ray()
+    start_ray()
     step("train", "run", lambda: _train(folder, config.seed, progress))
     step("evaluate", "evaluation", lambda: _evaluate(folder, checkpoint, progress))
     step("score", "scores", lambda: _score(folder, checkpoint, progress))

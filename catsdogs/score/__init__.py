@@ -26,6 +26,7 @@ from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.parts import CARRIED, file_metadata
 from catsdogs.score.run import Identity, run
 from catsdogs.score.verify import verify
+from catsdogs.start import start_ray
 
 
 def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class _Pipeline:
         Raises:
             CatsdogsError: one of our stages says that going on is of no use.
         """
-        data.start_ray()
+        start_ray()
         options = ClassifyOptions.of(self._config, self._model)
         if not self.slots:
             self._progress(Message(f"labelling with {options.num_actors} x {options.device_name}"))

@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from catsdogs import data
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.config import EvaluateConfig, ScoreConfig
-from catsdogs.predict import checked_predictor, predictions, set_threads
+from catsdogs.predict import checked_predictor, predictions, settle
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Classifier:
         self, checkpoint_ref: Any, precision: str, actors_here: int, carried: Sequence[str], save_embeddings: bool
     ) -> None:
         checkpoint: Checkpoint = ray.get(checkpoint_ref)
-        set_threads(actors_here)
+        settle(actors_here)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self._carried = carried
         self._save_embeddings = save_embeddings

@@ -31,6 +31,7 @@ from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, list_training
 from catsdogs.model import build
 from catsdogs.progress import Message, Progress, silent
+from catsdogs.start import start_ray
 from catsdogs.train import settings
 from catsdogs.train.loop import train_loop_per_worker
 from catsdogs.train.show import EventTeller, write_report
@@ -68,7 +69,8 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     model = build(len(folder.class_names), config.seed)
     if not folder.has_state():
         progress(Message(checkpoint.load_pretrained(model, config.weights, folder.class_names)))
-    data.start_ray()
+    start_ray()
+    data.quiet_datasets()
     config = settings.resolve_gpu(config)
     storage.write_bytes(folder.path(ARGS), settings.args_yaml(config))
     teller = EventTeller(config, folder, progress)

@@ -20,7 +20,7 @@ from catsdogs.checkpoint import load_state
 from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError
 from catsdogs.model import Precision, build, compute_exactly, freeze_backbone, resolve_precision
-from catsdogs.predict import BATCH_SIZE, set_threads
+from catsdogs.predict import BATCH_SIZE, settle
 from catsdogs.progress import Step
 from catsdogs.schema import OK
 from catsdogs.train import settings
@@ -157,7 +157,7 @@ def make_worker(spec: RunSpec) -> Worker:
             f"--storage-path: the run's folder {spec.folder.uri} is not visible from node "
             f"{ray.util.get_node_ip_address()}; expected storage that all nodes share, such as s3://bucket/prefix"
         )
-    set_threads(context.get_local_world_size())
+    settle(context.get_local_world_size())
     device = ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     chosen = settings.precision_of(spec.folder.path(ARGS))  # a restart keeps the precision of the first start

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.speed.peers.common import arguments, tell
 from catsdogs import checkpoint
-from catsdogs.predict import BATCH_SIZE, checked_predictor
+from catsdogs.predict import BATCH_SIZE, checked_predictor, settle
 
 NUM_BATCHES = 30
 
@@ -15,6 +15,7 @@ def main() -> None:
     options = arguments()
     model = checkpoint.load(options.checkpoint)
     size = model.preprocessing.img_size
+    settle(1)
     predictor, engine = checked_predictor(model.model, model.preprocessing, "auto", torch.device("cpu"))
     print(engine)
     images_NHWC = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, size, size, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.speed.peers.common import arguments, tell
 from catsdogs import checkpoint, data, storage
 from catsdogs.images import MAX_PIXELS
-from catsdogs.predict import BATCH_SIZE, checked_predictor, predictions
+from catsdogs.predict import BATCH_SIZE, checked_predictor, predictions, settle
 from catsdogs.schema import FILES
 
 AHEAD = 4  # batches
@@ -38,6 +38,7 @@ def main() -> None:
     entries = list(storage.Listing(storage.absolute(options.images)))
     columns = [[getattr(entry, name) for entry in entries] for name in FILES.names]
     stage = data.DecodeForInference(model.preprocessing, MAX_PIXELS, BATCH_SIZE)
+    settle(1)
     predictor, _ = checked_predictor(model.model, model.preprocessing, "auto", torch.device("cpu"))
     labelled = []
     for rows in ahead(stage(pa.table(columns, schema=FILES))):

@@ -1,0 +1,41 @@
+"""Ray starts while the module that needs it is imported."""
+
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from catsdogs.errors import RunError
+from catsdogs.start import import_beside_ray, start_ray
+
+ALONE = """
+import ray
+from catsdogs.start import import_beside_ray
+
+print(import_beside_ray("catsdogs.labels").__name__, ray.get(ray.put("outlived the import")))
+"""
+
+
+def test_ray_outlives_the_import_beside_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = [sys.executable, "-c", ALONE]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    assert done.stdout == "catsdogs.labels outlived the import\n"
+
+
+def test_ray_that_runs_is_kept(ray_cluster):
+    start_ray()
+    node = ray.get_runtime_context().get_node_id()
+    assert import_beside_ray("catsdogs.labels").__name__ == "catsdogs.labels"
+    assert ray.get_runtime_context().get_node_id() == node
+
+
+def test_the_errors_of_both_are_told(ray_cluster, monkeypatch):
+    start_ray()
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        import_beside_ray("catsdogs.no_such_module")
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(RunError, match="RAY_ADDRESS=nonsense"):
+        import_beside_ray("catsdogs.labels")
