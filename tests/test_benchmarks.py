@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from benchmarks.speed import page
+from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, sample
 from benchmarks.speed.goals import GOALS
-from benchmarks.speed.growth import Growth
 from benchmarks.speed.timing import FailedError, Timing, timed
 
 PEER = (
@@ -55,9 +55,9 @@ def test_the_page_has_every_contestant_and_marks_what_was_missed(tmp_path, monke
     monkeypatch.setattr(page, "PACKAGES", ())  # the peers are not installed for the tests
     contestants = [*SCORING, *DECODERS, *TRAINERS, *NOTEBOOK]
     timings = {one.name: [Timing(start_s=10, rate=100, wall_s=20)] * 2 for one in contestants}
-    growth = Growth()
-    growth.note("Memory: 2.0", False)
-    page.write_page(tmp_path / "page.md", contestants, timings, growth, "abc1234")
+    checks = Checks()
+    checks.note("Memory: 2.0", False)
+    page.write_page(tmp_path / "page.md", contestants, timings, checks, "abc1234")
     text = (tmp_path / "page.md").read_text()
     assert all(f"| {one.name} | {one.num_images:,} | 100.0 (100.0 to 100.0) | 1.00x |" in text for one in contestants)
     rates = GOALS[:-1]
@@ -65,4 +65,4 @@ def test_the_page_has_every_contestant_and_marks_what_was_missed(tmp_path, monke
     assert f"| {GOALS[-1].what} | 6 | 8 | 5.50 (5.50 to 5.50) | **missed** |" in text  # (10 + 10 x 10) / 20
     assert text.count("| aim reached |") == sum(goal.aim <= 1 for goal in GOALS)
     assert "- Memory: 2.0 **missed**" in text
-    assert growth.missed == ["Memory: 2.0"]
+    assert checks.missed == ["Memory: 2.0"]

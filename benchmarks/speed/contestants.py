@@ -59,7 +59,7 @@ SCORING = (
     Contestant(
         OURS, (CATSDOGS, "score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}"), 3000
     ),
-    Contestant(WITHOUT_RAY, _module("ours.pipeline"), 3000),
+    Contestant(WITHOUT_RAY, _module("ours.pipeline"), 1200),
     Contestant(ALONE, _module("ours.model"), 960),
     Contestant("the roofline", _module("ours.roofline"), 504),
     Contestant(RAY, _module("peers.ray_docs"), 200),
@@ -79,7 +79,7 @@ DECODERS = (
 )
 TRAINING, EAGER = "`catsdogs train`", "torchvision's reference loop"
 TRAINERS = (
-    Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 800, "train"),
+    Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 480, "train"),
     Contestant(EAGER, _module("peers.reference_training"), 320, "train"),
     Contestant(f"{EAGER}, tuned", _module("peers.reference_training", "--tuned"), 320, "train"),
     Contestant("Ray's documentation, training", _module("peers.ray_training"), 320, "train"),

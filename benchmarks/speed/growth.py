@@ -6,7 +6,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -15,6 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.faults.store import BUCKET, Store
+from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import SCORING, TRAINERS, Contestant, sample
 from benchmarks.speed.timing import Timing
 
@@ -24,27 +25,10 @@ MOST_RESIDUAL, MOST_MEMORY, LEAST_SHARE = 0.05, 1.1, 0.9
 SAMPLE_S = 0.5
 
 
-@dataclass
-class Growth:
-    """What was measured, and whether it is as asked."""
-
-    lines: list[str] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
-
-    def note(self, what: str, holds: bool) -> None:
-        """Add a line; what does not hold is marked, and kept for the exit code."""
-        self.lines.append(f"- {what}{'' if holds else ' **missed**'}")
-        if not holds:
-            self.missed.append(what)
-
-    def section(self) -> str:
-        """Lay it out for the page."""
-        return "\n".join(["## Growth\n", *self.lines, ""])
-
-
-def measure_growth(images: Path, checkpoint: Path, work: Path, timings: Mapping[str, Sequence[Timing]]) -> Growth:
+def note_growth(
+    checks: Checks, images: Path, checkpoint: Path, work: Path, timings: Mapping[str, Sequence[Timing]]
+) -> None:
     """Score more and more images, from S3 too; then two actors and two workers beside the one of `timings`."""
-    growth = Growth()
     walls, memories, exact = [], [], []
     for count in COUNTS:
         contestant = replace(SCORING[0], num_images=count)
@@ -54,35 +38,34 @@ def measure_growth(images: Path, checkpoint: Path, work: Path, timings: Mapping[
         walls.append(timing.wall_s)
         memories.append(memory.most_bytes)
         print(f"growth: {count} images, {timing}, {memory.most_bytes / 2**30:.2f} GiB", flush=True)
-    _note_time(growth, walls)
+    _note_time(checks, walls)
     ratio = memories[-1] / memories[0]
-    growth.note(
+    checks.note(
         f"Memory of {COUNTS[-1]:,} images / of {COUNTS[0]}: {memories[-1] / 2**30:.2f} GiB / "
         f"{memories[0] / 2**30:.2f} GiB = {ratio:.2f} (asked: at most {MOST_MEMORY}); of all processes.",
         ratio <= MOST_MEMORY,
     )
-    growth.note("Rows, parts and listed files of each: exactly as many as they should be.", all(exact))
-    _note_requests(growth, images, checkpoint, work)
+    checks.note("Rows, parts and listed files of each: exactly as many as they should be.", all(exact))
+    _note_requests(checks, images, checkpoint, work)
     scoring = replace(SCORING[0], words=(*SCORING[0].words, "--num-actors", "2"))
     training = replace(TRAINERS[0], words=(*TRAINERS[0].words, "--num-workers", "2", "--batch-size", "16"))
     for what, contestant in (("Two actors of one thread", scoring), ("Two workers of one thread", training)):
-        _note_share(growth, what, contestant.run(images, checkpoint, work), contestant, timings)
-    return growth
+        _note_share(checks, what, contestant.run(images, checkpoint, work), contestant, timings)
 
 
-def _note_time(growth: Growth, walls: Sequence[float]) -> None:
+def _note_time(checks: Checks, walls: Sequence[float]) -> None:
     slope, start = np.polyfit(COUNTS, walls, 1)
     fitted = start + slope * np.array(COUNTS)
     residual = float((np.abs(walls - fitted) / walls).max())
     seconds = ", ".join(f"{count:,}: {wall:.1f} s" for count, wall in zip(COUNTS, walls, strict=True))
-    growth.note(
+    checks.note(
         f"The whole command, {seconds}: {start:.1f} s + N / {1 / slope:.1f}, at most {residual:.1%} off "
         f"(asked: {MOST_RESIDUAL:.0%}).",
         residual <= MOST_RESIDUAL,
     )
 
 
-def _note_requests(growth: Growth, images: Path, checkpoint: Path, work: Path) -> None:
+def _note_requests(checks: Checks, images: Path, checkpoint: Path, work: Path) -> None:
     folder = sample(images, COUNTED, work / f"s3-{COUNTED}")
     with Store(folder) as store:
         store.proxy.reset()
@@ -90,17 +73,17 @@ def _note_requests(growth: Growth, images: Path, checkpoint: Path, work: Path) -
         words = [word.format(**filled) for word in SCORING[0].words]
         subprocess.run(words, env=os.environ | store.environment, check=True, stdout=subprocess.DEVNULL)
         gets, heads = store.proxy.counts.by_kind["image"], store.proxy.counts.by_kind["head"]
-    growth.note(
+    checks.note(
         f"Requests for {COUNTED} images on S3: {gets} GET of an image; {heads} HEAD, of the output's own files.",
         gets == COUNTED and heads < COUNTED // 10,
     )
 
 
 def _note_share(
-    growth: Growth, what: str, two: Timing, contestant: Contestant, timings: Mapping[str, Sequence[Timing]]
+    checks: Checks, what: str, two: Timing, contestant: Contestant, timings: Mapping[str, Sequence[Timing]]
 ) -> None:
     one = median(timing.rate for timing in timings[contestant.name])
-    growth.note(
+    checks.note(
         f"{what}: {two.rate:.1f} img/s, {two.rate / one:.2f} of one with two threads (asked: {LEAST_SHARE}).",
         two.rate >= LEAST_SHARE * one,
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import machine
+from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, Contestant
 from benchmarks.speed.goals import GOALS
-from benchmarks.speed.growth import Growth
 from benchmarks.speed.timing import Timing
 
 PACKAGES = ("torch", "torchvision", "ray", "timm", "daft", "pillow")
@@ -47,7 +47,7 @@ def write_page(
     path: Path,
     contestants: Sequence[Contestant],
     timings: Mapping[str, Sequence[Timing]],
-    growth: Growth,
+    checks: Checks,
     revision: str,
 ) -> None:
     """Write the page from what was timed."""
@@ -64,7 +64,7 @@ def write_page(
         first = timings[group[0].name]
         rows = [_row(name, num_images[name], timings[name], first) for name in (one.name for one in group)]
         sections += [f"## {title}\n", f"{note}\n", _table(HEAD, rows)]
-    path.write_text("\n".join([*sections, growth.section()]))
+    path.write_text("\n".join([*sections, checks.section()]))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
