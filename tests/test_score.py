@@ -184,7 +184,7 @@ def test_the_command_ends_3_where_every_row_failed(ray_cluster, red_blue_checkpo
     assert (tmp_path / "out" / "_SUCCESS").exists()
     shown = capsys.readouterr()
     assert "1 of 1 images have no label" in shown.err
-    assert "\x1b" not in shown.out + shown.err
+    assert "\x1b[31m" not in shown.out + shown.err
 
 
 def start_scoring(source, checkpoint, output, *more):

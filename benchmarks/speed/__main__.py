@@ -15,6 +15,7 @@ from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import DECODERS, NOTEBOOK, OURS, RESIDENT, SCORING, TRAINERS
 from benchmarks.speed.growth import note_growth
 from benchmarks.speed.page import read_revision, write_page
+from benchmarks.speed.profiles import profiles
 from benchmarks.speed.timing import Timing
 from catsdogs import checkpoint
 from catsdogs.images import Preprocessing
@@ -48,7 +49,7 @@ def main() -> int:
             for contestant in contestants:
                 found[contestant.name].append(contestant.run(options.images, work / "model", work))
                 print(f"{contestant.name}: {found[contestant.name][-1]}", flush=True)
-            write_page(options.page, contestants, found, Checks(), revision)  # of the rounds so far
+            write_page(options.page, contestants, found, (), revision)  # of the rounds so far
         checks = Checks()
         start_s = median(timing.start_s for timing in found[OURS])
         checks.note(
@@ -57,7 +58,8 @@ def main() -> int:
         )
         note_growth(checks, options.images, work / "model", work, found)
         note_agreement(checks, options.images, work / "model", work)
-    write_page(options.page, contestants, found, checks, revision)
+        closing = (checks.section(), profiles(options.images, work / "model", work))
+    write_page(options.page, contestants, found, closing, revision)
     return 1 if checks.missed else 0
 
 

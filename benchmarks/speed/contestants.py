@@ -59,7 +59,7 @@ SCORING = (
     Contestant(
         OURS, (CATSDOGS, "score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}"), 3000
     ),
-    Contestant(WITHOUT_RAY, _module("ours.pipeline"), 1200),
+    Contestant(WITHOUT_RAY, _module("ours.pipeline"), 600),
     Contestant(ALONE, _module("ours.model"), 960),
     Contestant("the roofline", _module("ours.roofline"), 504),
     Contestant(RAY, _module("peers.ray_docs"), 200),

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import machine
-from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, Contestant
 from benchmarks.speed.goals import GOALS
 from benchmarks.speed.timing import Timing
@@ -47,10 +46,10 @@ def write_page(
     path: Path,
     contestants: Sequence[Contestant],
     timings: Mapping[str, Sequence[Timing]],
-    checks: Checks,
+    closing: Sequence[str],
     revision: str,
 ) -> None:
-    """Write the page from what was timed."""
+    """Write the page from what was timed, and `closing`, its last sections."""
     introduction = INTRODUCTION.format(
         command=shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
         rounds=len(next(iter(timings.values()))),
@@ -64,7 +63,7 @@ def write_page(
         first = timings[group[0].name]
         rows = [_row(name, num_images[name], timings[name], first) for name in (one.name for one in group)]
         sections += [f"## {title}\n", f"{note}\n", _table(HEAD, rows)]
-    path.write_text("\n".join([*sections, checks.section()]))
+    path.write_text("\n".join([*sections, *closing]))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
