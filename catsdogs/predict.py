@@ -124,7 +124,7 @@ def settle(num_processes_here: int) -> None:
     """Share this machine's cores among the processes that run a model on it; keep the memory that layers free.
 
     glibc gives large blocks back to the kernel, which clears the next ones page by page: 10% of the time of scoring and
-    of training (2-core Zen 4, 2026-11).
+    6% of that of training (2-core Zen 4, 2026-11).
     """
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, num_processes_here)))
     with contextlib.suppress(AttributeError):  # other C libraries lack it
