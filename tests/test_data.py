@@ -6,9 +6,11 @@ import ray.data
 from catsdogs import data
 from catsdogs.data import runtime
 from catsdogs.errors import RunError
+from catsdogs.start import start_ray
 
 
 def test_our_error_comes_back_out_of_a_task(ray_cluster):
+    start_ray()
     data.quiet_datasets()
 
     def raise_ours(_):

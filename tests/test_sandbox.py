@@ -23,6 +23,7 @@ from catsdogs.data.inference import inference_blocks
 from catsdogs.data.sandbox import File, decode_apart
 from catsdogs.images import Preprocessing, decode
 from catsdogs.schema import FILES
+from catsdogs.start import start_ray
 
 STAGE = DecodeForInference(Preprocessing(img_size=IMG_SIZE), 10**8, batch_size=32)
 
@@ -241,6 +242,7 @@ def test_a_block_comes_out_in_the_batches_that_a_model_sees(ray_cluster, tmp_pat
     paths = [f"{tmp_path}/{i:02d}.jpg" for i in range(21)]
     files = pa.table({"path": paths, "size_bytes": [None] * 21, "version": [None] * 21}, schema=FILES)
     assert [block.num_rows for block in inference_blocks(files, 8)] == [21]
+    start_ray()
     decoded = decoded_files(files, replace(STAGE, batch_size=8), num_cpus=1)
     batches = decoded.map_batches(lambda rows: {"paths": [",".join(rows["path"])]}, batch_size=None).take_all()
     assert [row["paths"].split(",") for row in batches] == [paths[:8], paths[8:16], paths[16:]]

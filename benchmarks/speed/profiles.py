@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -107,4 +106,4 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _us_each(work: Callable[[], object], count: int) -> float:
-    return float(np.min([_seconds(work) for _ in range(3)])) / count * 1e6
+    return min(_seconds(work) for _ in range(3)) / count * 1e6
