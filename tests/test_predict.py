@@ -76,6 +76,22 @@ def test_probabilities_are_those_of_the_plain_model(model, predictor, images):
     np.testing.assert_allclose(predictor(images[15:25]), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_images", [1, 2, 5])
+def test_the_cores_share_a_batch_and_its_rows_stay_in_order(model, predictor, images, num_images):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = Predictor(model.model, model.preprocessing, "fp32", CPU)
+        torch.set_num_threads(2)
+        shared = Predictor(model.model, model.preprocessing, "fp32", CPU)
+    finally:
+        torch.set_num_threads(threads)
+    batch_NHWC = images[::8][:num_images]  # blue ones, then red ones
+
+    np.testing.assert_allclose(shared(batch_NHWC), alone(batch_NHWC), atol=1e-6)
+    assert torch.get_num_threads() == threads
+
+
 def test_read_only_images_are_fine_and_stay_as_they_are(predictor, images):
     given = images[18:22].copy()
     given.flags.writeable = False
