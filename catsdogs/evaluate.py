@@ -54,7 +54,7 @@ def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, 
     done = 0
     try:
         rows: pa.Table
-        for rows in classified(decoded, options).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for rows in classified(decoded, stage, options).iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(rows)
             done += rows.num_rows
             progress(Step("evaluate", done, files.num_rows))

@@ -75,7 +75,8 @@ def main() -> None:
     classify = ClassifyOptions.of(config, model)
     stage = DecodeHere(model.preprocessing, config.max_pixels, config.batch_size)
     decoded = data.decoded_files(files, stage, classify.share.decode)
-    write(classified(decoded, classify).iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
+    labelled = classified(decoded, stage, classify)
+    write(labelled.iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class _Pipeline:
         stage = data.DecodeForInference(preprocessing, config.max_pixels, config.batch_size)
         decoded = data.decoded_manifests(uris, stage, options.share.decode)
         try:
-            labelled = classified(decoded, options, CARRIED, config.save_embeddings)
+            labelled = classified(decoded, stage, options, CARRIED, config.save_embeddings)
             yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:
             own = data.own_error(error)

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
 from catsdogs import data
 from catsdogs.checkpoint import Checkpoint
 from catsdogs.config import EvaluateConfig, ScoreConfig
 from catsdogs.predict import checked_predictor, predictions, settle
+
+READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not grow with the number of files
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,18 @@ class Classifier:
 
 
 def classified(
-    decoded: Dataset, options: ClassifyOptions, carried: Sequence[str] = (), save_embeddings: bool = False
+    decoded: Dataset,
+    stage: data.DecodeForInference,
+    options: ClassifyOptions,
+    carried: Sequence[str] = (),
+    save_embeddings: bool = False,
 ) -> Dataset:
-    """Add the model's stage to a dataset of decoded rows; a block in, a block out."""
+    """Add the model's stage to a dataset of rows that `stage` decodes; a block in, a block out."""
     actors_here = 1 if options.use_gpu else -(-options.num_actors // data.num_nodes())
+    if not options.use_gpu:  # decoding is many times faster, and would fill the object store
+        ready_bytes = options.num_actors * READY_BATCHES * stage.batch_bytes
+        limits = ExecutionResources.for_limits(object_store_memory=ready_bytes)
+        decoded.context.execution_options.resource_limits = limits
     return decoded.map_batches(
         Classifier,
         fn_constructor_args=(ray.put(options.checkpoint), options.precision, actors_here, carried, save_embeddings),
