@@ -1,11 +1,6 @@
-"""Save and load: weights travel with class names and preprocessing, in timm's local-dir layout.
+"""Models to checkpoints and back, and the weights that training starts from."""
 
-`config.json` beside `model.safetensors`; class names and preprocessing live in the former and nowhere else.
-"""
-
-import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,13 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from catsdogs import storage
+from catsdogs import saved, storage
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.model import HEAD, build
+from catsdogs.saved import CONFIG, WEIGHTS, Saved
 from catsdogs.vision import ResNet, ResNet50_Weights
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 StateDict = dict[str, torch.Tensor]
 
 
@@ -42,7 +37,7 @@ def save(uri: str, model: ResNet, class_names: tuple[str, ...], preprocessing: P
         RunError: it cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    storage.write_bytes(storage.join(uri, CONFIG), json.dumps(_config(class_names, preprocessing), indent=2).encode())
+    storage.write_bytes(storage.join(uri, CONFIG), saved.config_bytes(class_names, preprocessing))
     storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(state, metadata={"format": "pt"}))
 
 
@@ -52,11 +47,18 @@ def load(uri: str) -> Checkpoint:
     Raises:
         InputError: a file is missing, unreadable or does not fit ResNet50.
     """
-    class_names, preprocessing = read_config(uri)
-    content = storage.read_bytes(storage.join(uri, WEIGHTS))
-    model = build(len(class_names), seed=0)
-    load_state(model, _parse_safetensors(content, uri), uri)
-    return Checkpoint(model.eval(), class_names, preprocessing, hashlib.sha256(content).hexdigest())
+    return unpack(saved.read(uri))
+
+
+def unpack(found: Saved) -> Checkpoint:
+    """Make the model of a checkpoint.
+
+    Raises:
+        InputError: its weights do not fit ResNet50.
+    """
+    model = build(len(found.class_names), seed=0)
+    load_state(model, _parse_safetensors(found.weights, found.uri), found.uri)
+    return Checkpoint(model.eval(), found.class_names, found.preprocessing, found.sha256)
 
 
 def load_state(model: ResNet, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -65,20 +67,8 @@ def load_state(model: ResNet, state: Mapping[str, torch.Tensor], source: str) ->
     Raises:
         InputError: names the keys that are missing, unexpected or of another shape.
     """
-    own = model.state_dict()
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = sorted(set(own) - set(state) - optional)
-    unexpected = sorted(set(state) - set(own))
-    shapes = sorted(name for name in set(own) & set(state) if own[name].shape != state[name].shape)
-    problems = [
-        f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if names
-    ]
-    if problems:
-        raise InputError(
-            f"{source} is no ResNet50 of torchvision's key names; keys {'; '.join(problems)}; check --weights"
-        )
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    saved.check_fits(own, {name: tuple(tensor.shape) for name, tensor in state.items()}, source)
     model.load_state_dict(state, strict=False)
 
 
@@ -117,7 +107,7 @@ def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
             f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint "
             f"directory with {CONFIG}; found none of these"
         )
-    class_names, _ = read_config(uri)
+    class_names, _ = saved.read_config(uri)
     return _parse_safetensors(storage.read_bytes(storage.join(uri, WEIGHTS)), uri), class_names
 
 
@@ -161,62 +151,3 @@ def _parse_torch(content: bytes, source: str) -> StateDict:
 
 def _is_weight(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor)
-
-
-def _config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, Any]:
-    size = preprocessing.img_size
-    return {
-        "architecture": "resnet50",
-        "num_classes": len(class_names),
-        "num_features": 2048,
-        "global_pool": "avg",
-        "label_names": list(class_names),
-        "id2label": {str(i): name for i, name in enumerate(class_names)},
-        "label2id": {name: i for i, name in enumerate(class_names)},
-        "pretrained_cfg": {
-            "input_size": [3, size, size],
-            "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": preprocessing.crop_pct,
-            "crop_mode": "center",
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "num_classes": len(class_names),
-            "pool_size": [7, 7],
-            "first_conv": "conv1",
-            "classifier": HEAD,
-        },
-    }
-
-
-def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
-    """Read a checkpoint's class names and preprocessing.
-
-    Raises:
-        InputError: the file is missing or is not one of ours.
-    """
-    path = storage.join(uri, CONFIG)
-    content = storage.read_bytes(path)
-    try:
-        config = json.loads(content)
-        wanted = config["pretrained_cfg"]
-        preprocessing = Preprocessing(
-            img_size=int(wanted["input_size"][1]),
-            crop_pct=float(wanted["crop_pct"]),
-            mean=wanted["mean"],
-            std=wanted["std"],
-        )
-        class_names = _class_names(config["label_names"])
-    except (ValueError, KeyError, TypeError, IndexError, InputError) as error:
-        raise InputError(
-            f"{path}: expected a checkpoint's settings, as catsdogs train writes them: {error!r}"
-        ) from error
-    if config.get("architecture") != "resnet50" or wanted.get("interpolation") != "bilinear":
-        raise InputError(f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r}")
-    return class_names, preprocessing
-
-
-def _class_names(names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
-        raise ValueError(f"label_names must be a list of different names, not {names!r}")
-    return tuple(map(str, names))

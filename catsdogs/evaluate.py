@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from catsdogs import checkpoint, data, metrics, storage
+from catsdogs import data, metrics, saved, storage
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, in_order_of, list_evaluation
@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         output=storage.absolute(config.output),
     )
     storage.list_names(config.output)  # a file in its place is an error now, not after the work
-    model = checkpoint.load(config.checkpoint)
+    model = saved.read(config.checkpoint)
     labelled = list_evaluation(config.data_dir, config.split, progress)
     check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
     start_ray()
@@ -53,11 +53,12 @@ def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, 
     tables: list[pa.Table] = []
     done = 0
     try:
-        rows: pa.Table
-        for rows in classified(decoded, stage, options).iter_batches(batch_size=None, batch_format="pyarrow"):
-            tables.append(rows)
-            done += rows.num_rows
-            progress(Step("evaluate", done, files.num_rows))
+        with data.few_actors():
+            rows: pa.Table
+            for rows in classified(decoded, stage, options).iter_batches(batch_size=None, batch_format="pyarrow"):
+                tables.append(rows)
+                done += rows.num_rows
+                progress(Step("evaluate", done, files.num_rows))
     except Exception as error:
         raise data.explain(error, "evaluation", "nothing was written") from error
     return pa.concat_tables(tables).sort_by("path")
@@ -71,7 +72,7 @@ def _tell_failed(predictions: pa.Table, progress: Progress) -> None:
         progress(Message(f"  {row['path']}: {row['status']}, {row['error']}"))
 
 
-def _write(config: EvaluateConfig, predictions: pa.Table, result: dict[str, Any], model: checkpoint.Checkpoint) -> None:
+def _write(config: EvaluateConfig, predictions: pa.Table, result: dict[str, Any], model: saved.Saved) -> None:
     content = parquet_bytes(predictions.replace_schema_metadata(file_metadata(model)))
     storage.write_bytes(storage.join(config.output, ROWS), content)
     storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())

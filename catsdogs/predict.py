@@ -19,7 +19,8 @@ from torch import nn
 
 from catsdogs import storage
 from catsdogs.fused import fused
-from catsdogs.images import Preprocessing, normalize
+from catsdogs.images import Preprocessing
+from catsdogs.images.tensors import normalize
 from catsdogs.model import DTYPES, Precision, backbone_for_inference, compute_exactly, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
 from catsdogs.vision import ResNet

@@ -19,10 +19,11 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from catsdogs import checkpoint, storage
-from catsdogs.checkpoint import CONFIG, WEIGHTS, load, load_pretrained, load_state, save
+from catsdogs.checkpoint import load, load_pretrained, load_state, save
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.model import build
+from catsdogs.saved import CONFIG, WEIGHTS, read, resnet50_shapes
 
 CLASSES = ("cats", "dogs", "żaby 50%")
 PREPROCESSING = Preprocessing(img_size=96, crop_pct=0.875, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -223,6 +224,28 @@ def test_a_safetensors_file_of_unknown_numbers_is_named():
     content = len(header).to_bytes(8, "little") + header + bytes(4)
     with pytest.raises(InputError, match=r"w\.safetensors is not a safetensors file: 'F4'"):
         checkpoint._parse_safetensors(content, "w.safetensors")
+
+
+def test_weights_in_unknown_numbers_are_named(resnet, folder, tmp_path):
+    state = {name: tensor.to(torch.float8_e5m2) for name, tensor in resnet.state_dict().items()}
+    (tmp_path / CONFIG).symlink_to(folder / CONFIG)
+    save_file(state, tmp_path / WEIGHTS)
+    with pytest.raises(InputError, match=f"{tmp_path}: expected weights in F64 .*, found F8_E5M2"):
+        read(str(tmp_path))
+
+
+def test_the_shapes_are_those_of_torchvisions_model():
+    own = {name: tuple(tensor.shape) for name, tensor in build(num_classes=7, seed=0).state_dict().items()}
+    assert resnet50_shapes(num_classes=7) == own
+
+
+def test_what_does_not_fit_is_told_without_a_model(resnet, folder, tmp_path):
+    state = dict(resnet.state_dict())
+    del state["conv1.weight"]
+    (tmp_path / CONFIG).symlink_to(folder / CONFIG)
+    save_file(state, tmp_path / WEIGHTS)
+    with pytest.raises(InputError, match=f"{tmp_path} is no ResNet50 .* missing: conv1.weight; check --weights"):
+        read(str(tmp_path))
 
 
 def test_weights_that_end_early_are_named(folder, tmp_path):

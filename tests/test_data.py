@@ -2,6 +2,8 @@
 
 import pytest
 import ray.data
+from ray.data._internal import stats
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 
 from catsdogs import data
 from catsdogs.data import runtime
@@ -25,6 +27,23 @@ def test_our_error_comes_back_out_of_a_task(ray_cluster):
 
 def test_other_errors_keep_their_last_line():
     assert str(data.explain(AssertionError(), "scoring", "kept")) == "scoring failed: AssertionError; kept"
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["own Ray", "a cluster"])
+def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, joined):
+    start_ray()
+    if not joined:
+        monkeypatch.delenv("RAY_ADDRESS")
+    asked = []
+    for module, name in ((stats, "get_or_create_stats_actor"), (coordinator, "get_or_create_autoscaling_coordinator")):
+        made = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda name=name, made=made: asked.append(name) or made())
+
+    with data.few_actors():
+        rows = ray.data.range(100, override_num_blocks=2).map_batches(lambda rows: {"id": rows["id"] + 1}).take_all()
+
+    assert sorted(row["id"] for row in rows) == list(range(1, 101))
+    assert bool(asked) is joined
 
 
 @pytest.mark.parametrize("nodes", [[1], [2], [2, 2], [1, 1], [0, 8], [16]])

@@ -15,7 +15,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from catsdogs.errors import InputError
-from catsdogs.images import MAX_PIXELS, Preprocessing, augment, decode, normalize
+from catsdogs.images import MAX_PIXELS, Preprocessing, decode
+from catsdogs.images.augment import augment
+from catsdogs.images.tensors import normalize
 from catsdogs.schema import STATUSES
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

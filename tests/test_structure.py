@@ -2,6 +2,8 @@
 
 import ast
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ PACKAGE = Path(catsdogs.__file__).parent
 # A module imports only from those before it; a folder counts as one module.
 ORDER = [
     *("errors", "config", "progress", "schema", "storage", "labels", "vision", "images", "model", "fused"),
-    *("checkpoint", "start", "data"),
+    *("saved", "checkpoint", "start", "data"),
     *("predict", "metrics", "report", "train", "score", "evaluate", "download", "demo", "cli"),
 ]
 WITH_RAY = {"start", "data", "train", "score", "evaluate", "demo"}
@@ -87,6 +89,11 @@ def test_prediction_needs_no_reader():
 def test_ray_is_imported_where_the_list_says(path):
     if module_of(path) not in WITH_RAY:
         assert "ray" not in {name.split(".")[0] for name in imported(TREES[path])}
+
+
+def test_a_driver_that_only_hands_on_work_does_without_torch():
+    code = "import sys, catsdogs.score, catsdogs.evaluate; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @each_file

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catsdogs import checkpoint, data, storage
+from catsdogs import data, saved, storage
 from catsdogs.config import ScoreConfig
 from catsdogs.data import decode as decoding
 from catsdogs.data.sandbox import Answer, Decoder, File
@@ -67,7 +67,7 @@ def main() -> None:
         parser.add_argument(flag, required=True)
     options = parser.parse_args()
     config = ScoreConfig(input=options.input, checkpoint=options.checkpoint, output=options.output)
-    model = checkpoint.load(config.checkpoint)
+    model = saved.read(config.checkpoint)
     entries = list(storage.Listing(storage.absolute(config.input)))
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
     files = pa.table(columns, schema=FILES)

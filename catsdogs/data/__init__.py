@@ -4,6 +4,7 @@ uint8 pixels travel between stages as one fixed-size binary column, `image`, of 
 be decoded carries zeros there and its reason in `status` and `error`.
 """
 
+from catsdogs.data.alone import few_actors
 from catsdogs.data.decode import DecodeForInference, DecodeForTraining, images_of
 from catsdogs.data.inference import decoded_batches, decoded_files, decoded_manifests
 from catsdogs.data.runtime import (
@@ -30,6 +31,7 @@ __all__ = [
     "default_num_actors",
     "epoch_batches",
     "explain",
+    "few_actors",
     "images_of",
     "num_decoders",
     "num_nodes",

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart, groups_of
-from catsdogs.images import Decoded, Pixels, Preprocessing, augment, decode
+from catsdogs.images import Decoded, Pixels, Preprocessing, decode
 
 PREFETCH = 4  # decoded batches that wait for the model
 READ_BYTES = 64 << 20  # of files that are decoded once all of them are read
@@ -76,6 +76,8 @@ class DecodeForTraining:
     def _augmented(self, image: Pixels, row: int, epoch: int) -> Pixels:
         if self.kind == "none":
             return self.preprocessing(image)
+        from catsdogs.images.augment import augment  # not above: torch, which a driver can do without
+
         rng = np.random.default_rng([self.seed, epoch, row])
         return augment(image, self.kind, self.preprocessing.img_size, rng)
 

@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from catsdogs.images import Decoded, Pixels
 
@@ -120,6 +119,8 @@ class _Child:
         self.decoder = decoder
         self.owner = os.getpid()
         self.shared = np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
+        import catsdogs.images.augment  # noqa: F401 not above: torch; before the fork, or every child would wait for it
+
         self.connection, theirs = multiprocessing.Pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -228,4 +229,6 @@ def _limit(connection: Connection) -> None:
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + LIMIT_BYTES, held + LIMIT_BYTES))
+    import torch
+
     torch.set_num_threads(1)  # the threads of the parent's pool are not here

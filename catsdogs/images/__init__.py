@@ -1,11 +1,10 @@
 """Bytes to uint8 RGB pixels or a reason why not; preprocessing and augmentation. No Ray.
 
-Between stages an image is a NumPy array, uint8 (H, W, 3), RGB; `normalize` makes it a float tensor.
+Between stages an image is a NumPy array, uint8 (H, W, 3), RGB. torch is imported by `augment` and `tensors` alone.
 """
 
-from catsdogs.images.augment import augment
 from catsdogs.images.decode import MAX_PIXELS, Decoded, decode
-from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels, Preprocessing, normalize
+from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels, Preprocessing
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -14,7 +13,5 @@ __all__ = [
     "Decoded",
     "Pixels",
     "Preprocessing",
-    "augment",
     "decode",
-    "normalize",
 ]

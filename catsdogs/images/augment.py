@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 
 from catsdogs.errors import InputError
-from catsdogs.images.preprocess import Pixels, to_pixels, to_tensor
+from catsdogs.images.preprocess import Pixels
+from catsdogs.images.tensors import to_pixels, to_tensor
 from catsdogs.vision import InterpolationMode, functional
 
 # A quarter of the area at least, where training from scratch on ImageNet takes 0.08 (Szegedy et al. 2015,

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-import catsdogs.vision  # noqa: F401 registers torch.ops.image
 from catsdogs.images.formats import JpegHeader, ends_early, read_jpeg_header, read_size, sniff
 from catsdogs.images.pillow import open_image, read_rgb, stored_size
 
 MAX_PIXELS = 178_956_970
 
-_RGB = 3  # torchvision.io.ImageReadMode.RGB
 _HUFFMAN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: the rest is left to Pillow
 _SOURCE_PATH = re.compile(r"^\w+, \S+\.cpp:\d+, ")
 _LARGEST_INT32 = 2**31 - 1
@@ -68,16 +65,15 @@ def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
         return _too_large(size, max_pixels)
     if not _suits_torchvision(header):
         return _decode_with_pillow("JPEG", image_bytes, max_pixels)
-    # Copies the compressed bytes, which torch wants writable. Not torchvision.io.decode_jpeg: it is the same
-    # call behind a deprecation warning since torchvision 0.29.
-    data = torch.frombuffer(bytearray(image_bytes), dtype=torch.uint8)
+    from catsdogs.images.tensors import decode_jpeg  # not above: torch, which a driver can do without
+
     try:
-        image_CHW = torch.ops.image.decode_jpeg(data, _RGB, True)  # True: apply the EXIF orientation
+        image = decode_jpeg(image_bytes)
     except RuntimeError as error:
         if "allocate memory" in str(error):
             raise MemoryError(f"{header.width} x {header.height} pixels do not fit") from error
         return _failed("JPEG", image_bytes, _reason(error), size)
-    return Decoded("ok", np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy()), None, *size)
+    return Decoded("ok", image, None, *size)
 
 
 def _suits_torchvision(header: JpegHeader) -> bool:

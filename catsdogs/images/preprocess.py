@@ -1,7 +1,4 @@
-"""From an image of any size to what the model takes: resize, centre crop, normalize.
-
-N batch, C channels, H, W.
-"""
+"""From an image of any size to the model's view of it: resize, centre crop."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,10 +6,8 @@ from math import floor, isfinite
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from catsdogs.errors import InputError
-from catsdogs.vision import InterpolationMode, functional
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -59,28 +54,9 @@ class Preprocessing:
         Returns:
             uint8 (img_size, img_size, 3), contiguous and writable.
         """
-        image_CHW = to_tensor(_middle(image))
-        image_CHW = functional.resize(image_CHW, [self.resize_size], InterpolationMode.BILINEAR, antialias=True)
-        return to_pixels(functional.center_crop(image_CHW, [self.img_size, self.img_size]))
+        from catsdogs.images.tensors import resize_and_crop  # not above: torch, which a driver can do without
 
-
-def normalize(
-    images_NCHW: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> torch.Tensor:
-    """Return (images / 255 - mean) / std as float32, on the tensor's device and in its memory format."""
-    scale_C = torch.tensor(std, device=images_NCHW.device).mul_(255).reciprocal_()
-    shift_C = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images_NCHW.device)
-    return images_NCHW.float().mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
-
-
-def to_tensor(image: Pixels) -> torch.Tensor:
-    """View uint8 (H, W, 3) as (3, H, W); a copy only where torch cannot share it (read-only, flipped)."""
-    return torch.from_numpy(np.require(image, np.uint8, ["C", "W"])).permute(2, 0, 1)
-
-
-def to_pixels(image_CHW: torch.Tensor) -> Pixels:
-    """Copy uint8 (3, H, W) to a contiguous (H, W, 3) that owns its memory."""
-    return np.array(image_CHW.permute(1, 2, 0).numpy(), order="C")
+        return resize_and_crop(_middle(image), self.resize_size, self.img_size)
 
 
 def _middle(image: Pixels) -> Pixels:

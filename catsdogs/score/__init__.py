@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from catsdogs import checkpoint, data, storage
+from catsdogs import data, saved, storage
 from catsdogs.config import ScoreConfig
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.score.classify import ClassifyOptions, classified
@@ -42,11 +42,11 @@ def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
         checkpoint=storage.absolute(config.checkpoint),
         output=storage.absolute(config.output),
     )
-    model = checkpoint.load(config.checkpoint)
+    model = saved.read(config.checkpoint)
     return run(config, _identity(config, model), _Pipeline(config, model, progress), progress)
 
 
-def _identity(config: ScoreConfig, model: checkpoint.Checkpoint) -> Identity:
+def _identity(config: ScoreConfig, model: saved.Saved) -> Identity:
     settings = {
         "input": config.input,
         "limit": config.limit,
@@ -65,7 +65,7 @@ def _identity(config: ScoreConfig, model: checkpoint.Checkpoint) -> Identity:
 class _Pipeline:
     """Reads, decodes and labels with Ray Data, which starts with the first files."""
 
-    def __init__(self, config: ScoreConfig, model: checkpoint.Checkpoint, progress: Progress) -> None:
+    def __init__(self, config: ScoreConfig, model: saved.Saved, progress: Progress) -> None:
         self._config = config
         self._model = model
         self._progress = progress
@@ -88,7 +88,8 @@ class _Pipeline:
         decoded = data.decoded_manifests(uris, stage, options.share.decode)
         try:
             labelled = classified(decoded, stage, options, CARRIED, config.save_embeddings)
-            yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
+            with data.few_actors():
+                yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:
             own = data.own_error(error)
             if own is None:

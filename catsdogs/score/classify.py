@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
 from catsdogs import data
-from catsdogs.checkpoint import Checkpoint
 from catsdogs.config import EvaluateConfig, ScoreConfig
-from catsdogs.predict import checked_predictor, predictions, settle
+from catsdogs.saved import Saved
 
 READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not grow with the number of files
 
@@ -23,14 +21,14 @@ READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not
 class ClassifyOptions:
     """How many models run where."""
 
-    checkpoint: Checkpoint
+    checkpoint: Saved
     precision: str
     num_actors: int
     use_gpu: bool
     share: data.CpuShare
 
     @classmethod
-    def of(cls, config: EvaluateConfig | ScoreConfig, model: Checkpoint) -> "ClassifyOptions":
+    def of(cls, config: EvaluateConfig | ScoreConfig, model: Saved) -> "ClassifyOptions":
         """Choose from a command's settings and what the cluster has."""
         use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_actors or 1)
         num_actors = config.num_actors or data.default_num_actors(use_gpu)
@@ -48,21 +46,26 @@ class Classifier:
     def __init__(
         self, checkpoint_ref: Any, precision: str, actors_here: int, carried: Sequence[str], save_embeddings: bool
     ) -> None:
-        checkpoint: Checkpoint = ray.get(checkpoint_ref)
-        settle(actors_here)
+        import torch  # neither is above: the driver can do without torch
+
+        from catsdogs import checkpoint, predict
+
+        found = checkpoint.unpack(ray.get(checkpoint_ref))
+        predict.settle(actors_here)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self._carried = carried
         self._save_embeddings = save_embeddings
-        self._class_names = checkpoint.class_names
-        self._img_size = checkpoint.preprocessing.img_size
-        self._predictor, self._engine = checked_predictor(checkpoint.model, checkpoint.preprocessing, precision, device)
+        self._class_names = found.class_names
+        self._img_size = found.preprocessing.img_size
+        self._predictions = predict.predictions
+        self._predictor, self._engine = predict.checked_predictor(found.model, found.preprocessing, precision, device)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Label one batch; beside the output's columns come what is carried, `engine`, and `model_s`, its time."""
         began = time.monotonic()
         features_ND = self._predictor.embed(data.images_of(rows, self._img_size))
         probs_NK = self._predictor.label(features_ND)
-        labelled = predictions(rows, probs_NK, self._class_names, features_ND if self._save_embeddings else None)
+        labelled = self._predictions(rows, probs_NK, self._class_names, features_ND if self._save_embeddings else None)
         seconds = (time.monotonic() - began) / max(1, rows.num_rows)
         for name in self._carried:
             labelled = labelled.append_column(name, rows[name])

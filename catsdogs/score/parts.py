@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import __version__, storage
-from catsdogs.checkpoint import Checkpoint
 from catsdogs.errors import InputError, RunError
+from catsdogs.saved import Saved
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, table_of
 from catsdogs.score.plan import STATS, Plan, Work, part_name, read_files, replace_rows
 
@@ -91,7 +91,7 @@ def unreadable(uri: str, error: Exception) -> RunError:
     return RunError(f"{uri}: expected a finished part, but {error}; remove it")
 
 
-def file_metadata(model: Checkpoint) -> dict[str, str]:
+def file_metadata(model: Saved) -> dict[str, str]:
     """Say in a part's metadata which model made it."""
     preprocessing = model.preprocessing
     return {

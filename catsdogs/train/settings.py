@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from catsdogs import checkpoint, data, storage
+from catsdogs import data, saved, storage
 from catsdogs.config import TrainConfig
 from catsdogs.errors import InputError
 from catsdogs.labels import check_same_classes
@@ -73,7 +73,7 @@ def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
         InputError: they differ.
     """
     if storage.exists(storage.join(uri, LAST, STATE)):
-        before, _ = checkpoint.read_config(storage.join(uri, LAST))
+        before, _ = saved.read_config(storage.join(uri, LAST))
         check_same_classes(before, class_names, uri, "--data-dir")
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from catsdogs.config import TrainConfig
-from catsdogs.images import Preprocessing, normalize
+from catsdogs.images import Preprocessing
+from catsdogs.images.tensors import normalize
 from catsdogs.model import NUM_FEATURES, Precision, parameter_groups, training_mode
 from catsdogs.vision import ResNet
 

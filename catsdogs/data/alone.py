@@ -1,0 +1,46 @@
+"""Ray Data on a machine that no cluster joins, without the two actors that serve a cluster.
+
+One collects statistics for the dashboard, the other asks the autoscaler for machines, of which there are neither; each
+takes 3 s of a core at the start to import Ray Data (2-core Zen 4, 2026-11). No setting leaves them out.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import ray
+from ray.data import ExecutionResources
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+from ray.data._internal.execution import streaming_executor
+from ray.data._internal.stats import _StatsManager
+
+from catsdogs.start import joins_cluster
+
+STATISTICS = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics")
+
+
+class _OneMachine(ClusterAutoscaler):
+    """What there is, is all there will be."""
+
+    def try_trigger_scaling(self) -> None:
+        """Do nothing."""
+
+    def on_executor_shutdown(self) -> None:
+        """Do nothing."""
+
+    def get_total_resources(self) -> ExecutionResources:
+        """Count the machine's."""
+        total: ExecutionResources = ExecutionResources.from_resource_dict(ray.cluster_resources())
+        return total
+
+
+@contextlib.contextmanager
+def few_actors() -> Iterator[None]:
+    """Run datasets without the two actors, where Ray is this command's own."""
+    with contextlib.ExitStack() as replaced:
+        if not joins_cluster():
+            for name in STATISTICS:
+                replaced.enter_context(patch.object(_StatsManager, name, lambda *_, **__: None))
+            one_machine = patch.object(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine())
+            replaced.enter_context(one_machine)
+        yield
