@@ -60,8 +60,8 @@ SCORING = (
         OURS, (CATSDOGS, "score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}"), 3000
     ),
     Contestant(WITHOUT_RAY, _module("ours.pipeline"), 600),
-    Contestant(ALONE, _module("ours.model"), 960),
-    Contestant("the roofline", _module("ours.roofline"), 504),
+    Contestant(ALONE, _module("ours.model"), 480),
+    Contestant("the roofline", _module("ours.roofline"), 252),
     Contestant(RAY, _module("peers.ray_docs"), 200),
     Contestant(f"{RAY}, tuned", _module("peers.ray_docs", "--tuned"), 600),
     Contestant("torch DataLoader", _module("peers.loader"), 200),
@@ -82,10 +82,10 @@ TRAINERS = (
     Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 480, "train"),
     Contestant(EAGER, _module("peers.reference_training"), 320, "train"),
     Contestant(f"{EAGER}, tuned", _module("peers.reference_training", "--tuned"), 320, "train"),
-    Contestant("Ray's documentation, training", _module("peers.ray_training"), 320, "train"),
+    Contestant("Ray's documentation, training", _module("peers.ray_training"), 160, "train"),
 )
 FROZEN, EPOCH = "`catsdogs train --freeze backbone`, 10 epochs", "DataLoader, tuned, an epoch"
 NOTEBOOK = (
-    Contestant(FROZEN, _train("--freeze", "backbone", "--augment", "none", "--epochs", "10"), 3000),
     Contestant(EPOCH, _module("peers.frozen_loop", "--tuned"), 3000),
+    Contestant(FROZEN, _train("--freeze", "backbone", "--augment", "none", "--epochs", "10"), 3000),
 )

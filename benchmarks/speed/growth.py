@@ -47,8 +47,9 @@ def note_growth(
     )
     checks.note("Rows, parts and listed files of each: exactly as many as they should be.", all(exact))
     _note_requests(checks, images, checkpoint, work)
-    scoring = replace(SCORING[0], words=(*SCORING[0].words, "--num-actors", "2"))
-    training = replace(TRAINERS[0], words=(*TRAINERS[0].words, "--num-workers", "2", "--batch-size", "16"))
+    scoring = replace(SCORING[0], num_images=750, words=(*SCORING[0].words, "--num-actors", "2"))
+    words = (*TRAINERS[0].words, "--num-workers", "2", "--batch-size", "16")
+    training = replace(TRAINERS[0], num_images=320, words=words)
     for what, contestant in (("Two actors of one thread", scoring), ("Two workers of one thread", training)):
         _note_share(checks, what, contestant.run(images, checkpoint, work), contestant, timings)
 

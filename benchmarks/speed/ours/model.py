@@ -7,7 +7,7 @@ from benchmarks.speed.peers.common import arguments, tell
 from catsdogs import checkpoint
 from catsdogs.predict import BATCH_SIZE, checked_predictor, settle
 
-NUM_BATCHES = 30
+NUM_BATCHES = 15
 
 
 def main() -> None:

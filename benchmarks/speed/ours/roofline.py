@@ -6,7 +6,7 @@ from benchmarks.speed.peers.common import arguments, tell
 
 FLOP = 8.18e9  # of ResNet50's forward pass over one image of 224 pixels, two for each multiply and add
 SIDE = 4096  # of the matrices
-NUM_PRODUCTS = 30
+NUM_PRODUCTS = 15
 
 
 def main() -> None:
