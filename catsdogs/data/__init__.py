@@ -6,6 +6,7 @@ be decoded carries zeros there and its reason in `status` and `error`.
 
 from catsdogs.data.alone import few_actors
 from catsdogs.data.decode import DecodeForInference, DecodeForTraining, images_of
+from catsdogs.data.held import Held, hold
 from catsdogs.data.inference import decoded_batches, decoded_files, decoded_manifests
 from catsdogs.data.runtime import (
     CpuShare,
@@ -25,6 +26,7 @@ __all__ = [
     "DecodeForInference",
     "DecodeForTraining",
     "EpochPlan",
+    "Held",
     "decoded_batches",
     "decoded_files",
     "decoded_manifests",
@@ -32,6 +34,7 @@ __all__ = [
     "epoch_batches",
     "explain",
     "few_actors",
+    "hold",
     "images_of",
     "num_decoders",
     "num_nodes",

@@ -36,7 +36,7 @@ class DecodeForInference:
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode files, a batch at a time; every file stays a row."""
         side = self.preprocessing.img_size
-        return _decode_batches(files, self.batch_size, (side, side, 3), self)
+        return decode_batches(files, self.batch_size, (side, side, 3), self)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode one file to the model's view, uint8 (S, S, 3)."""
@@ -56,22 +56,28 @@ class DecodeForTraining:
     epochs: tuple[int, ...]
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a row's pixels."""
+        side = self.preprocessing.img_size
+        return (len(self.epochs) * side, side, 3)
+
+    @property
     def batch_bytes(self) -> int:
         """What the pixels of a full batch take."""
-        return self.batch_size * len(self.epochs) * self.preprocessing.img_size**2 * 3
+        return self.batch_size * math.prod(self.shape)
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read, decode and augment files, a batch at a time; every file stays a row."""
-        side = self.preprocessing.img_size
-        return _decode_batches(files, self.batch_size, (len(self.epochs) * side, side, 3), self)
+        return decode_batches(files, self.batch_size, self.shape, self)
 
     def decode(self, image_bytes: bytes, row: int) -> Decoded:
-        """Decode one file and augment it, uint8 (V*S, S, 3): V views, one below the other."""
+        """Decode one file to its views."""
         decoded = decode(image_bytes, self.max_pixels)
-        if decoded.image is None:
-            return decoded
-        views = [self._augmented(decoded.image, row, epoch) for epoch in self.epochs]
-        return replace(decoded, image=np.concatenate(views))
+        return decoded if decoded.image is None else replace(decoded, image=self.views(decoded.image, row))
+
+    def views(self, image: Pixels, row: int) -> Pixels:
+        """Augment a decoded image, uint8 (V*S, S, 3): V views, one below the other."""
+        return np.concatenate([self._augmented(image, row, epoch) for epoch in self.epochs])
 
     def _augmented(self, image: Pixels, row: int, epoch: int) -> Pixels:
         if self.kind == "none":
@@ -100,7 +106,7 @@ class Read(NamedTuple):
     retries: int
 
 
-def _decode_batches(
+def decode_batches(
     files: pa.Table, batch_size: int, shape: tuple[int, int, int], decoder: Decoder
 ) -> Iterator[pa.Table]:
     """Decode batch after batch while the files of later ones are read."""
@@ -119,10 +125,15 @@ def _decode_batch(
     rows = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
     places = zip(rows, images_NHWC, strict=True)
     done = [read for group in bodies for read in _decode_group(decoder, group, places)]
-    answers = [read.answer for read in done]
-    decode_s = sum(answer.decode_s for answer in answers)
+    decode_s = sum(read.answer.decode_s for read in done)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
-    image_type = pa.binary(math.prod(shape))
+    return decoded_table(files, done, images_NHWC, read_s)
+
+
+def decoded_table(files: pa.Table, done: Sequence[Read], images_NHWC: Pixels, read_s: float) -> pa.Table:
+    """Put files, what became of them and their pixels, zeros without an image, into the columns of a batch."""
+    answers = [read.answer for read in done]
+    image_type = pa.binary(math.prod(images_NHWC.shape[1:]))
     columns = {  # a manifest knows neither size nor version
         "size_bytes": pc.coalesce(files["size_bytes"], pa.array([read.size_bytes for read in done], pa.int64())),
         "version": pc.coalesce(pa.array([read.version for read in done], pa.string()), files["version"]),

@@ -76,6 +76,11 @@ def num_nodes() -> int:
     return max(1, len([node for node in ray.nodes() if _cpus(node)]))
 
 
+def smallest_store() -> float:
+    """Find the least object store of a machine that has CPUs for our tasks, in bytes."""
+    return min((node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if _cpus(node)), default=0.0)
+
+
 def _cpus(node: dict[str, Any]) -> float:
     return float(node["Resources"].get("CPU", 0)) if node["Alive"] else 0.0
 

@@ -10,6 +10,7 @@ import ray.data
 from ray.data import DataContext
 
 from catsdogs.data.decode import PREFETCH, DecodeForTraining
+from catsdogs.data.held import Held, ViewsOfHeld
 from catsdogs.data.runtime import quiet_datasets
 from catsdogs.images import MAX_PIXELS, Preprocessing
 
@@ -52,13 +53,20 @@ class EpochPlan:
 
 
 def epoch_batches(
-    files: pa.Table, plan: EpochPlan, epoch: int, preprocessing: Preprocessing, kind: str, num_cpus: float
+    files: pa.Table,
+    plan: EpochPlan,
+    epoch: int,
+    preprocessing: Preprocessing,
+    kind: str,
+    num_cpus: float,
+    held: Held | None = None,
 ) -> Iterator[pa.Table]:
     """Read, decode and augment a worker's rows of one epoch, a batch a step.
 
     Args:
         files: all training rows, `LABELLED_FILES`.
         num_cpus: that each decoding task reserves.
+        held: where the images are decoded already.
     """
     steps = [rows for rows in plan.steps(epoch) if len(rows)]
     if not steps:
@@ -69,6 +77,10 @@ def epoch_batches(
     stage = DecodeForTraining(preprocessing, MAX_PIXELS, plan.batch_size, kind, plan.seed, (epoch,))
     # A decoder's failure is a row, so a stage that raises has a bug or lost its store: the job ends.
     dataset = ray.data.from_arrow(blocks).map_batches(
-        stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus
+        stage if held is None else ViewsOfHeld(held, stage),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=num_cpus,
     )
     yield from dataset.iter_batches(batch_size=plan.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH)

@@ -94,6 +94,7 @@ def _fit(
 ) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lives as long as the driver
+    decode_cpus = data.share_cpus(config.num_workers).decode
     spec = RunSpec(
         config=config,
         folder=folder,
@@ -101,7 +102,8 @@ def _fit(
         validation_files=ray.put(files[1]),
         initial_state=ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()}),
         events=events,
-        decode_cpus=data.share_cpus(config.num_workers).decode,
+        decode_cpus=decode_cpus,
+        held=_hold(config, files[0], decode_cpus, teller),
     )
     try:
         with tempfile.TemporaryDirectory() as unused, _told(events, teller):
@@ -110,6 +112,16 @@ def _fit(
         raise _explain(error, teller) from error
     if teller.refused:
         raise teller.refused
+
+
+def _hold(config: TrainConfig, files: pa.Table, decode_cpus: float, teller: EventTeller) -> data.Held | None:
+    """Decode the training images now where several epochs will see them."""
+    if config.freeze == "backbone" or config.epochs == 1:
+        return None
+    try:
+        return data.hold(files, decode_cpus, teller.progress)
+    except Exception as error:
+        raise _explain(error, teller) from error
 
 
 def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
@@ -174,7 +186,7 @@ def _run(trainer: TorchTrainer) -> None:
             signal.signal(signal.SIGINT, before)
 
 
-def _explain(error: TrainingFailedError, teller: EventTeller) -> CatsdogsError:
+def _explain(error: Exception, teller: EventTeller) -> CatsdogsError:
     """Find the cause that a worker gave; say what is kept and how to go on."""
     failure = next(iter(getattr(error, "worker_failures", {}).values()), error)
     kept = f"{teller.num_kept} finished epochs are kept" if teller.num_kept else "no epoch was finished"

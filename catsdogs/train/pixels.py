@@ -1,4 +1,4 @@
-"""Training on images, which are read and decoded again for every epoch."""
+"""Training on images."""
 
 from collections.abc import Iterator
 
@@ -21,9 +21,15 @@ class Pixels:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Give uint8 images (N, H, W, C) and their classes for each step; rows without an image are left out."""
         worker, config = self._worker, self._worker.spec.config
-        preprocessing = worker.spec.folder.preprocessing
+        spec = worker.spec
         batches = data.epoch_batches(
-            worker.train_files, worker.plan, epoch, preprocessing, config.augment, worker.spec.decode_cpus
+            worker.train_files,
+            worker.plan,
+            epoch,
+            spec.folder.preprocessing,
+            config.augment,
+            spec.decode_cpus,
+            spec.held,
         )
         for _ in range(worker.plan.num_steps):
             yield self._tensors(next(batches, None))

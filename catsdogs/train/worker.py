@@ -82,6 +82,7 @@ class RunSpec:
     initial_state: ray.ObjectRef[dict[str, np.ndarray[Any, Any]]]
     events: Queue
     decode_cpus: float
+    held: data.Held | None
 
 
 class Inputs(Protocol):

@@ -1,0 +1,97 @@
+"""Images that are held decoded: the same views as from the files, without the files."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import encode, solid
+from PIL import Image
+
+from catsdogs import data, storage
+from catsdogs.data import held as held_module
+from catsdogs.data import runtime
+from catsdogs.images import Preprocessing
+from catsdogs.progress import Step, silent
+from catsdogs.schema import LABELLED_FILES
+from catsdogs.start import start_ray
+
+PREPROCESSING = Preprocessing(img_size=32)
+
+
+def noise(width: int, height: int, **options: object) -> bytes:
+    pixels = np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return noise(60, 40, exif=exif)
+
+
+@pytest.fixture
+def files(ray_cluster, tmp_path):
+    """50 small images, one stored on its side, one damaged, one larger than what is held, one that is not there."""
+    start_ray()
+    contents = {f"{i:02}.jpg": encode(solid((i * 5, 200 - i, 90))) for i in range(50)}
+    contents |= {"turned.jpg": turned(), "damaged.jpg": noise(50, 50)[:200], "large.jpg": noise(600, 30)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    entries = [*storage.Listing(str(tmp_path)), storage.Entry(str(tmp_path / "gone.jpg"), 100, None)]
+    columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
+    return pa.table([*columns, [i % 2 for i in range(len(entries))]], schema=LABELLED_FILES)
+
+
+def views(files, epoch, kind, held=None):
+    plan = data.EpochPlan(num_rows=files.num_rows, seed=3, batch_size=16, rank=0, world_size=1)
+    batches = list(data.epoch_batches(files, plan, epoch, PREPROCESSING, kind, 1.0, held))
+    return [batch.select(["path", "true_index", "row", "status", "error", "image"]) for batch in batches]
+
+
+@pytest.mark.parametrize("kind", ["none", "light"])
+def test_what_is_held_gives_the_views_of_the_files(files, kind):
+    told = []
+    held = data.hold(files, 1.0, told.append)
+    assert told[-1] == Step("decode", files.num_rows, files.num_rows)
+    for epoch in (1, 2):
+        expected, found = views(files, epoch, kind), views(files, epoch, kind, held)
+        assert [batch.num_rows for batch in found] == [16, 16, 16, 6]
+        assert [batch.to_pylist() for batch in found] == [batch.to_pylist() for batch in expected]
+
+
+def test_later_epochs_read_only_what_is_not_held(files, tmp_path):
+    held = data.hold(files, 1.0, silent)
+    expected = pa.concat_tables(views(files, 1, "light"))
+    for path in tmp_path.glob("*.jpg"):
+        path.unlink()
+    found = pa.concat_tables(views(files, 1, "light", held))
+    changed = [
+        (row["path"].rpartition("/")[2], now["status"])
+        for row, now in zip(expected.to_pylist(), found.to_pylist(), strict=True)
+        if row != now
+    ]
+    assert changed == [("large.jpg", "not_found")]
+
+
+def test_a_file_that_comes_back_is_read_again(files, tmp_path):
+    held = data.hold(files, 1.0, silent)
+    (tmp_path / "gone.jpg").write_bytes(encode(solid((1, 2, 3))))
+    statuses = pa.concat_tables(views(files, 1, "none", held)).sort_by("row")["status"].to_pylist()
+    assert statuses == ["ok" if "damaged" not in path else "truncated" for path in files["path"].to_pylist()]
+
+
+def test_nothing_is_held_where_it_may_not_fit(files, monkeypatch):
+    room = files.num_rows * held_module.SIDE**2 * 3 / held_module.MOST_SHARE
+    monkeypatch.setattr(held_module, "smallest_store", lambda: room - 1)
+    assert data.hold(files, 1.0, silent) is None
+    monkeypatch.setattr(held_module, "smallest_store", lambda: room + 1)
+    assert data.hold(files, 1.0, silent) is not None
+
+
+def test_the_smallest_machine_decides(monkeypatch):
+    nodes = [{"CPU": 8, "object_store_memory": 5e9}, {"CPU": 2, "object_store_memory": 2e9}, {"object_store_memory": 1}]
+    monkeypatch.setattr(runtime.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    assert runtime.smallest_store() == 2e9
