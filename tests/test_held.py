@@ -17,6 +17,7 @@ from catsdogs.schema import LABELLED_FILES
 from catsdogs.start import start_ray
 
 PREPROCESSING = Preprocessing(img_size=32)
+BACK = encode(solid((1, 2, 3)))  # what is missing at first
 
 
 def noise(width: int, height: int, **options: object) -> bytes:
@@ -40,7 +41,7 @@ def files(ray_cluster, tmp_path):
     contents |= {"turned.jpg": turned(), "damaged.jpg": noise(50, 50)[:200], "large.jpg": noise(600, 30)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    entries = [*storage.Listing(str(tmp_path)), storage.Entry(str(tmp_path / "gone.jpg"), 100, None)]
+    entries = [*storage.Listing(str(tmp_path)), storage.Entry(str(tmp_path / "gone.jpg"), len(BACK), None)]
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
     return pa.table([*columns, [i % 2 for i in range(len(entries))]], schema=LABELLED_FILES)
 
@@ -78,7 +79,7 @@ def test_later_epochs_read_only_what_is_not_held(files, tmp_path):
 
 def test_a_file_that_comes_back_is_read_again(files, tmp_path):
     held = data.hold(files, 1.0, silent)
-    (tmp_path / "gone.jpg").write_bytes(encode(solid((1, 2, 3))))
+    (tmp_path / "gone.jpg").write_bytes(BACK)
     statuses = pa.concat_tables(views(files, 1, "none", held)).sort_by("row")["status"].to_pylist()
     assert statuses == ["ok" if "damaged" not in path else "truncated" for path in files["path"].to_pylist()]
 

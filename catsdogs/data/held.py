@@ -60,9 +60,9 @@ def hold(files: pa.Table, num_cpus: float, progress: Progress) -> Held | None:
     blocks: list[ray.ObjectRef[pa.Table]] = []
     ends: list[int] = []
     for bundle in dataset.iter_internal_ref_bundles():
-        for block, metadata in bundle.blocks:
-            blocks.append(block)
-            ends.append((ends[-1] if ends else 0) + metadata.num_rows)
+        for entry in bundle.blocks:
+            blocks.append(entry.ref)
+            ends.append((ends[-1] if ends else 0) + entry.metadata.num_rows)
             progress(Step("decode", ends[-1], files.num_rows))
     return Held(tuple(blocks), tuple(ends))
 
@@ -104,7 +104,8 @@ class _DecodeWhole:
     """A Ray Data stage: files -> their pixels, `image` of as many bytes as it has; no bytes without one."""
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
-        return map(_trimmed, decode_batches(files, BATCH_SIZE, (SIDE, SIDE, 3), self))
+        for rows in decode_batches(files, BATCH_SIZE, (SIDE, SIDE, 3), self):
+            yield _trimmed(rows)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode a file; its pixels stand in front of those that fill up to SIDE x SIDE."""
