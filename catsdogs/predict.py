@@ -30,7 +30,7 @@ Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 NUM_CHECKED = 16  # pictures on which bf16 is compared with fp32
 LARGEST_CHECKED = 112  # pixels a side of them: 0.3 s of two cores
 MOST_DIFFERENCE = 0.03  # of a probability
-NUM_LANES = 2  # of a CPU's cores
+NUM_LANES = 2  # threads that share a batch on a CPU; each has its part of the cores
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 MOST_INT32 = 2**31 - 1
 Features = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -77,8 +77,8 @@ class Predictor:
     def embed(self, images_NHWC: Images) -> Features:
         """Compute what the head sees, float32 (N, NUM_FEATURES).
 
-        On a CPU two threads take half of the batch each. Were each layer shared, all cores would wait for the one on
-        which another process runs, such as a decoder: 4% of the time of scoring (2-core Zen 4, 2026-11).
+        Were each layer shared instead of the batch, all cores would wait for the one on which another process runs,
+        such as a decoder: 4% of the time of scoring (2-core Zen 4, 2026-11).
         """
         parts = np.array_split(images_NHWC, min(self._num_lanes, max(1, len(images_NHWC))))
         return np.concatenate(list(self._lanes.map(self._embed, parts)))

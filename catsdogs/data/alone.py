@@ -6,7 +6,7 @@ takes 3 s of a core at the start to import Ray Data (2-core Zen 4, 2026-11). No 
 
 import contextlib
 from collections.abc import Iterator
-from unittest.mock import patch
+from typing import Any
 
 import ray
 from ray.data import ExecutionResources
@@ -40,7 +40,17 @@ def few_actors() -> Iterator[None]:
     with contextlib.ExitStack() as replaced:
         if not joins_cluster():
             for name in STATISTICS:
-                replaced.enter_context(patch.object(_StatsManager, name, lambda *_, **__: None))
-            one_machine = patch.object(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine())
+                replaced.enter_context(_replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
+            one_machine = _replaced(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine())
             replaced.enter_context(one_machine)
         yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -23,7 +23,7 @@ from catsdogs.progress import Progress, Step
 from catsdogs.schema import OK, RETRIED
 
 SIDE = 512  # pixels
-MOST_SHARE = 0.3  # of the smallest machine's object store, which any image may be asked of
+MOST_SHARE = 0.5  # of the smallest machine's object store, which any image may be asked of
 BATCH_SIZE = 32
 NOT_HELD = "not held"  # in place of a status
 

@@ -116,12 +116,17 @@ def _fit(
 
 def _hold(config: TrainConfig, files: pa.Table, decode_cpus: float, teller: EventTeller) -> data.Held | None:
     """Decode the training images now where several epochs will see them."""
-    if config.freeze == "backbone" or config.epochs == 1:
+    if config.freeze == "backbone" or config.epochs == 1 or not _waits_for_images(config):
         return None
     try:
         return data.hold(files, decode_cpus, teller.progress)
     except Exception as error:
         raise _explain(error, teller) from error
+
+
+def _waits_for_images(config: TrainConfig) -> bool:
+    """Whether a step may wait for its images: on a CPU the model takes many times as long as they do."""
+    return config.use_gpu == "true"
 
 
 def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
