@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import ray
 
@@ -29,7 +30,8 @@ def start_ray() -> None:
     # Ray's core calls every actor of Ray Data an error, for arguments that Ray Data gives it (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        with _held_stderr(), _kept_sigterm():
+        # Ray would replace the caller's answer to SIGTERM by its own, first while it starts and for good.
+        with _held_stderr(), replaced(ray._private.utils, "set_sigterm_handler", lambda _: None):
             # No dashboard of a Ray that ends with the command: it takes 2 s of the start (2 cores, 2026-11).
             dashboard = False if address == "local" else None
             ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
@@ -56,15 +58,14 @@ def import_beside_ray(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _kept_sigterm() -> Iterator[None]:
-    """Keep the caller's answer to SIGTERM, which Ray would replace by its own, first while it starts and for good."""
-    names = vars(ray._private.utils)
-    replace = names["set_sigterm_handler"]
-    names["set_sigterm_handler"] = lambda _: None
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module's or a class's name another value for a while, where Ray has no setting."""
+    before = vars(owner)[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        names["set_sigterm_handler"] = replace
+        setattr(owner, name, before)
 
 
 @contextlib.contextmanager

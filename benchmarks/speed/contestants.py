@@ -85,7 +85,7 @@ TRAINERS = (
     Contestant("Ray's documentation, training", _module("peers.ray_training"), 160, "train"),
 )
 FROZEN, EPOCH = "`catsdogs train --freeze backbone`, 10 epochs", "DataLoader, tuned, an epoch"
-NOTEBOOK = (
+NOTEBOOK = (  # the last leaves the trained head that the agreement is measured with
     Contestant(EPOCH, _module("peers.frozen_loop", "--tuned"), 3000),
     Contestant(FROZEN, _train("--freeze", "backbone", "--augment", "none", "--epochs", "10"), 3000),
 )

@@ -6,7 +6,6 @@ takes 3 s of a core at the start to import Ray Data (2-core Zen 4, 2026-11). No 
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 from ray.data import ExecutionResources
@@ -14,7 +13,7 @@ from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.stats import _StatsManager
 
-from catsdogs.start import joins_cluster
+from catsdogs.start import joins_cluster, replaced
 
 STATISTICS = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics")
 
@@ -37,20 +36,10 @@ class _OneMachine(ClusterAutoscaler):
 @contextlib.contextmanager
 def few_actors() -> Iterator[None]:
     """Run datasets without the two actors, where Ray is this command's own."""
-    with contextlib.ExitStack() as replaced:
+    with contextlib.ExitStack() as stack:
         if not joins_cluster():
             for name in STATISTICS:
-                replaced.enter_context(_replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
-            one_machine = _replaced(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine())
-            replaced.enter_context(one_machine)
+                stack.enter_context(replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
+            one_machine = replaced(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine())
+            stack.enter_context(one_machine)
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

@@ -20,14 +20,13 @@ class Pixels:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Give uint8 images (N, H, W, C) and their classes for each step; rows without an image are left out."""
-        worker, config = self._worker, self._worker.spec.config
-        spec = worker.spec
+        worker, spec = self._worker, self._worker.spec
         batches = data.epoch_batches(
             worker.train_files,
             worker.plan,
             epoch,
             spec.folder.preprocessing,
-            config.augment,
+            spec.config.augment,
             spec.decode_cpus,
             spec.held,
         )
