@@ -154,8 +154,8 @@ class EvaluateConfig:
     """Folder or s3:// prefix for metrics.json and predictions.parquet."""
     split: str | None = None
     """Name of another folder of the root to evaluate on."""
-    batch_size: int = 32
-    """Images per forward pass."""
+    batch_size: int | None = None
+    """Images per forward pass; default 32, on GPUs 256."""
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it."""
     num_actors: int | None = None
@@ -164,7 +164,7 @@ class EvaluateConfig:
     """auto takes a GPU per actor where the cluster has them."""
 
     def __post_init__(self) -> None:
-        _check_range("--batch-size", self.batch_size, 1)
+        _check_range("--batch-size", 1 if self.batch_size is None else self.batch_size, 1)
         _check_range("--num-actors", 1 if self.num_actors is None else self.num_actors, 1)
 
 
@@ -180,8 +180,8 @@ class ScoreConfig:
     """Folder or s3:// prefix for the Parquet parts: new, empty, or of an earlier scoring."""
     limit: int | None = None
     """Score the first so many files by path."""
-    batch_size: int = 32
-    """Images per forward pass."""
+    batch_size: int | None = None
+    """Images per forward pass; default 32, on GPUs 256."""
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it."""
     num_actors: int | None = None
@@ -206,7 +206,7 @@ class ScoreConfig:
         _check_range("--num-actors", 1 if self.num_actors is None else self.num_actors, 1)
         _check_range("--max-error-rate", self.max_error_rate, 0, 1)
         for flag, value in (
-            ("--batch-size", self.batch_size),
+            ("--batch-size", 1 if self.batch_size is None else self.batch_size),
             ("--shard-size", self.shard_size),
             ("--max-pixels", self.max_pixels),
         ):

@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
     start_ray()
     options = ClassifyOptions.of(config, model)
-    predicted = _predict(config, in_order_of(labelled, model.class_names), options, progress)
+    predicted = _predict(in_order_of(labelled, model.class_names), options, progress)
     predictions = predicted.select(PREDICTIONS.names)
     _tell_failed(predictions, progress)
     engines = sorted(predicted["engine"].unique().to_pylist())
@@ -47,8 +47,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     return result
 
 
-def _predict(config: EvaluateConfig, files: pa.Table, options: ClassifyOptions, progress: Progress) -> pa.Table:
-    stage = data.DecodeForInference(options.checkpoint.preprocessing, MAX_PIXELS, config.batch_size)
+def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> pa.Table:
+    stage = options.stage(MAX_PIXELS)
     decoded = data.decoded_files(files, stage, options.share.decode)
     tables: list[pa.Table] = []
     done = 0

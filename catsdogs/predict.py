@@ -20,7 +20,7 @@ from torch import nn
 from catsdogs import storage
 from catsdogs.fused import fused
 from catsdogs.images import Preprocessing
-from catsdogs.images.tensors import normalize
+from catsdogs.images.tensors import normalize, to_device
 from catsdogs.model import DTYPES, Precision, backbone_for_inference, compute_exactly, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
 from catsdogs.vision import ResNet
@@ -57,35 +57,39 @@ class Predictor:
         self._head = copy.deepcopy(model.fc).requires_grad_(False).to(device)
         compute_exactly(precision, device)
         backbone = backbone_for_inference(model, precision, device)
-        self._backbone = backbone if plain or device.type != "cpu" else fused(backbone)
+        self._backbone = backbone if plain else fused(backbone)
         num_threads = torch.get_num_threads()
-        self._num_lanes = min(NUM_LANES, num_threads) if device.type == "cpu" else 1
+        self._num_lanes = min(NUM_LANES, num_threads)
         share = num_threads // self._num_lanes
         self._lanes = ThreadPoolExecutor(self._num_lanes, initializer=torch.set_num_threads, initargs=(share,))
 
-    def __call__(self, images_NHWC: Images) -> Probs:
+    def __call__(self, images_NHWC: Images | torch.Tensor) -> Probs:
         """Compute softmax probabilities.
 
         Args:
-            images_NHWC: uint8 RGB; may be read-only.
+            images_NHWC: uint8 RGB, an array that may be read-only or a tensor on the device.
 
         Returns:
             float32 (N, K); rows sum to 1.
         """
         return self.label(self.embed(images_NHWC))
 
-    def embed(self, images_NHWC: Images) -> Features:
+    def embed(self, images_NHWC: Images | torch.Tensor) -> Features:
         """Compute what the head sees, float32 (N, NUM_FEATURES).
 
         Were each layer shared instead of the batch, all cores would wait for the one on which another process runs,
         such as a decoder: 4% of the time of scoring (2-core Zen 4, 2026-11).
         """
-        parts = np.array_split(images_NHWC, min(self._num_lanes, max(1, len(images_NHWC))))
+        if self._device.type == "cuda":
+            return self._embed(images_NHWC)
+        parts = np.array_split(np.asarray(images_NHWC), min(self._num_lanes, max(1, len(images_NHWC))))
         return np.concatenate(list(self._lanes.map(self._embed, parts)))
 
     @torch.inference_mode()
-    def _embed(self, images_NHWC: Images) -> Features:
-        images_NCHW = torch.tensor(images_NHWC, device=self._device).permute(0, 3, 1, 2)
+    def _embed(self, images_NHWC: Images | torch.Tensor) -> Features:
+        if not isinstance(images_NHWC, torch.Tensor):
+            images_NHWC = to_device(images_NHWC, self._device)
+        images_NCHW = images_NHWC.permute(0, 3, 1, 2)
         inputs_NCHW = normalize(images_NCHW, self._preprocessing.mean, self._preprocessing.std)
         inputs_NCHW = inputs_NCHW.to(DTYPES[self.precision], memory_format=torch.channels_last)
         return np.asarray(self._backbone(inputs_NCHW).float().cpu().numpy())

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from catsdogs import fused as fused_module
@@ -171,7 +172,7 @@ def test_auto_precision_follows_the_gpu(monkeypatch, capability, expected):
 
 @pytest.mark.parametrize(("precision", "share"), [("fp32", 1e-5), ("bf16", 0.05)])
 def test_the_fused_form_gives_the_plain_layers_features(resnet, images, precision, share):
-    assert fused_module._works(DTYPES[precision]) or precision == "bf16"  # which few CPUs have
+    assert fused_module._works(DTYPES[precision], CPU) or precision == "bf16"  # which few CPUs have
     plain = backbone_for_inference(resnet, precision, CPU)
     inputs = images.to(DTYPES[precision], memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -183,7 +184,7 @@ def test_the_fused_form_gives_the_plain_layers_features(resnet, images, precisio
 
 
 def test_without_the_operators_the_plain_layers_stay(folded, monkeypatch):
-    monkeypatch.setattr(fused_module, "_works", lambda _: False)
+    monkeypatch.setattr(fused_module, "_works", lambda *_: False)
     assert fused_module.fused(folded) is folded
 
 
@@ -194,5 +195,25 @@ def test_operators_that_are_missing_or_wrong_do_not_work(monkeypatch):
     for broken in (absent, lambda inputs, *_: inputs):
         fused_module._works.cache_clear()
         monkeypatch.setattr(fused_module._Conv, "forward", lambda self, inputs, broken=broken: broken(inputs))
-        assert not fused_module._works(torch.float32)
+        assert not fused_module._works(torch.float32, CPU)
     fused_module._works.cache_clear()
+
+
+def test_the_form_for_gpus_gives_the_plain_layers_features(resnet, images, monkeypatch):
+    def rectified(inputs, weight, bias, stride, padding, dilation, groups):
+        return F.conv2d(inputs, weight, bias, stride, padding, dilation, groups).relu()
+
+    def added(inputs, weight, sums, alpha, bias, stride, padding, dilation, groups):
+        return (F.conv2d(inputs, weight, bias, stride, padding, dilation, groups) + alpha * sums).relu()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", rectified)  # a CPU has neither
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", added)
+    monkeypatch.setitem(fused_module.CONVS, "cpu", fused_module._CudnnConv)
+    plain = backbone_for_inference(resnet, "fp32", CPU)
+    with torch.inference_mode():
+        expected, found = plain(images), fused_module.fused(plain)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_fuses_no_fp32_which_would_be_tf32():
+    assert not fused_module._works(torch.float32, torch.device("cuda"))

@@ -4,9 +4,9 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart, groups_of
-from catsdogs.images import Decoded, Pixels, Preprocessing, decode
+from catsdogs.images import Decoded, JpegHeader, Pixels, Preprocessing, decode, read_plain_jpeg
+from catsdogs.schema import OK
 
 PREFETCH = 4  # decoded batches that wait for the model
 READ_BYTES = 64 << 20  # of files that are decoded once all of them are read
@@ -27,6 +28,7 @@ class DecodeForInference:
     preprocessing: Preprocessing
     max_pixels: int
     batch_size: int
+    passes_jpegs: bool = False  # those that a GPU decodes, as they are; `jpegs.py` goes on with them
 
     @property
     def batch_bytes(self) -> int:
@@ -36,7 +38,11 @@ class DecodeForInference:
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode files, a batch at a time; every file stays a row."""
         side = self.preprocessing.img_size
-        return decode_batches(files, self.batch_size, (side, side, 3), self)
+        passed = self._passed if self.passes_jpegs else None
+        return decode_batches(files, self.batch_size, (side, side, 3), self, passed)
+
+    def _passed(self, image_bytes: bytes) -> JpegHeader | None:
+        return read_plain_jpeg(image_bytes, self.max_pixels)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode one file to the model's view, uint8 (S, S, 3)."""
@@ -54,6 +60,7 @@ class DecodeForTraining:
     kind: str
     seed: int
     epochs: tuple[int, ...]
+    passes_jpegs: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -98,36 +105,54 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
 
 
 class Read(NamedTuple):
-    """What is kept of a file once it is decoded."""
+    """What is kept of a file once it is decoded, or `jpeg`, its content, where that is left to others."""
 
     answer: Answer
     size_bytes: int | None
     version: str | None
     retries: int
+    jpeg: bytes | None = None
 
 
 def decode_batches(
-    files: pa.Table, batch_size: int, shape: tuple[int, int, int], decoder: Decoder
+    files: pa.Table,
+    batch_size: int,
+    shape: tuple[int, int, int],
+    decoder: Decoder,
+    passed: Callable[[bytes], JpegHeader | None] | None = None,
 ) -> Iterator[pa.Table]:
-    """Decode batch after batch while the files of later ones are read."""
+    """Decode batch after batch while the files of later ones are read; those that are passed stay as they are."""
     batches = [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
     groups = [list(groups_of(_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
     with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), LIMIT_BYTES)) as bodies:
         for batch, of_batch in zip(batches, groups, strict=True):
-            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), shape, decoder)
+            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), shape, decoder, passed)
 
 
 def _decode_batch(
-    files: pa.Table, bodies: Iterable[list[storage.Fetched]], shape: tuple[int, int, int], decoder: Decoder
+    files: pa.Table,
+    bodies: Iterable[list[storage.Fetched]],
+    shape: tuple[int, int, int],
+    decoder: Decoder,
+    passed: Callable[[bytes], JpegHeader | None] | None,
 ) -> pa.Table:
     began = time.perf_counter()
     images_NHWC = np.zeros((files.num_rows, *shape), dtype=np.uint8)
-    rows = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
-    places = zip(rows, images_NHWC, strict=True)
-    done = [read for group in bodies for read in _decode_group(decoder, group, places)]
+    numbers = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
+    places = zip(numbers, images_NHWC, strict=True)
+    done = [read for group in bodies for read in _decode_group(decoder, group, places, passed or (lambda _: None))]
     decode_s = sum(read.answer.decode_s for read in done)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
-    return decoded_table(files, done, images_NHWC, read_s)
+    rows = decoded_table(files, done, images_NHWC, read_s)
+    return rows if passed is None else _with_jpegs(rows, [read.jpeg for read in done], images_NHWC)
+
+
+def _with_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: Pixels) -> pa.Table:
+    """Put what was passed into a column of its own; pixels take room where there are some."""
+    ok = [status == OK for status in rows["status"].to_pylist()]
+    pixels = [image.tobytes() if ok[i] and jpegs[i] is None else None for i, image in enumerate(images_NHWC)]
+    columns = {"image": pa.array(pixels, pa.large_binary()), "jpeg": pa.array(jpegs, pa.large_binary())}
+    return pa.table({name: rows[name] for name in rows.column_names} | columns)
 
 
 def decoded_table(files: pa.Table, done: Sequence[Read], images_NHWC: Pixels, read_s: float) -> pa.Table:
@@ -151,16 +176,27 @@ def decoded_table(files: pa.Table, done: Sequence[Read], images_NHWC: Pixels, re
 
 
 def _decode_group(
-    decoder: Decoder, fetched: Sequence[storage.Fetched], places: Iterator[tuple[int, Pixels]]
+    decoder: Decoder,
+    fetched: Sequence[storage.Fetched],
+    places: Iterator[tuple[int, Pixels]],
+    passed: Callable[[bytes], JpegHeader | None],
 ) -> list[Read]:
     """Decode what came of files that were read together; each takes a row's number and where its pixels go."""
     numbered = [(file, *next(places)) for file in fetched]
-    found = [File(file.image_bytes, row, pixels) for file, row, pixels in numbered if file.image_bytes is not None]
+    headers = [None if file.image_bytes is None else passed(file.image_bytes) for file in fetched]
+    found = [
+        File(file.image_bytes, row, pixels)
+        for (file, row, pixels), header in zip(numbered, headers, strict=True)
+        if file.image_bytes is not None and header is None
+    ]
     answers = iter(decode_apart(decoder, found))
     done = []
-    for file in fetched:
+    for file, header in zip(fetched, headers, strict=True):
         if file.image_bytes is None:
             done.append(Read(Answer(file.status, file.error, None, None, 0.0), None, file.version, file.retries))
+        elif header is not None:
+            answer = Answer(OK, None, header.width, header.height, 0.0)
+            done.append(Read(answer, len(file.image_bytes), file.version, file.retries, file.image_bytes))
         else:
             done.append(Read(next(answers), len(file.image_bytes), file.version, file.retries))
     return done

@@ -19,12 +19,20 @@ BLOCK_ROWS = 256  # of files that one task reads and decodes, or one batch: thos
 
 def inference_blocks(files: pa.Table, batch_size: int) -> list[pa.Table]:
     """Cut listed files into blocks of whole batches; a model sees the same batches wherever they are labelled."""
-    rows = _block_rows(batch_size)
+    return _blocks(files, _block_rows(batch_size))
+
+
+def _blocks(files: pa.Table, rows: int) -> list[pa.Table]:
     return [files.slice(start, rows) for start in range(0, files.num_rows, rows)]
 
 
 def _block_rows(batch_size: int) -> int:
     return batch_size * max(1, BLOCK_ROWS // batch_size)
+
+
+def _task_rows(stage: Stage) -> int:
+    """Of files that one task takes: one batch where it has no known bytes, by which Ray Data tells batches apart."""
+    return stage.batch_size if stage.passes_jpegs else _block_rows(stage.batch_size)
 
 
 def decoded_batches(files: pa.Table, stage: Stage, num_cpus: float) -> Iterator[pa.Table]:
@@ -39,12 +47,13 @@ def decoded_batches(files: pa.Table, stage: Stage, num_cpus: float) -> Iterator[
 def decoded_files(files: pa.Table, stage: Stage, num_cpus: float) -> Dataset:
     """Read and decode listed files into a dataset whose blocks are batches."""
     quiet_datasets()
-    return _decoded(ray.data.from_arrow(inference_blocks(files, stage.batch_size)), stage, num_cpus)
+    return _decoded(ray.data.from_arrow(_blocks(files, _task_rows(stage))), stage, num_cpus)
 
 
 def _decoded(files: Dataset, stage: Stage, num_cpus: float) -> Dataset:
     """Add the decoding stage to a dataset of listed files: a block in, its batches out as soon as they are decoded."""
-    files.context.target_max_block_size = stage.batch_bytes - 1  # Ray Data would put batches together
+    # Ray Data would put batches together.
+    files.context.target_max_block_size = None if stage.passes_jpegs else stage.batch_bytes - 1
     return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
 
 
@@ -78,4 +87,4 @@ def decoded_manifests(uris: Sequence[str], stage: Stage, num_cpus: float) -> Dat
     """Stream the files that a plan's Parquet files list into a dataset as `decoded_files` does."""
     quiet_datasets()
     files: Dataset = ray.data.read_datasource(ManifestFiles(uris), override_num_blocks=len(uris))
-    return _decoded(files.repartition(target_num_rows_per_block=_block_rows(stage.batch_size)), stage, num_cpus)
+    return _decoded(files.repartition(target_num_rows_per_block=_task_rows(stage)), stage, num_cpus)

@@ -3,7 +3,8 @@
 Between stages an image is a NumPy array, uint8 (H, W, 3), RGB. torch is imported by `augment` and `tensors` alone.
 """
 
-from catsdogs.images.decode import MAX_PIXELS, Decoded, decode
+from catsdogs.images.decode import MAX_PIXELS, Decoded, decode, read_plain_jpeg
+from catsdogs.images.formats import JpegHeader
 from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels, Preprocessing
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "IMAGENET_STD",
     "MAX_PIXELS",
     "Decoded",
+    "JpegHeader",
     "Pixels",
     "Preprocessing",
     "decode",
+    "read_plain_jpeg",
 ]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from catsdogs.images.formats import JpegHeader, ends_early, read_jpeg_header, read_size, sniff
-from catsdogs.images.pillow import open_image, read_rgb, stored_size
+from catsdogs.images.formats import JpegHeader, ends_early, is_plain, read_jpeg_header, read_size, sniff
+from catsdogs.images.pillow import is_upright, open_image, read_rgb, stored_size
+from catsdogs.images.preprocess import LONGEST
 
 MAX_PIXELS = 178_956_970
 
@@ -74,6 +75,21 @@ def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
             raise MemoryError(f"{header.width} x {header.height} pixels do not fit") from error
         return _failed("JPEG", image_bytes, _reason(error), size)
     return Decoded("ok", image, None, *size)
+
+
+def read_plain_jpeg(image_bytes: bytes, max_pixels: int) -> JpegHeader | None:
+    """Read the header of a JPEG that a decoder without our rules turns into the pixels that `decode` does.
+
+    None for other formats, other colours than YCbCr, pictures that lie on their side, strips, and files that `decode`
+    would give another status than ok by their header or their end.
+    """
+    header = read_jpeg_header(image_bytes) if sniff(image_bytes) == "JPEG" else None
+    if header is None or not is_plain(image_bytes, header):
+        return None
+    short, long = sorted((header.width, header.height))
+    if _is_too_large((short, long), max_pixels) or long > LONGEST * short:
+        return None
+    return header if is_upright(image_bytes[: header.num_bytes]) else None
 
 
 def _suits_torchvision(header: JpegHeader) -> bool:

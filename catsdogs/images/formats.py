@@ -11,6 +11,8 @@ _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # no length field follows
 _END_OF_JPEG = b"\xff\xd9"
+_BASELINE = 0xC0
+_YCBCR = b"\x01\x02\x03"  # the components' names in JFIF
 _TIFF_TYPE_BYTES = {
     1: 1,
     2: 1,
@@ -90,6 +92,16 @@ def read_jpeg_header(image_bytes: bytes) -> JpegHeader | None:
             return JpegHeader(width, height, num_components, marker, position + length)
         position += length
     return None
+
+
+def is_plain(image_bytes: bytes, header: JpegHeader) -> bool:
+    """Whether a JPEG is baseline, in YCbCr beyond doubt, and whole: its last bytes are its end."""
+    if header.marker != _BASELINE or header.num_components != 3:
+        return False
+    if image_bytes[header.num_bytes - 9 : header.num_bytes : 3] != _YCBCR:
+        return False
+    adobe = image_bytes.find(b"Adobe", 0, header.num_bytes)  # its 12th byte: 0 for RGB
+    return image_bytes.endswith(_END_OF_JPEG) and (adobe < 0 or image_bytes[adobe + 11] == 1)
 
 
 def read_size(kind: str, image_bytes: bytes) -> tuple[int, int] | None:

@@ -72,6 +72,19 @@ def read_rgb(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
     return np.array(white.convert("RGB"))
 
 
+def is_upright(jpeg_header: bytes) -> bool:
+    """Whether a JPEG's bytes up to its frame header have no EXIF data that turn it, or none that can be read."""
+    start = jpeg_header.find(b"Exif\0\0")
+    if start < 0:
+        return True
+    exif = Image.Exif()
+    try:
+        exif.load(jpeg_header[start:])
+        return bool(exif.get(_ORIENTATION, 1) == 1)
+    except Exception:  # noqa: BLE001 Pillow raises whatever the bytes lead it into
+        return False
+
+
 def _ignore_pillow_warnings() -> None:
     """Keep a picture with odd metadata from warning, or from failing where warnings are errors.
 

@@ -15,7 +15,7 @@ Pixels = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_LONGEST = 32  # long side / short side beyond which only the middle is resized
+LONGEST = 32  # long side / short side beyond which only the middle is resized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def _middle(image: Pixels) -> Pixels:
     """
     height, width = image.shape[:2]
     short = min(height, width)
-    excess = max(height, width) - _LONGEST * short
+    excess = max(height, width) - LONGEST * short
     if excess <= 0:
         return image
     cut = excess // 2

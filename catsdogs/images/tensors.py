@@ -3,8 +3,11 @@
 N batch, C channels, H, W.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from catsdogs.images.preprocess import Pixels
 from catsdogs.vision import InterpolationMode, functional
@@ -23,6 +26,41 @@ def decode_jpeg(image_bytes: bytes) -> Pixels:
     data = torch.frombuffer(bytearray(image_bytes), dtype=torch.uint8)
     image_CHW = torch.ops.image.decode_jpeg(data, _RGB, True)  # True: apply the EXIF orientation
     return np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
+
+
+def to_device(array: Pixels, device: torch.device) -> torch.Tensor:
+    """Copy uint8 of any shape, which may be read-only; to a GPU through pinned memory, which nobody waits for."""
+    if device.type != "cuda":
+        return torch.tensor(array, device=device)
+    pinned = torch.empty(array.shape, dtype=torch.uint8, pin_memory=True)
+    np.copyto(pinned.numpy(), array)
+    return pinned.to(device, non_blocking=True)
+
+
+def decode_jpegs(contents: Sequence[bytes], short_side: int, size: int, device: torch.device) -> torch.Tensor:
+    """Decode JPEGs on a device, a GPU by nvJPEG, and make the model's view of each there; EXIF data turn nothing.
+
+    nvJPEG's pixels differ by 0.25 of 255 on average from libjpeg-turbo's, by 18 at most (64 photographs).
+
+    Returns:
+        uint8 (N, size, size, 3).
+
+    Raises:
+        RuntimeError: one of the files is damaged.
+    """
+    encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    if device.type == "cuda":
+        images = torch.ops.image.decode_jpegs_cuda(encoded, _RGB, device)
+    else:
+        images = [torch.ops.image.decode_jpeg(data, _RGB, False) for data in encoded]
+    views_NCHW = torch.empty((len(images), 3, size, size), device=device)
+    for image_CHW, view_CHW in zip(images, views_NCHW, strict=True):  # four kernels each; functional.resize has more
+        height, width = image_CHW.shape[1:]
+        sides = [int(short_side * side / min(height, width)) for side in (height, width)]
+        resized = F.interpolate(image_CHW[None].float(), sides, mode="bilinear", antialias=True)
+        top, left = (round((side - size) / 2) for side in sides)
+        view_CHW.copy_(resized[0, :, top : top + size, left : left + size])
+    return views_NCHW.round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def resize_and_crop(image: Pixels, short_side: int, size: int) -> Pixels:

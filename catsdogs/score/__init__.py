@@ -81,13 +81,11 @@ class _Pipeline:
         options = ClassifyOptions.of(self._config, self._model)
         if not self.slots:
             self._progress(Message(f"labelling with {options.num_actors} x {options.device_name}"))
-        decoders = data.num_decoders(options.share)
-        self.slots = {"read": decoders, "decode": decoders, "model": options.num_actors}
-        config, preprocessing = self._config, options.checkpoint.preprocessing
-        stage = data.DecodeForInference(preprocessing, config.max_pixels, config.batch_size)
+        self.slots = options.slots
+        stage = options.stage(self._config.max_pixels)
         decoded = data.decoded_manifests(uris, stage, options.share.decode)
         try:
-            labelled = classified(decoded, stage, options, CARRIED, config.save_embeddings)
+            labelled = classified(decoded, stage, options, CARRIED, self._config.save_embeddings)
             with data.few_actors():
                 yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:

@@ -8,6 +8,7 @@ import torch
 
 from catsdogs import data
 from catsdogs.images import MAX_PIXELS
+from catsdogs.images.tensors import to_device
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions
 from catsdogs.train.worker import Batch, Worker, have_image
 
@@ -43,7 +44,7 @@ class Pixels:
             worker.leave_out(rows.filter(pa.array(~ok_N)))
             images_NHWC = images_NHWC[ok_N]
         targets_N = torch.tensor(rows["true_index"].to_numpy()[ok_N], dtype=torch.int64, device=worker.device)
-        return torch.tensor(images_NHWC, device=worker.device), targets_N
+        return to_device(images_NHWC, worker.device), targets_N
 
     def predicted(self) -> Iterator[pa.Table]:
         """Label this worker's validation rows."""

@@ -1,0 +1,87 @@
+"""Batches whose JPEGs travel as they are, to a model's process: its GPU decodes them many times as fast as a CPU.
+
+What the GPU refuses is decoded as everything else is, which tells what is wrong with it.
+
+Shapes: N rows, S pixels a side.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from catsdogs.data.decode import DecodeForInference
+from catsdogs.data.sandbox import Answer, File, decode_apart, groups_of
+from catsdogs.images.tensors import decode_jpegs, to_device
+from catsdogs.schema import OK
+
+MOST_PIXELS = 1 << 28  # of files that are decoded at once: 3 bytes each
+ANSWERED = ("status", "error", "width", "height", "decode_s")  # columns that decoding fills
+Passed = tuple[int, bytes]  # its row and its content
+
+
+class JpegDecoder:
+    """Decodes the JPEGs of batches: on a device, or apart from this process where it is told not to use it."""
+
+    def __init__(self, stage: DecodeForInference, device: torch.device, on_device: bool) -> None:
+        self._stage = stage
+        self._device = device
+        self._on_device = on_device
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, torch.Tensor]:
+        """Decode a batch of a stage that passes JPEGs.
+
+        Returns:
+            The rows with what became of each, and uint8 (N, S, S, 3) on the device, zeros without an image.
+        """
+        began = time.perf_counter()
+        size = self._stage.preprocessing.img_size
+        images_NHWC = torch.zeros((rows.num_rows, size, size, 3), dtype=torch.uint8, device=self._device)
+        pixels = {row: image for row, image in enumerate(rows["image"].to_pylist()) if image is not None}
+        if pixels:
+            decoded = np.frombuffer(b"".join(pixels.values()), np.uint8).reshape(-1, size, size, 3)
+            images_NHWC[list(pixels)] = to_device(decoded, self._device)
+        passed = [(row, content) for row, content in enumerate(rows["jpeg"].to_pylist()) if content is not None]
+        sides = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+        refused = passed
+        if self._on_device:
+            groups = groups_of(passed, lambda one: math.prod(sides[one[0]]), MOST_PIXELS)
+            refused = [one for group in groups for one in self._decode(group, images_NHWC)]
+        seconds = (time.perf_counter() - began) / max(1, len(passed))
+        answers = {row: Answer(OK, None, *sides[row], seconds) for row, _ in passed}
+        if refused:
+            answers |= self._decode_apart(refused, images_NHWC)
+        return _answered(rows, answers), images_NHWC
+
+    def _decode(self, group: list[Passed], images_NHWC: torch.Tensor) -> list[Passed]:
+        """Decode files on the device; those that it refuses come back."""
+        numbers, contents = zip(*group, strict=True)
+        preprocessing = self._stage.preprocessing
+        try:
+            views = decode_jpegs(contents, preprocessing.resize_size, preprocessing.img_size, self._device)
+        except RuntimeError:  # it does not tell which
+            if len(group) == 1:
+                return group
+            return [refused for one in group for refused in self._decode([one], images_NHWC)]
+        images_NHWC[list(numbers)] = views
+        return []
+
+    def _decode_apart(self, refused: Sequence[Passed], images_NHWC: torch.Tensor) -> dict[int, Answer]:
+        pixels = np.zeros((len(refused), *images_NHWC.shape[1:]), dtype=np.uint8)
+        files = [File(content, row, image) for (row, content), image in zip(refused, pixels, strict=True)]
+        answers = decode_apart(self._stage, files)
+        images_NHWC[[row for row, _ in refused]] = to_device(pixels, self._device)
+        return {row: answer for (row, _), answer in zip(refused, answers, strict=True)}
+
+
+def _answered(rows: pa.Table, answers: dict[int, Answer]) -> pa.Table:
+    """Put answers into the columns of their rows."""
+    columns = {name: rows[name] for name in rows.column_names if name not in ("image", "jpeg")}
+    for name in ANSWERED:
+        before = enumerate(rows[name].to_pylist())
+        values = [getattr(answers[row], name) if row in answers else value for row, value in before]
+        columns[name] = pa.array(values, rows.schema.field(name).type)
+    return pa.table(columns)

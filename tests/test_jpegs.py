@@ -1,0 +1,184 @@
+"""JPEGs that a model's device decodes: the rows and nearly the pixels of the usual way, on a CPU here."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from conftest import encode, solid
+from PIL import Image
+
+from catsdogs import data, storage
+from catsdogs.config import EvaluateConfig
+from catsdogs.data import jpegs
+from catsdogs.data.jpegs import JpegDecoder
+from catsdogs.evaluate import evaluate
+from catsdogs.images import Preprocessing, read_plain_jpeg
+from catsdogs.images.tensors import decode_jpegs
+from catsdogs.schema import FILES
+from catsdogs.score.classify import ClassifyOptions
+
+CPU = torch.device("cpu")
+PREPROCESSING = Preprocessing(img_size=32)
+
+
+def smooth(width, height):
+    """Slopes of colour, which no two decoders show far apart."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=2).astype(np.uint8))
+
+
+def jpeg(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def with_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return jpeg(smooth(60, 40), exif=exif)
+
+
+def with_damaged_exif():
+    return (
+        with_orientation(1).replace(b"Exif\0\0II*\0", b"Exif\0\0II*\xff").replace(b"Exif\0\0MM\0*", b"Exif\0\0MM\xff*")
+    )
+
+
+def broken_inside():
+    """Damaged where only a decoder finds it: a Huffman table that cannot be."""
+    content = bytearray(jpeg(smooth(60, 40)))
+    at = content.index(b"\xff\xc4") + 5
+    content[at : at + 16] = b"\xff" * 16
+    return bytes(content)
+
+
+PLAIN = {
+    "small.jpg": jpeg(smooth(60, 40)),
+    "full-colour.jpg": jpeg(smooth(100, 333), subsampling=0),
+    "upright.jpg": with_orientation(1),
+    "broken-inside.jpg": broken_inside(),
+}
+OTHERS = {
+    "progressive.jpg": jpeg(smooth(60, 40), progressive=True),
+    "gray.jpg": jpeg(smooth(60, 40).convert("L")),
+    "rgb.jpg": jpeg(smooth(60, 40), keep_rgb=True),
+    "cmyk.jpg": jpeg(smooth(60, 40).convert("CMYK")),
+    "turned.jpg": with_orientation(6),
+    "damaged-exif.jpg": with_damaged_exif(),
+    "cut.jpg": jpeg(smooth(60, 40))[:-9],
+    "strip.jpg": jpeg(smooth(990, 30)),
+    "large.jpg": jpeg(smooth(1200, 900)),
+    "picture.png": encode(smooth(60, 40), "PNG"),
+    "empty.jpg": b"",
+    "junk.jpg": b"junk",
+}
+MAX = 10**6  # pixels; large.jpg has more
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_jpeg_is_left_to_the_device(name):
+    header = read_plain_jpeg(PLAIN[name], MAX)
+    assert (header.width, header.height) == Image.open(io.BytesIO(PLAIN[name])).size
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_needs_care_is_not(name):
+    assert read_plain_jpeg(OTHERS[name], MAX) is None
+
+
+@pytest.mark.parametrize("size", [(60, 40), (41, 67), (500, 374), (32, 32), (33, 900)])
+def test_the_devices_view_is_that_of_the_preprocessing(size):
+    content = jpeg(smooth(*size), quality=95)
+    (view,) = decode_jpegs([content], PREPROCESSING.resize_size, PREPROCESSING.img_size, CPU).numpy()
+    expected = PREPROCESSING(np.asarray(Image.open(io.BytesIO(content))))
+    assert np.abs(view.astype(int) - expected).max() <= 1
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, content in (PLAIN | OTHERS).items():
+        (tmp_path / name).write_bytes(content)
+    entries = [*storage.Listing(str(tmp_path)), storage.Entry(str(tmp_path / "gone.jpg"), 5, None)]
+    return pa.table([[getattr(entry, name) for entry in entries] for name in FILES.names], schema=FILES)
+
+
+def stage(passes_jpegs):
+    return data.DecodeForInference(PREPROCESSING, MAX, batch_size=8, passes_jpegs=passes_jpegs)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_rows_and_pixels_are_those_of_the_usual_way(files, on_device, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: asked.extend(given[0]) or decode_jpegs(*given))
+    decoder = JpegDecoder(stage(True), CPU, on_device)
+    num_rows = 0
+    for passed, usual in zip(stage(True)(files), stage(False)(files), strict=True):
+        rows, images_NHWC = decoder(passed)
+        names = [name for name in usual.column_names if name not in ("image", "read_s", "decode_s")]
+        assert rows.select(names).equals(usual.select(names))
+        expected = data.images_of(usual, PREPROCESSING.img_size)
+        assert np.abs(images_NHWC.numpy().astype(int) - expected).max() <= (1 if on_device else 0)
+        num_rows += rows.num_rows
+    assert num_rows == len(PLAIN) + len(OTHERS) + 1
+    assert set(asked) == (set(PLAIN.values()) if on_device else set())
+
+
+def test_a_batch_holds_the_files_and_no_empty_pixels(files):
+    tables = list(stage(True)(files))
+    pixels = PREPROCESSING.img_size**2 * 3
+    decoded = sum(column is not None for table in tables for column in table["image"].to_pylist())
+    jpegs_bytes = sum(len(content) for content in PLAIN.values())
+    assert decoded == sum(name not in ("cut.jpg", "large.jpg", "empty.jpg", "junk.jpg") for name in OTHERS)
+    held = sum(table.select(["image", "jpeg"]).nbytes for table in tables)
+    assert held == pytest.approx(decoded * pixels + jpegs_bytes, rel=0.05)
+
+
+def test_many_pixels_are_decoded_in_turns(files, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jpegs, "MOST_PIXELS", 60 * 40)
+    monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: calls.append(len(given[0])) or decode_jpegs(*given))
+    for rows in stage(True)(files):
+        JpegDecoder(stage(True), CPU, on_device=True)(rows)
+    assert calls == [1] * len(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({"CPU": 2.0}, False),
+        ({"CPU": 2.0, "accelerator_type:H100": 1.0}, True),
+        ({"accelerator_type:A100-80G": 1.0, "accelerator_type:A100": 1.0}, True),
+        ({"accelerator_type:T4": 1.0, "accelerator_type:H100": 1.0}, False),
+    ],
+)
+def test_gpus_decode_where_all_have_the_hardware(monkeypatch, resources, expected):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    assert data.gpus_decode_jpegs() is expected
+
+
+def test_labels_are_right(ray_cluster, red_blue_checkpoint, tmp_path, monkeypatch):
+    for name in ("red", "blue"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for name, content in {"0.jpg": broken_inside(), "1.png": encode(solid((250, 9, 9)), "PNG"), "2.jpg": b""}.items():
+        (tmp_path / "data" / "red" / name).write_bytes(content)
+    for i in range(40):
+        (tmp_path / "data" / "blue" / f"{i:02}.jpg").write_bytes(jpeg(solid((9, 9, 200 + i))))
+
+    of = ClassifyOptions.of
+    gpu_way = {"gpu_decodes": True, "batch_size": 16}
+    monkeypatch.setattr(ClassifyOptions, "of", lambda *given: dataclasses.replace(of(*given), **gpu_way))
+    monkeypatch.setattr(ClassifyOptions, "calls", 2)
+    config = EvaluateConfig(
+        data_dir=str(tmp_path / "data"),
+        checkpoint=str(red_blue_checkpoint),
+        output=str(tmp_path / "out"),
+        precision="fp32",
+    )
+    found = evaluate(config)
+    assert (found["n"], found["failed"]) == (43, 2)
+    assert found["confusion_matrix"] == [[40, 0], [0, 1]]
