@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 
 def machine(packages: Iterable[str]) -> str:
     """Name the cores, the memory, Python and the versions of packages."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return (
-        f"{os.cpu_count()} cores ({_cpu()}), {memory:.0f} GiB, no GPU; Python {platform.python_version()}, {versions}"
-    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores ({_cpu()}), {memory:.0f} GiB, {gpu}; Python {platform.python_version()}, {versions}"
 
 
 def _cpu() -> str:

@@ -1,7 +1,8 @@
 """JPEGs that a model's device decodes: the rows and nearly the pixels of the usual way, on a CPU here."""
 
-import dataclasses
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,11 @@ from conftest import encode, solid
 from PIL import Image
 
 from catsdogs import data, storage
-from catsdogs.config import EvaluateConfig
 from catsdogs.data import jpegs
 from catsdogs.data.jpegs import JpegDecoder
-from catsdogs.evaluate import evaluate
 from catsdogs.images import Preprocessing, read_plain_jpeg
 from catsdogs.images.tensors import decode_jpegs
 from catsdogs.schema import FILES
-from catsdogs.score.classify import ClassifyOptions
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(img_size=32)
@@ -64,6 +62,7 @@ PLAIN = {
     "broken-inside.jpg": broken_inside(),
 }
 OTHERS = {
+    "marker-inside.jpg": jpeg(smooth(60, 40))[:-20] + b"\xff\xc0" + jpeg(smooth(60, 40))[-18:],
     "progressive.jpg": jpeg(smooth(60, 40), progressive=True),
     "gray.jpg": jpeg(smooth(60, 40).convert("L")),
     "rgb.jpg": jpeg(smooth(60, 40), keep_rgb=True),
@@ -133,7 +132,8 @@ def test_a_batch_holds_the_files_and_no_empty_pixels(files):
     pixels = PREPROCESSING.img_size**2 * 3
     decoded = sum(column is not None for table in tables for column in table["image"].to_pylist())
     jpegs_bytes = sum(len(content) for content in PLAIN.values())
-    assert decoded == sum(name not in ("cut.jpg", "large.jpg", "empty.jpg", "junk.jpg") for name in OTHERS)
+    assert decoded == sum(status == "ok" for table in tables for status in table["status"].to_pylist()) - len(PLAIN)
+
     held = sum(table.select(["image", "jpeg"]).nbytes for table in tables)
     assert held == pytest.approx(decoded * pixels + jpegs_bytes, rel=0.05)
 
@@ -161,24 +161,28 @@ def test_gpus_decode_where_all_have_the_hardware(monkeypatch, resources, expecte
     assert data.gpus_decode_jpegs() is expected
 
 
-def test_labels_are_right(ray_cluster, red_blue_checkpoint, tmp_path, monkeypatch):
-    for name in ("red", "blue"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-    for name, content in {"0.jpg": broken_inside(), "1.png": encode(solid((250, 9, 9)), "PNG"), "2.jpg": b""}.items():
-        (tmp_path / "data" / "red" / name).write_bytes(content)
-    for i in range(40):
-        (tmp_path / "data" / "blue" / f"{i:02}.jpg").write_bytes(jpeg(solid((9, 9, 200 + i))))
+SCORING = """
+import sys
+import ray
+from catsdogs.config import ScoreConfig
+from catsdogs.score import score
+ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
+summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=16), print)
+print(summary["by_status"], summary["by_label"], list(summary["engines"]))
+"""
 
-    of = ClassifyOptions.of
-    gpu_way = {"gpu_decodes": True, "batch_size": 16}
-    monkeypatch.setattr(ClassifyOptions, "of", lambda *given: dataclasses.replace(of(*given), **gpu_way))
-    monkeypatch.setattr(ClassifyOptions, "calls", 2)
-    config = EvaluateConfig(
-        data_dir=str(tmp_path / "data"),
-        checkpoint=str(red_blue_checkpoint),
-        output=str(tmp_path / "out"),
-        precision="fp32",
-    )
-    found = evaluate(config)
-    assert (found["n"], found["failed"]) == (43, 2)
-    assert found["confusion_matrix"] == [[40, 0], [0, 1]]
+
+def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path):
+    """The machine has none: everything is as on a GPU but the model, which says so."""
+    source = tmp_path / "in"
+    source.mkdir()
+    broken = {"0.jpg": broken_inside(), "1.png": encode(solid((250, 9, 9)), "PNG"), "2.jpg": b""}
+    for name, content in broken.items():
+        (source / name).write_bytes(content)
+    for i in range(40):
+        (source / f"blue{i:02}.jpg").write_bytes(jpeg(solid((9, 9, 200 + i))))
+    words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert "labelling with 1 x gpu" in done.stdout, done.stderr
+    found = done.stdout.splitlines()[-1]
+    assert found.startswith("{'decode_error': 1, 'empty': 1, 'ok': 41} {'blue': 40, 'red': 1} ['cpu, "), found

@@ -5,7 +5,9 @@ import dataclasses
 import io
 import itertools
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +22,11 @@ from catsdogs.config import EvaluateConfig
 from catsdogs.data import EpochPlan
 from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
-from catsdogs.progress import Message, Step
+from catsdogs.labels import list_evaluation
+from catsdogs.progress import Message, Step, silent
+from catsdogs.start import start_ray
 from catsdogs.train import train
+from catsdogs.train.pixels import Pixels
 from catsdogs.train.step import learning_rate
 
 
@@ -173,3 +178,28 @@ def test_learning_rate_warms_up_then_falls_to_nearly_zero(finished_run):
     assert max(rates) == pytest.approx(1.0)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[20:]))
     assert rates[-1] < 1e-3
+
+
+def test_validation_images_are_decoded_once(ray_cluster, red_blue_root, red_blue_checkpoint, tmp_path):
+    start_ray()
+    shutil.copytree(red_blue_root / "validation", tmp_path / "images")
+    (tmp_path / "images" / "red" / "empty.jpg").write_bytes(b"")
+    labelled = list_evaluation(str(tmp_path / "images"), None, silent)
+    model = checkpoint.load(str(red_blue_checkpoint))
+    folder = SimpleNamespace(preprocessing=model.preprocessing, class_names=labelled.class_names)
+    rows = np.arange(labelled.files.num_rows)
+    worker = SimpleNamespace(
+        spec=SimpleNamespace(folder=folder, decode_cpus=1.0),
+        model=model.model,
+        precision="fp32",
+        device=torch.device("cpu"),
+        validation_files=labelled.files,
+        own_validation_batches=lambda: [rows[:8], rows[8:]],
+    )
+    pixels = Pixels(worker)
+    first = pa.concat_tables(pixels.predicted())
+    shutil.rmtree(tmp_path / "images")
+    assert pa.concat_tables(pixels.predicted()).equals(first)
+    assert first["status"].to_pylist().count("empty") == 1
+    assert first["label"].null_count == 1
+    assert pa.concat_tables(Pixels(worker).predicted())["status"].to_pylist() == ["not_found"] * len(rows)

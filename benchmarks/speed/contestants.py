@@ -38,13 +38,21 @@ def sample(images: Path, count: int, folder: Path) -> Path:
     count = min(count, len(found))
     for i in range(count if not folder.exists() else 0):
         path = found[i * len(found) // count]
-        target = folder / path.relative_to(images)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        copy(path, folder / path.relative_to(images))
     return folder
 
 
-def _module(name: str, *more: str) -> tuple[str, ...]:
+def copy(path: Path, target: Path) -> None:
+    """Copy a file that nobody will change, at no cost where both lie on one disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def module(name: str, *more: str) -> tuple[str, ...]:
+    """Word the command of a module beside this one."""
     return (sys.executable, "-m", f"benchmarks.speed.{name}", *GIVEN, *more)
 
 
@@ -59,33 +67,33 @@ SCORING = (
     Contestant(
         OURS, (CATSDOGS, "score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}"), 3000
     ),
-    Contestant(WITHOUT_RAY, _module("ours.pipeline"), 600),
-    Contestant(ALONE, _module("ours.model"), 480),
-    Contestant("the roofline", _module("ours.roofline"), 252),
-    Contestant(RAY, _module("peers.ray_docs"), 200),
-    Contestant(f"{RAY}, tuned", _module("peers.ray_docs", "--tuned"), 600),
-    Contestant("torch DataLoader", _module("peers.loader"), 200),
-    Contestant(LOOP, _module("peers.loader", "--tuned"), 600),
-    Contestant("timm", _module("peers.timm_loop"), 200),
-    Contestant("timm, tuned", _module("peers.timm_loop", "--tuned"), 600),
-    Contestant("Daft", _module("peers.daft_udf"), 200),
-    Contestant("Daft, tuned", _module("peers.daft_udf", "--tuned"), 600),
+    Contestant(WITHOUT_RAY, module("ours.pipeline"), 600),
+    Contestant(ALONE, module("ours.model"), 480),
+    Contestant("the roofline", module("ours.roofline"), 252),
+    Contestant(RAY, module("peers.ray_docs"), 200),
+    Contestant(f"{RAY}, tuned", module("peers.ray_docs", "--tuned"), 600),
+    Contestant("torch DataLoader", module("peers.loader"), 200),
+    Contestant(LOOP, module("peers.loader", "--tuned"), 600),
+    Contestant("timm", module("peers.timm_loop"), 200),
+    Contestant("timm, tuned", module("peers.timm_loop", "--tuned"), 600),
+    Contestant("Daft", module("peers.daft_udf"), 200),
+    Contestant("Daft, tuned", module("peers.daft_udf", "--tuned"), 600),
 )
 RESIDENT = (SCORING[2], SCORING[3])  # which read no files
 DECODING, PILLOW = "our decoding", "Pillow, `ResNet50_Weights.transforms()`"
 DECODERS = (
-    Contestant(DECODING, _module("ours.decoding"), 600),
-    Contestant(PILLOW, _module("peers.decoding"), 600),
+    Contestant(DECODING, module("ours.decoding"), 600),
+    Contestant(PILLOW, module("peers.decoding"), 600),
 )
 TRAINING, EAGER = "`catsdogs train`", "torchvision's reference loop"
 TRAINERS = (
     Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 480, "train"),
-    Contestant(EAGER, _module("peers.reference_training"), 320, "train"),
-    Contestant(f"{EAGER}, tuned", _module("peers.reference_training", "--tuned"), 320, "train"),
-    Contestant("Ray's documentation, training", _module("peers.ray_training"), 160, "train"),
+    Contestant(EAGER, module("peers.reference_training"), 320, "train"),
+    Contestant(f"{EAGER}, tuned", module("peers.reference_training", "--tuned"), 320, "train"),
+    Contestant("Ray's documentation, training", module("peers.ray_training"), 160, "train"),
 )
 FROZEN, EPOCH = "`catsdogs train --freeze backbone`, 10 epochs", "DataLoader, tuned, an epoch"
 NOTEBOOK = (  # the last leaves the trained head that the agreement is measured with
-    Contestant(EPOCH, _module("peers.frozen_loop", "--tuned"), 3000),
+    Contestant(EPOCH, module("peers.frozen_loop", "--tuned"), 3000),
     Contestant(FROZEN, _train("--freeze", "backbone", "--augment", "none", "--epochs", "10"), 3000),
 )

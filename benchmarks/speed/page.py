@@ -25,7 +25,7 @@ brackets. Ratios are what carries over to another machine.
 - Start-up: from the command to its first batch done; every command's own.
 - Tuned: what an expert would change in the same loop: bf16, channels last, one loading process.
 
-Machine: {machine}; {when} UTC; revision {revision}. Nothing here was measured on a GPU: none was at hand.
+Machine: {machine}; {when} UTC; revision {revision}. On a GPU: [benchmarks-gpu.md](benchmarks-gpu.md).
 """
 NOTES = {
     "Scoring": "Our model alone labels the same decoded batch again and again; the roofline is the rate that the "
@@ -57,20 +57,22 @@ def write_page(
         when=datetime.now(UTC).isoformat(timespec="minutes")[:16],
         revision=revision,
     )
-    sections = [introduction, "## What is asked for\n", _table(GOALS_HEAD, (goal.row(timings) for goal in GOALS))]
+    sections = [introduction, "## What is asked for\n", table(GOALS_HEAD, (goal.row(timings) for goal in GOALS))]
     num_images = {contestant.name: contestant.num_images for contestant in contestants}
     for (title, note), group in zip(NOTES.items(), (SCORING, DECODERS, TRAINERS, NOTEBOOK), strict=True):
         first = timings[group[0].name]
-        rows = [_row(name, num_images[name], timings[name], first) for name in (one.name for one in group)]
-        sections += [f"## {title}\n", f"{note}\n", _table(HEAD, rows)]
+        rows = [row(name, num_images[name], timings[name], first) for name in (one.name for one in group)]
+        sections += [f"## {title}\n", f"{note}\n", table(HEAD, rows)]
     path.write_text("\n".join([*sections, *closing]))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay rows out."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *rows])
 
 
-def _row(name: str, num_images: int, timings: Sequence[Timing], first: Sequence[Timing]) -> list[str]:
+def row(name: str, num_images: int, timings: Sequence[Timing], first: Sequence[Timing]) -> list[str]:
+    """Lay a contestant out under HEAD, beside the first."""
     rates, starts, walls = ([getattr(timing, name) for timing in timings] for name in ("rate", "start_s", "wall_s"))
     beside = median(one.rate / other.rate for one, other in zip(timings, first, strict=True))
     share = "" if math.isnan(beside) else f"{beside:.2f}x"

@@ -3,6 +3,7 @@
 Sources: JPEG, ITU T.81 annex B; WebP, RFC 9649; TIFF 6.0 section 2; PNG, W3C PNG 3 section 5.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # no length field follows
 _END_OF_JPEG = b"\xff\xd9"
-_BASELINE = 0xC0
+_BASELINE, _SCAN = 0xC0, 0xDA
+_OTHER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 _YCBCR = b"\x01\x02\x03"  # the components' names in JFIF
 _TIFF_TYPE_BYTES = {
     1: 1,
@@ -95,13 +97,30 @@ def read_jpeg_header(image_bytes: bytes) -> JpegHeader | None:
 
 
 def is_plain(image_bytes: bytes, header: JpegHeader) -> bool:
-    """Whether a JPEG is baseline, in YCbCr beyond doubt, and whole: its last bytes are its end."""
+    """Whether a JPEG is baseline in one scan, in YCbCr beyond doubt, and has no sign of damage: its last bytes are its
+    end, and no other marker stands before it than those that restart."""
     if header.marker != _BASELINE or header.num_components != 3:
         return False
     if image_bytes[header.num_bytes - 9 : header.num_bytes : 3] != _YCBCR:
         return False
     adobe = image_bytes.find(b"Adobe", 0, header.num_bytes)  # its 12th byte: 0 for RGB
-    return image_bytes.endswith(_END_OF_JPEG) and (adobe < 0 or image_bytes[adobe + 11] == 1)
+    if adobe >= 0 and image_bytes[adobe + 11] != 1:
+        return False
+    scan = _scan_start(image_bytes, header.num_bytes)
+    end = len(image_bytes) - len(_END_OF_JPEG)
+    return 0 <= scan < end and image_bytes.endswith(_END_OF_JPEG) and not _OTHER_MARKER.search(image_bytes, scan, end)
+
+
+def _scan_start(image_bytes: bytes, position: int) -> int:
+    """Find where the first scan's data begin, from the end of the frame header; -1 where the segments are damaged."""
+    while image_bytes[position : position + 1] == b"\xff":
+        marker, length = image_bytes[position + 1], int.from_bytes(image_bytes[position + 2 : position + 4])
+        position += 2 + length
+        if marker == _SCAN:
+            return position
+        if length < 2:
+            return -1
+    return -1
 
 
 def read_size(kind: str, image_bytes: bytes) -> tuple[int, int] | None:

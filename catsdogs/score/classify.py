@@ -15,7 +15,7 @@ from catsdogs.config import EvaluateConfig, ScoreConfig
 from catsdogs.saved import Saved
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
-GPU_CALLS = 2  # at once: a batch is decoded while the model computes another
+GPU_CALLS = 3  # at once: batches are decoded while the model computes another
 READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not grow with the number of files
 
 
@@ -86,7 +86,7 @@ class Classifier:
 
         found = checkpoint.unpack(ray.get(checkpoint_ref))
         predict.settle(actors_here)
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
         self._carried = carried
         self._save_embeddings = save_embeddings
         self._class_names = found.class_names
@@ -128,7 +128,7 @@ def classified(
         ready_bytes = options.num_actors * READY_BATCHES * stage.batch_bytes
         limits = ExecutionResources.for_limits(object_store_memory=ready_bytes)
         decoded.context.execution_options.resource_limits = limits
-    return decoded.map_batches(
+    return decoded.map_batches_internal(  # without a check of Ray's: on GPUs, it allows no blocks as they come
         Classifier,
         fn_constructor_args=constructor_args,
         batch_size=None,

@@ -6,11 +6,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from catsdogs import data
+from catsdogs import data, images
 from catsdogs.images import MAX_PIXELS
 from catsdogs.images.tensors import to_device
 from catsdogs.predict import BATCH_SIZE, Predictor, predictions
+from catsdogs.schema import RETRIED
 from catsdogs.train.worker import Batch, Worker, have_image
+
+Decoded = tuple[pa.Table, images.Pixels]  # rows and their pixels
+MOST_KEPT = 1 << 30  # bytes of the validation images' pixels, which are the same in every epoch
 
 
 class Pixels:
@@ -18,6 +22,7 @@ class Pixels:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._kept: list[Decoded] | None = None
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Give uint8 images (N, H, W, C) and their classes for each step; rows without an image are left out."""
@@ -50,9 +55,21 @@ class Pixels:
         """Label this worker's validation rows."""
         worker, folder = self._worker, self._worker.spec.folder
         predictor = Predictor(worker.model, folder.preprocessing, worker.precision, worker.device)
-        stage = data.DecodeForInference(folder.preprocessing, MAX_PIXELS, BATCH_SIZE)
+        for rows, images_NHWC in self._kept or self._decoded():
+            yield predictions(rows, predictor(images_NHWC), folder.class_names)
+
+    def _decoded(self) -> Iterator[Decoded]:
+        """Decode this worker's validation images; those of few are kept, unless some may do better another time."""
+        worker, preprocessing = self._worker, self._worker.spec.folder.preprocessing
+        stage = data.DecodeForInference(preprocessing, MAX_PIXELS, BATCH_SIZE)
         own = worker.own_validation_batches()
         files = worker.validation_files.take(pa.array(np.concatenate(own) if own else [], pa.int64()))
+        kept: list[Decoded] | None = [] if files.num_rows / BATCH_SIZE * stage.batch_bytes <= MOST_KEPT else None
         for rows in data.decoded_batches(files, stage, worker.spec.decode_cpus):
-            probs_NK = predictor(data.images_of(rows, folder.preprocessing.img_size))
-            yield predictions(rows, probs_NK, folder.class_names)
+            images_NHWC, rows = data.images_of(rows, preprocessing.img_size), rows.drop_columns(["image"])
+            if kept is not None:
+                kept.append((rows, images_NHWC.copy()))  # in this process's memory, not Ray's
+            if not set(RETRIED).isdisjoint(rows["status"].to_pylist()):
+                kept = None
+            yield rows, images_NHWC
+        self._kept = kept

@@ -4,6 +4,7 @@ Shapes: N batch, C channels, H, W, K classes.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +59,8 @@ class Whole:
     preprocessing: Preprocessing
     device: torch.device
     precision: Precision
+    of_full_batches: Callable[[torch.Tensor], torch.Tensor] | None = None  # `wrapped`, where another form is faster
+    batch_size: int = 0
 
     @property
     def nothing(self) -> torch.Tensor:
@@ -69,8 +72,9 @@ class Whole:
         """Compute logits_NK."""
         training_mode(self.model, num_rows)
         inputs_NCHW = normalize(images_NHWC.permute(0, 3, 1, 2), self.preprocessing.mean, self.preprocessing.std)
+        forward = self.of_full_batches if len(images_NHWC) == self.batch_size else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits_NK: torch.Tensor = self.wrapped(inputs_NCHW.contiguous(memory_format=torch.channels_last))
+            logits_NK = (forward or self.wrapped)(inputs_NCHW.contiguous(memory_format=torch.channels_last))
         return logits_NK.float()
 
 

@@ -1,5 +1,6 @@
 """A training worker: its model and rows, and what it tells the driver."""
 
+import dataclasses
 import pickle
 import time
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError
 from catsdogs.model import Precision, build, compute_exactly, freeze_backbone, resolve_precision
 from catsdogs.predict import BATCH_SIZE, settle
-from catsdogs.progress import Step
+from catsdogs.progress import Message, Step
 from catsdogs.schema import OK
 from catsdogs.train import settings
+from catsdogs.train.compiled import LEAST_COMPILED, Compiled
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
 from catsdogs.train.step import Head, Stepper, Trained, Whole, make_optimizer
 from catsdogs.vision import ResNet
@@ -208,10 +210,17 @@ def _make_model(spec: RunSpec, device: torch.device) -> ResNet:
 
 
 def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: Precision) -> Trained:
-    frozen = spec.config.freeze == "backbone"
+    config, frozen = spec.config, spec.config.freeze == "backbone"
     wrapped = ray.train.torch.prepare_model(
         model.fc if frozen else model,
         move_to_device=False,
         parallel_strategy_kwargs={"gradient_as_bucket_view": True},
     )
-    return Head(wrapped, device) if frozen else Whole(model, wrapped, spec.folder.preprocessing, device, precision)
+    if frozen:
+        return Head(wrapped, device)
+    whole = Whole(model, wrapped, spec.folder.preprocessing, device, precision, batch_size=config.batch_size)
+    num_images = config.epochs * ray.get(spec.train_files).num_rows
+    if device.type == "cuda" and config.num_workers == 1 and num_images >= LEAST_COMPILED:
+        compiled = Compiled(wrapped, lambda text: spec.events.put(pickle.dumps(Message(text))))
+        return dataclasses.replace(whole, of_full_batches=compiled)
+    return whole

@@ -1,13 +1,13 @@
-"""Our model alone: the same decoded batches again and again."""
+"""Our model alone: the same decoded batch again and again; on a GPU it is in the GPU's memory."""
 
 import numpy as np
 import torch
 
-from benchmarks.speed.peers.common import arguments, tell
+from benchmarks.speed.peers.common import BATCH_SIZE, DEVICE, arguments, tell
 from catsdogs import checkpoint
-from catsdogs.predict import BATCH_SIZE, checked_predictor, settle
+from catsdogs.predict import checked_predictor, settle
 
-NUM_BATCHES = 15
+NUM_BATCHES = 15 if DEVICE.type == "cpu" else 400
 
 
 def main() -> None:
@@ -16,9 +16,10 @@ def main() -> None:
     model = checkpoint.load(options.checkpoint)
     size = model.preprocessing.img_size
     settle(1)
-    predictor, engine = checked_predictor(model.model, model.preprocessing, "auto", torch.device("cpu"))
+    predictor, engine = checked_predictor(model.model, model.preprocessing, "auto", DEVICE)
     print(engine)
-    images_NHWC = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, size, size, 3), dtype=np.uint8)
+    drawn_NHWC = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, size, size, 3), dtype=np.uint8)
+    images_NHWC = drawn_NHWC if DEVICE.type == "cpu" else torch.tensor(drawn_NHWC, device=DEVICE)
     for _ in range(NUM_BATCHES):
         predictor(images_NHWC)
         tell(BATCH_SIZE)

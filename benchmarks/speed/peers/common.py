@@ -13,6 +13,8 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTen
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOLD = 50  # decoded images at a time
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCH_SIZE = 256 if DEVICE.type == "cuda" else 32
 LOG = "CATSDOGS_BENCH_LOG"  # names the file of `tell`
 
 
@@ -30,7 +32,12 @@ def load_model(checkpoint: str) -> ResNet:
     weights = load_file(os.path.join(checkpoint, "model.safetensors"))
     model = resnet50(num_classes=len(weights["fc.bias"]))
     model.load_state_dict(weights)
-    return model.eval()
+    return model.eval().to(DEVICE)
+
+
+def num_loaders(tuned: bool) -> int:
+    """Choose how many processes load images: all cores beside a GPU, one of two beside a model that takes both."""
+    return os.cpu_count() or 1 if DEVICE.type == "cuda" else 1 if tuned else 2
 
 
 def transforms() -> Compose:
@@ -60,10 +67,10 @@ def decode_all(decode: Callable[[bytes], object]) -> None:
 
 
 def suited(images_NCHW: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """Give images the type and the layout that a model, `optimized` or not, computes in."""
+    """Bring images to a model, `optimized` or not, in the type and the layout that it computes in."""
     dtype = next(model.parameters()).dtype
     layout = torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
-    return images_NCHW.to(dtype, memory_format=layout)
+    return images_NCHW.to(DEVICE).to(dtype, memory_format=layout)
 
 
 def optimized(model: ResNet) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""A torch DataLoader loop in eager fp32; tuned: bf16, channels last, one loading process."""
+"""A torch DataLoader loop in eager fp32; tuned: bf16, channels last, as many loading processes as do best."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,9 +6,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.speed.peers.common import arguments, load_model, optimized, paths_of, suited, tell, transforms
-
-BATCH_SIZE = 32
+from benchmarks.speed.peers.common import (
+    BATCH_SIZE,
+    arguments,
+    load_model,
+    num_loaders,
+    optimized,
+    paths_of,
+    suited,
+    tell,
+    transforms,
+)
 
 
 class Images(Dataset[tuple[torch.Tensor, str]]):
@@ -32,7 +40,7 @@ def main() -> None:
     model: torch.nn.Module = load_model(options.checkpoint)
     if options.tuned:
         model = optimized(model)
-    batches = DataLoader(Images(paths_of(options.images)), BATCH_SIZE, num_workers=1 if options.tuned else 2)
+    batches = DataLoader(Images(paths_of(options.images)), BATCH_SIZE, num_workers=num_loaders(options.tuned))
     rows: dict[str, list[object]] = {"path": [], "index": []}
     with torch.inference_mode():
         for images, paths in batches:

@@ -12,9 +12,17 @@ import torch
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from benchmarks.speed.peers.common import arguments, load_model, optimized, suited, tell, transforms
+from benchmarks.speed.peers.common import (
+    BATCH_SIZE,
+    DEVICE,
+    arguments,
+    load_model,
+    optimized,
+    suited,
+    tell,
+    transforms,
+)
 
-BATCH_SIZE = 32
 Batch = dict[str, Any]
 
 
@@ -36,7 +44,7 @@ class Model:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Batch:
         """Label a batch."""
-        index = self.model(suited(torch.from_numpy(batch["image"]), self.model)).argmax(dim=1).numpy()
+        index = self.model(suited(torch.from_numpy(batch["image"]), self.model)).argmax(dim=1).cpu().numpy()
         tell(len(index))
         return {"path": batch["path"], "index": index}
 
@@ -51,6 +59,7 @@ def main() -> None:
         fn_constructor_args=(options.checkpoint, options.tuned),
         batch_size=BATCH_SIZE,
         compute=ActorPoolStrategy(size=1),
+        num_gpus=1 if DEVICE.type == "cuda" else None,
     )
     labelled.write_parquet(options.output)
 

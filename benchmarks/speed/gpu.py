@@ -1,0 +1,167 @@
+"""The same on a machine with a GPU; docs/benchmarks-gpu.md says what came.
+
+python -m benchmarks.speed.gpu --images data/cats_and_dogs_filtered
+"""
+
+import argparse
+import multiprocessing
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import machine
+from benchmarks.speed.contestants import ALONE, CATSDOGS, LOOP, RAY, Contestant, copy, module
+from benchmarks.speed.page import HEAD, read_revision, row, table
+from benchmarks.speed.peers.common import BATCH_SIZE, DEVICE
+from catsdogs import checkpoint
+from catsdogs.config import TrainConfig
+from catsdogs.images import Preprocessing, decode
+from catsdogs.images.tensors import decode_jpegs
+from catsdogs.model import build
+from catsdogs.train.compiled import Compiled
+from catsdogs.train.step import Stepper, Whole, make_optimizer
+
+CLASS_NAMES = ("cats", "dogs")
+COPIES = 40  # of the photographs: the fastest are through 3,000 before they have begun
+NUM_DECODED = 600
+SECONDS = 1.0  # that a rate is taken over
+SCORE = ("score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}")
+OURS, ON_CPUS = "`catsdogs score`, decoding on the GPU", "`catsdogs score`, decoding on CPUs"
+CONTESTANTS = (
+    Contestant(OURS, (CATSDOGS, *SCORE), 120_000),
+    Contestant(ON_CPUS, (sys.executable, "-m", "benchmarks.speed.ours.cpu_decoding", *SCORE), 60_000),
+    Contestant(ALONE, module("ours.model"), 400 * BATCH_SIZE),
+    Contestant(RAY, module("peers.ray_docs"), 12_000),
+    Contestant(f"{RAY}, tuned", module("peers.ray_docs", "--tuned"), 12_000),
+    Contestant("torch DataLoader", module("peers.loader"), 12_000),
+    Contestant(LOOP, module("peers.loader", "--tuned"), 24_000),
+)
+INTRODUCTION = """# Benchmarks on a GPU
+
+The same commands as in [benchmarks.md](benchmarks.md), in batches of {batch_size} and on the photographs {copies} times
+over. Made by `{command}`: every command once. The weights are random, which costs the same.
+
+Machine: {machine}; {when} UTC; revision {revision}.
+
+## Scoring
+"""
+
+
+def main() -> None:
+    """Time all of it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True, help="3,000 photographs")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks-gpu.md"))
+    options = parser.parse_args()
+    sections = [
+        INTRODUCTION.format(
+            batch_size=BATCH_SIZE,
+            copies=COPIES,
+            command=shlex.join(["python", "-m", "benchmarks.speed.gpu", *sys.argv[1:]]),
+            machine=machine(("torch", "torchvision", "ray", "pillow")),
+            when=datetime.now(UTC).isoformat(timespec="minutes")[:16],
+            revision=read_revision(),
+        )
+    ]
+    with tempfile.TemporaryDirectory(prefix="catsdogs-") as name:
+        work = Path(name)
+        _copy(options.images, work / "images")
+        checkpoint.save(str(work / "model"), build(len(CLASS_NAMES), seed=0), CLASS_NAMES, Preprocessing())
+        timings = {one.name: [one.run(work / "images", work / "model", work)] for one in CONTESTANTS}
+        rows = [row(one.name, one.num_images, timings[one.name], timings[OURS]) for one in CONTESTANTS]
+        sections += [table(HEAD, rows), "## Decoding to the model's view\n", *_decoding(options.images)]
+    sections += ["## A training step on a batch in memory\n", *_training()]
+    options.page.write_text("\n".join([*sections, ""]))
+
+
+def _copy(images: Path, folder: Path) -> None:
+    for i, path in enumerate(sorted(images.rglob("*.jpg")) * COPIES):
+        copy(path, folder / f"{i // 1000:03}" / f"{i:06}.jpg")
+
+
+def _decoding(images: Path) -> list[str]:
+    files = [path.read_bytes() for path in sorted(images.rglob("*.jpg"))[:NUM_DECODED]]
+    preprocessing, cores = Preprocessing(), os.cpu_count() or 1
+    given = (preprocessing.resize_size, preprocessing.img_size, DEVICE)
+    on_gpu = _rate(lambda: decode_jpegs(files[:BATCH_SIZE], *given), BATCH_SIZE)
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        on_cpus = _rate(lambda: pool.map(_decode, [files] * cores, 1), len(files) * cores)
+    return [f"- The GPU, batches of {BATCH_SIZE}: {on_gpu:,.0f} img/s.", f"- {cores} cores: {on_cpus:,.0f} img/s.", ""]
+
+
+def _decode(files: Sequence[bytes]) -> None:
+    torch.set_num_threads(1)
+    preprocessing = Preprocessing()
+    for content in files:
+        image = decode(content).image
+        assert image is not None
+        preprocessing(image)
+
+
+def _training() -> list[str]:
+    lines = []
+    for batch_size in (32, BATCH_SIZE):
+        rates = {
+            "eager fp32 in NCHW": _eager_step_rate(batch_size),
+            "ours, bf16": _step_rate(batch_size, compiled=False),
+            "ours, compiled": _step_rate(batch_size, compiled=True),
+        }
+        lines += [f"- {what}, batches of {batch_size}: {rate:,.0f} img/s." for what, rate in rates.items()]
+    return lines
+
+
+def _eager_step_rate(batch_size: int) -> float:
+    """Take a step as tutorials do."""
+    model = build(len(CLASS_NAMES), seed=0).to(DEVICE).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    images_NCHW = torch.zeros((batch_size, 3, 224, 224), device=DEVICE)
+    targets_N = torch.zeros(batch_size, dtype=torch.int64, device=DEVICE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images_NCHW), targets_N).backward()
+        optimizer.step()
+
+    return _rate(step, batch_size)
+
+
+def _step_rate(batch_size: int, compiled: bool) -> float:
+    model = build(len(CLASS_NAMES), seed=0).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = TrainConfig(data_dir="", lr=0.001, batch_size=batch_size)
+    whole = Whole(
+        model=model,
+        wrapped=model,
+        preprocessing=Preprocessing(),
+        device=DEVICE,
+        precision="bf16",
+        of_full_batches=Compiled(model, lambda _: None) if compiled else None,
+        batch_size=batch_size,
+    )
+    stepper = Stepper(whole, make_optimizer(model, config), config, DEVICE, world_size=1)
+    images_NHWC = torch.zeros((batch_size, 224, 224, 3), dtype=torch.uint8, device=DEVICE)
+    targets_N = torch.zeros(batch_size, dtype=torch.int64, device=DEVICE)
+    return _rate(lambda: stepper.step(images_NHWC, targets_N, 0.001), batch_size)
+
+
+def _rate(work: Callable[[], object], count: int) -> float:
+    """Take the rate of what makes `count` images, warm."""
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        work()
+        torch.cuda.synchronize()
+        done += count
+    return done / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
