@@ -93,7 +93,8 @@ def test_what_needs_care_is_not(name):
 @pytest.mark.parametrize("size", [(60, 40), (41, 67), (500, 374), (32, 32), (33, 900)])
 def test_the_devices_view_is_that_of_the_preprocessing(size):
     content = jpeg(smooth(*size), quality=95)
-    (view,) = decode_jpegs([content], PREPROCESSING.resize_size, PREPROCESSING.img_size, CPU).numpy()
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    (view,) = decode_jpegs([encoded], PREPROCESSING.resize_size, PREPROCESSING.img_size, CPU).numpy()
     expected = PREPROCESSING(np.asarray(Image.open(io.BytesIO(content))))
     assert np.abs(view.astype(int) - expected).max() <= 1
 
@@ -113,7 +114,12 @@ def stage(passes_jpegs):
 @pytest.mark.parametrize("on_device", [True, False])
 def test_rows_and_pixels_are_those_of_the_usual_way(files, on_device, monkeypatch):
     asked = []
-    monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: asked.extend(given[0]) or decode_jpegs(*given))
+
+    def decode(encoded, *given):
+        asked.extend(content.numpy().tobytes() for content in encoded)
+        return decode_jpegs(encoded, *given)
+
+    monkeypatch.setattr(jpegs, "decode_jpegs", decode)
     decoder = JpegDecoder(stage(True), CPU, on_device)
     num_rows = 0
     for passed, usual in zip(stage(True)(files), stage(False)(files), strict=True):

@@ -20,7 +20,7 @@ from catsdogs.schema import OK
 
 MOST_PIXELS = 1 << 28  # of files that are decoded at once: 3 bytes each
 ANSWERED = ("status", "error", "width", "height", "decode_s")  # columns that decoding fills
-Passed = tuple[int, bytes]  # its row and its content
+Passed = tuple[int, torch.Tensor]  # its row and its content, uint8
 
 
 class JpegDecoder:
@@ -44,7 +44,7 @@ class JpegDecoder:
         if pixels:
             decoded = np.frombuffer(b"".join(pixels.values()), np.uint8).reshape(-1, size, size, 3)
             images_NHWC[list(pixels)] = to_device(decoded, self._device)
-        passed = [(row, content) for row, content in enumerate(rows["jpeg"].to_pylist()) if content is not None]
+        passed = _contents(rows["jpeg"].combine_chunks())
         sides = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
         refused = passed
         if self._on_device:
@@ -58,10 +58,10 @@ class JpegDecoder:
 
     def _decode(self, group: list[Passed], images_NHWC: torch.Tensor) -> list[Passed]:
         """Decode files on the device; those that it refuses come back."""
-        numbers, contents = zip(*group, strict=True)
+        numbers, encoded = zip(*group, strict=True)
         preprocessing = self._stage.preprocessing
         try:
-            views = decode_jpegs(contents, preprocessing.resize_size, preprocessing.img_size, self._device)
+            views = decode_jpegs(encoded, preprocessing.resize_size, preprocessing.img_size, self._device)
         except RuntimeError:  # it does not tell which
             if len(group) == 1:
                 return group
@@ -71,10 +71,21 @@ class JpegDecoder:
 
     def _decode_apart(self, refused: Sequence[Passed], images_NHWC: torch.Tensor) -> dict[int, Answer]:
         pixels = np.zeros((len(refused), *images_NHWC.shape[1:]), dtype=np.uint8)
-        files = [File(content, row, image) for (row, content), image in zip(refused, pixels, strict=True)]
+        files = [
+            File(content.numpy().tobytes(), row, image) for (row, content), image in zip(refused, pixels, strict=True)
+        ]
         answers = decode_apart(self._stage, files)
         images_NHWC[[row for row, _ in refused]] = to_device(pixels, self._device)
         return {row: answer for (row, _), answer in zip(refused, answers, strict=True)}
+
+
+def _contents(column: pa.LargeBinaryArray) -> list[Passed]:
+    """List what is not null, copied once for all: torch wants it writable."""
+    _, offsets, content = column.buffers()
+    ends = np.frombuffer(offsets, np.int64)[column.offset :].tolist()
+    encoded = torch.tensor(np.frombuffer(content or b"", np.uint8))
+    rows = np.flatnonzero(np.asarray(column.is_valid())).tolist()
+    return [(row, encoded[ends[row] : ends[row + 1]]) for row in rows]
 
 
 def _answered(rows: pa.Table, answers: dict[int, Answer]) -> pa.Table:

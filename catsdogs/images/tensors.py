@@ -37,10 +37,13 @@ def to_device(array: Pixels, device: torch.device) -> torch.Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def decode_jpegs(contents: Sequence[bytes], short_side: int, size: int, device: torch.device) -> torch.Tensor:
+def decode_jpegs(encoded: Sequence[torch.Tensor], short_side: int, size: int, device: torch.device) -> torch.Tensor:
     """Decode JPEGs on a device, a GPU by nvJPEG, and make the model's view of each there; EXIF data turn nothing.
 
     nvJPEG's pixels differ by 0.25 of 255 on average from libjpeg-turbo's, by 18 at most (64 photographs).
+
+    Args:
+        encoded: the content of each file, uint8 of one dimension, in memory.
 
     Returns:
         uint8 (N, size, size, 3).
@@ -48,9 +51,8 @@ def decode_jpegs(contents: Sequence[bytes], short_side: int, size: int, device: 
     Raises:
         RuntimeError: one of the files is damaged.
     """
-    encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
     if device.type == "cuda":
-        images = torch.ops.image.decode_jpegs_cuda(encoded, _RGB, device)
+        images = torch.ops.image.decode_jpegs_cuda(list(encoded), _RGB, device)
     else:
         images = [torch.ops.image.decode_jpeg(data, _RGB, False) for data in encoded]
     views_NCHW = torch.empty((len(images), 3, size, size), device=device)

@@ -15,7 +15,8 @@ from catsdogs.config import EvaluateConfig, ScoreConfig
 from catsdogs.saved import Saved
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
-GPU_CALLS = 3  # at once: batches are decoded while the model computes another
+GPU_PROCESSES = 2  # share a GPU, which waits for the Python of one
+GPU_CALLS = 2  # at once in each: a batch is decoded while the model computes another
 READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not grow with the number of files
 
 
@@ -41,7 +42,7 @@ class ClassifyOptions:
             precision=config.precision,
             num_actors=num_actors,
             use_gpu=use_gpu,
-            share=data.share_cpus(num_actors),
+            share=data.share_cpus(num_actors * (GPU_PROCESSES if use_gpu else 1)),
             batch_size=config.batch_size or (GPU_BATCH_SIZE if use_gpu else BATCH_SIZE),
             gpu_decodes=use_gpu and data.gpus_decode_jpegs(),
         )
@@ -52,14 +53,19 @@ class ClassifyOptions:
         return "gpu" if self.use_gpu else "cpu"
 
     @property
+    def processes(self) -> int:
+        """How many share a device."""
+        return GPU_PROCESSES if self.use_gpu else 1
+
+    @property
     def calls(self) -> int:
-        """How many batches a model's process has in hand."""
+        """How many batches a process has in hand."""
         return GPU_CALLS if self.use_gpu else 1
 
     @property
     def slots(self) -> dict[str, int]:
         """How many read, decode and label at once."""
-        decoders, calls = data.num_decoders(self.share), self.num_actors * self.calls
+        decoders, calls = data.num_decoders(self.share), self.num_actors * self.processes * self.calls
         return {"read": decoders, "decode": calls if self.gpu_decodes else decoders, "model": calls}
 
     def stage(self, max_pixels: int) -> data.DecodeForInference:
@@ -135,10 +141,10 @@ def classified(
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            size=options.num_actors,
+            size=options.num_actors * options.processes,
             max_concurrent_calls_per_actor=options.calls,
             enable_true_multi_threading=options.calls > 1,
         ),
         num_cpus=options.share.model if options.share.free >= 1 else 0,  # Ray Data's own stages reserve a whole one
-        num_gpus=1 if options.use_gpu else None,
+        num_gpus=1 / options.processes if options.use_gpu else None,
     )

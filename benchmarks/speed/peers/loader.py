@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speed.peers.common import (
     BATCH_SIZE,
+    DEVICE,
     arguments,
     load_model,
     num_loaders,
@@ -40,7 +41,12 @@ def main() -> None:
     model: torch.nn.Module = load_model(options.checkpoint)
     if options.tuned:
         model = optimized(model)
-    batches = DataLoader(Images(paths_of(options.images)), BATCH_SIZE, num_workers=num_loaders(options.tuned))
+    batches = DataLoader(
+        Images(paths_of(options.images)),
+        BATCH_SIZE,
+        num_workers=num_loaders(options.tuned),
+        pin_memory=options.tuned and DEVICE.type == "cuda",
+    )
     rows: dict[str, list[object]] = {"path": [], "index": []}
     with torch.inference_mode():
         for images, paths in batches:
