@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 
 def machine(packages: Iterable[str]) -> str:
     """Name the cores, the memory, Python and the versions of packages."""
+    import torch
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -154,8 +154,8 @@ class EvaluateConfig:
     """Folder or s3:// prefix for metrics.json and predictions.parquet."""
     split: str | None = None
     """Name of another folder of the root to evaluate on."""
-    batch_size: int | None = None
-    """Images per forward pass; default 32, on GPUs 256."""
+    batch_size: int = 32
+    """Images per forward pass."""
     precision: Precision = "auto"
     """auto is bf16 where the hardware is fast at it."""
     num_actors: int | None = None
@@ -164,7 +164,7 @@ class EvaluateConfig:
     """auto takes a GPU per actor where the cluster has them."""
 
     def __post_init__(self) -> None:
-        _check_range("--batch-size", 1 if self.batch_size is None else self.batch_size, 1)
+        _check_range("--batch-size", self.batch_size, 1)
         _check_range("--num-actors", 1 if self.num_actors is None else self.num_actors, 1)
 
 

@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     labelled = list_evaluation(config.data_dir, config.split, progress)
     check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
     start_ray()
-    options = ClassifyOptions.of(config, model)
+    options = ClassifyOptions.of(config, model, fastest=False)
     predicted = _predict(in_order_of(labelled, model.class_names), options, progress)
     predictions = predicted.select(PREDICTIONS.names)
     _tell_failed(predictions, progress)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from catsdogs import storage
+from catsdogs.errors import RunError
 from catsdogs.fused import fused
 from catsdogs.images import Preprocessing
 from catsdogs.images.tensors import normalize, to_device
@@ -137,6 +138,17 @@ def _pictures(size: int) -> Images:
     noise_NCHW = torch.randn(smooth_NCHW.shape, generator=generator) * 12
     images_NCHW = (smooth_NCHW + noise_NCHW).clamp_(0, 255).to(torch.uint8)
     return images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def device_of(gpus: Sequence[object]) -> torch.device:
+    """Take the GPU that Ray gave this process, else the CPU.
+
+    Raises:
+        RunError: torch sees no GPU.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise RunError(f"Ray counts GPU {gpus}, which torch {torch.__version__} cannot use: install torch with CUDA")
+    return torch.device("cuda" if gpus else "cpu")
 
 
 def settle(num_processes_here: int) -> None:

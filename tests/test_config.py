@@ -62,7 +62,7 @@ DEFAULTS = {
         "checkpoint": None,
         "output": None,
         "split": None,
-        "batch_size": None,
+        "batch_size": 32,
         "precision": "auto",
         "num_actors": None,
         "use_gpu": "auto",

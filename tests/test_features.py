@@ -1,6 +1,7 @@
 """Training a head on features that are computed once, beside a loop of plain torch that computes them every epoch."""
 
 import dataclasses
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,12 @@ from catsdogs.images import MAX_PIXELS, Preprocessing, decode
 from catsdogs.labels import list_training
 from catsdogs.model import NUM_FEATURES, build
 from catsdogs.predict import Predictor
+from catsdogs.start import start_ray
 from catsdogs.train import train
-from catsdogs.train.features import load
+from catsdogs.train.features import Features, load
+from catsdogs.train.state import RunFolder
 from catsdogs.train.step import learning_rate
+from catsdogs.train.worker import Worker
 
 EPOCHS = 3
 
@@ -45,14 +49,6 @@ def frozen(finished_run, tmp_path_factory):
     events = []
     train(config, events.append)
     return SimpleNamespace(config=config, folder=folder / "runs" / "run", lines=lines_of(events))
-
-
-def again(frozen, name, **settings):
-    """Train with other settings, beside the finished run unless told otherwise; the run's folder and lines."""
-    events = []
-    config = dataclasses.replace(frozen.config, name=name, **settings)
-    train(config, events.append)
-    return Path(config.storage_path) / name, lines_of(events)
 
 
 def features_of(run):
@@ -146,19 +142,46 @@ def test_the_features_are_parquet_one_row_an_image(frozen):
     assert (features_ND[~bad].std(axis=1) > 0).all()
 
 
-def test_a_run_whose_features_were_cut_off_computes_what_is_missing(frozen, tmp_path):
+def features_alone(config):
+    """Take or compute the features of a run of one worker, without the run; what was told."""
+    start_ray()
+    parts = list_training(config.data_dir, config.val_split, lambda _: None)
+    told = []
+    uri = f"{config.storage_path}/{config.name}"
+    spec = SimpleNamespace(
+        config=config,
+        folder=RunFolder(uri, parts[0].class_names, Preprocessing(img_size=config.img_size)),
+        decode_cpus=1.0,
+        events=SimpleNamespace(put=lambda event: told.append(pickle.loads(event))),
+    )
+    worker = Worker(
+        spec=spec,
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        precision="fp32",
+        model=build(2, config.seed),
+        train_files=parts[0].files,
+        validation_files=parts[1].files,
+        stepper=None,
+    )
+    Features(worker)
+    return lines_of(told)
+
+
+def test_features_that_were_cut_off_are_computed_where_they_are_missing(frozen, tmp_path):
     shutil.copytree(frozen.folder, tmp_path / "run")
     folder = features_of(tmp_path / "run")
     (folder / "validation-00000.parquet").unlink()
     (folder / "features.json").unlink()
     before = (folder / "train-00000.parquet").stat()
-    run, lines = again(frozen, "run", storage_path=str(tmp_path), resume=True, epochs=EPOCHS + 1)
+    lines = features_alone(dataclasses.replace(frozen.config, storage_path=str(tmp_path)))
     assert any(line.startswith("features computed in ") for line in lines)
     after = (folder / "train-00000.parquet").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    found, expected = (pq.read_table(features_of(r) / "validation-00000.parquet") for r in (run, frozen.folder))
+    runs = (tmp_path / "run", frozen.folder)
+    found, expected = (pq.read_table(features_of(run) / "validation-00000.parquet") for run in runs)
     assert found["features"].equals(expected["features"])
-    assert [row["epoch"] for row in read_summary(run)] == ["1", "2", "3", "4"]
 
 
 def test_damaged_features_are_an_error_that_names_them(frozen, tmp_path):
@@ -205,8 +228,10 @@ def test_views_are_the_images_as_epochs_augment_them_and_validation_sees_none(fr
 
 
 def test_a_run_that_needs_the_same_features_takes_them_from_the_one_beside_it(of_two):
-    run, lines = again(of_two, "one", num_workers=1, batch_size=8)
-    assert f"features taken from {features_of(of_two.folder)}" in lines
+    events: list[object] = []
+    train(dataclasses.replace(of_two.config, name="one", num_workers=1, batch_size=8), events.append)
+    run = of_two.folder.parent / "one"
+    assert f"features taken from {features_of(of_two.folder)}" in lines_of(events)
     assert not (run / "features").exists()
     for row, other in zip(read_summary(run), read_summary(of_two.folder), strict=True):
         for name in ("train_loss", "val_loss", "train_accuracy"):

@@ -13,11 +13,13 @@ from conftest import encode, solid
 from PIL import Image
 
 from catsdogs import data, storage
+from catsdogs.data import decode as decode_module
 from catsdogs.data import jpegs
 from catsdogs.data.jpegs import JpegDecoder
-from catsdogs.images import Preprocessing, read_plain_jpeg
+from catsdogs.images import Preprocessing, decode, read_passed_size
 from catsdogs.images.tensors import decode_jpegs
 from catsdogs.schema import FILES
+from catsdogs.score.classify import default_batch_size
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(img_size=32)
@@ -47,6 +49,24 @@ def with_damaged_exif():
     )
 
 
+def segment(content, marker):
+    """Cut a segment out; what is left and the segment."""
+    at = content.index(marker)
+    end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
+    return content[:at] + content[end:], content[at:end]
+
+
+def late(content, marker):
+    """Move a segment behind the frame header, where libjpeg still reads it."""
+    rest, moved = segment(content, marker)
+    return rest.replace(b"\xff\xda", moved + b"\xff\xda", 1)
+
+
+def twice(content, marker):
+    _, found = segment(content, marker)
+    return content.replace(found, found + found, 1)
+
+
 def broken_inside():
     """Damaged where only a decoder finds it: a Huffman table that cannot be."""
     content = bytearray(jpeg(smooth(60, 40)))
@@ -64,6 +84,8 @@ PLAIN = {
 OTHERS = {
     "marker-inside.jpg": jpeg(smooth(60, 40))[:-20] + b"\xff\xc0" + jpeg(smooth(60, 40))[-18:],
     "progressive.jpg": jpeg(smooth(60, 40), progressive=True),
+    "turned-late.jpg": late(with_orientation(6), b"\xff\xe1"),
+    "two-exifs.jpg": twice(with_orientation(1), b"\xff\xe1"),
     "gray.jpg": jpeg(smooth(60, 40).convert("L")),
     "rgb.jpg": jpeg(smooth(60, 40), keep_rgb=True),
     "cmyk.jpg": jpeg(smooth(60, 40).convert("CMYK")),
@@ -81,13 +103,25 @@ MAX = 10**6  # pixels; large.jpg has more
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_jpeg_is_left_to_the_device(name):
-    header = read_plain_jpeg(PLAIN[name], MAX)
-    assert (header.width, header.height) == Image.open(io.BytesIO(PLAIN[name])).size
+    assert read_passed_size(PLAIN[name], MAX) == Image.open(io.BytesIO(PLAIN[name])).size
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_needs_care_is_not(name):
-    assert read_plain_jpeg(OTHERS[name], MAX) is None
+    assert read_passed_size(OTHERS[name], MAX) is None
+
+
+def test_no_cut_and_no_damage_trips_the_reader():
+    content = with_orientation(1)
+    assert all(read_passed_size(content[:length], MAX) is None for length in range(len(content)))
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        damaged = bytearray(content)
+        for at in rng.integers(2, 700, 3):
+            damaged[at] = rng.integers(256)
+        size = read_passed_size(bytes(damaged), MAX)
+        decoded = decode(bytes(damaged), MAX)
+        assert size is None or decoded.status != "ok" or (decoded.width, decoded.height) == size
 
 
 @pytest.mark.parametrize("size", [(60, 40), (41, 67), (500, 374), (32, 32), (33, 900)])
@@ -111,26 +145,26 @@ def stage(passes_jpegs):
     return data.DecodeForInference(PREPROCESSING, MAX, batch_size=8, passes_jpegs=passes_jpegs)
 
 
-@pytest.mark.parametrize("on_device", [True, False])
-def test_rows_and_pixels_are_those_of_the_usual_way(files, on_device, monkeypatch):
+@pytest.mark.parametrize("restarted", [False, True])
+def test_rows_and_pixels_are_those_of_the_usual_way(files, restarted, monkeypatch):
     asked = []
 
-    def decode(encoded, *given):
+    def decode_and_note(encoded, *given):
         asked.extend(content.numpy().tobytes() for content in encoded)
         return decode_jpegs(encoded, *given)
 
-    monkeypatch.setattr(jpegs, "decode_jpegs", decode)
-    decoder = JpegDecoder(stage(True), CPU, on_device)
+    monkeypatch.setattr(jpegs, "decode_jpegs", decode_and_note)
+    decoder = JpegDecoder(stage(True), CPU, restarted)
     num_rows = 0
     for passed, usual in zip(stage(True)(files), stage(False)(files), strict=True):
         rows, images_NHWC = decoder(passed)
         names = [name for name in usual.column_names if name not in ("image", "read_s", "decode_s")]
         assert rows.select(names).equals(usual.select(names))
         expected = data.images_of(usual, PREPROCESSING.img_size)
-        assert np.abs(images_NHWC.numpy().astype(int) - expected).max() <= (1 if on_device else 0)
+        assert np.abs(images_NHWC.numpy().astype(int) - expected).max() <= (0 if restarted else 1)
         num_rows += rows.num_rows
     assert num_rows == len(PLAIN) + len(OTHERS) + 1
-    assert set(asked) == (set(PLAIN.values()) if on_device else set())
+    assert set(asked) == (set() if restarted else set(PLAIN.values()))
 
 
 def test_a_batch_holds_the_files_and_no_empty_pixels(files):
@@ -149,8 +183,27 @@ def test_many_pixels_are_decoded_in_turns(files, monkeypatch):
     monkeypatch.setattr(jpegs, "MOST_PIXELS", 60 * 40)
     monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: calls.append(len(given[0])) or decode_jpegs(*given))
     for rows in stage(True)(files):
-        JpegDecoder(stage(True), CPU, on_device=True)(rows)
+        JpegDecoder(stage(True), CPU, restarted=False)(rows)
     assert calls == [1] * len(PLAIN)
+
+
+def test_after_a_restart_the_device_is_used_again(files, monkeypatch):
+    monkeypatch.setattr(jpegs, "APART_BATCHES", 2)
+    asked = []
+    monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: asked.append(len(given[0])) or decode_jpegs(*given))
+    decoder = JpegDecoder(stage(True), CPU, restarted=True)
+    (rows,) = (rows for rows in stage(True)(files) if "small.jpg" in "".join(rows["path"].to_pylist()))
+    for _ in range(3):
+        decoder(rows)
+        asked.append(None)
+    assert asked[:2] == [None, None]
+    assert asked[2] is not None
+
+
+def test_of_large_files_few_travel_together(files, monkeypatch):
+    monkeypatch.setattr(decode_module, "PASSED_BYTES", len(PLAIN["small.jpg"]))
+    passed = [content for rows in stage(True)(files) for content in rows["jpeg"].to_pylist() if content is not None]
+    assert 0 < len(passed) < len(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -170,16 +223,32 @@ def test_gpus_decode_where_all_have_the_hardware(monkeypatch, resources, expecte
 SCORING = """
 import sys
 import ray
+import torch
+from catsdogs import predict
 from catsdogs.config import ScoreConfig
 from catsdogs.score import score
-ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
+
+def without_cuda(told=sys.argv[4]):
+    from catsdogs.data import jpegs
+    predict.device_of = lambda gpus: torch.device("cpu")
+    decode = jpegs.decode_jpegs
+    jpegs.decode_jpegs = lambda *given: open(told, "a").write(f"{len(given[0])} ") and decode(*given)
+
+ray.init(
+    "local",
+    num_cpus=2,
+    num_gpus=1,
+    resources={"accelerator_type:H100": 1},
+    include_dashboard=False,
+    runtime_env={"worker_process_setup_hook": without_cuda},
+)
 summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=16), print)
 print(summary["by_status"], summary["by_label"], list(summary["engines"]))
 """
 
 
 def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path):
-    """The machine has none: everything is as on a GPU but the model, which says so."""
+    """The machine has none: everything is as on a GPU but where the model runs."""
     source = tmp_path / "in"
     source.mkdir()
     broken = {"0.jpg": broken_inside(), "1.png": encode(solid((250, 9, 9)), "PNG"), "2.jpg": b""}
@@ -187,8 +256,15 @@ def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path
         (source / name).write_bytes(content)
     for i in range(40):
         (source / f"blue{i:02}.jpg").write_bytes(jpeg(solid((9, 9, 200 + i))))
-    words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out"]
+    words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out", tmp_path / "told"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert "labelling with 1 x gpu" in done.stdout, done.stderr
     found = done.stdout.splitlines()[-1]
     assert found.startswith("{'decode_error': 1, 'empty': 1, 'ok': 41} {'blue': 40, 'red': 1} ['cpu, "), found
+    assert 16 in map(int, (tmp_path / "told").read_text().split())  # JPEGs travelled, a batch together
+
+
+@pytest.mark.parametrize(("img_size", "expected"), [(224, 256), (112, 256), (448, 64), (4096, 1)])
+def test_on_a_gpu_a_batch_has_about_as_many_pixels_at_any_size(img_size, expected):
+    assert default_batch_size(use_gpu=True, img_size=img_size) == max(1, expected)
+    assert default_batch_size(use_gpu=False, img_size=img_size) == 32

@@ -209,9 +209,11 @@ def test_the_form_for_gpus_gives_the_plain_layers_features(resnet, images, monke
     monkeypatch.setattr(torch, "cudnn_convolution_relu", rectified)  # a CPU has neither
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", added)
     monkeypatch.setitem(fused_module.CONVS, "cpu", fused_module._CudnnConv)
+    fused_module._works.cache_clear()
     plain = backbone_for_inference(resnet, "fp32", CPU)
     with torch.inference_mode():
         expected, found = plain(images), fused_module.fused(plain)(images)
+    fused_module._works.cache_clear()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

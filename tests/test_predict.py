@@ -13,7 +13,8 @@ from conftest import CLASSES, red_or_blue
 from PIL import Image
 
 from catsdogs import checkpoint, predict
-from catsdogs.predict import Predictor, checked_predictor, predictions, settle, true_labels
+from catsdogs.errors import RunError
+from catsdogs.predict import Predictor, checked_predictor, device_of, predictions, settle, true_labels
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 
 CPU = torch.device("cpu")
@@ -254,3 +255,10 @@ def test_memory_that_a_layer_frees_is_kept_for_the_next_one():
         torch.ones(SOME_MIB * MIB // 4)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert sum(faults[4:]) * resource.getpagesize() < SOME_MIB * MIB / 4
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error_that_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of([]) == torch.device("cpu")
+    with pytest.raises(RunError, match=r"Ray counts GPU \[0\], which torch .* cannot use: install torch with CUDA"):
+        device_of([0])

@@ -207,6 +207,7 @@ def test_sigterm_ends_143_and_leaves_no_success(ray_cluster, zoo, red_blue_check
     assert not (tmp_path / "out" / "_lease.json").exists()
 
 
+@pytest.mark.slow  # test_score_crashes kills it at every one of its writes
 def test_a_killed_driver_loses_nothing(zoo, local_scores, red_blue_checkpoint, tmp_path):
     """Kill the command three times at random, each time once it labels; then let it finish."""
     output, rng = tmp_path / "out", random.Random(20261123)

@@ -1,7 +1,8 @@
 """The only reader: URIs -> Ray datasets of decoded rows.
 
 uint8 pixels travel between stages as one fixed-size binary column, `image`, of S*S*3 bytes a row; a row that could not
-be decoded carries zeros there and its reason in `status` and `error`.
+be decoded carries zeros there and its reason in `status` and `error`. Where a GPU decodes, JPEGs travel as they are, in
+a column of their own, and `image` is null for what has no pixels.
 """
 
 from catsdogs.data.alone import few_actors

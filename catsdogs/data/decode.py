@@ -14,11 +14,14 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart, groups_of
-from catsdogs.images import Decoded, JpegHeader, Pixels, Preprocessing, decode, read_plain_jpeg
+from catsdogs.images import Decoded, Pixels, Preprocessing, decode, read_passed_size
 from catsdogs.schema import OK
 
 PREFETCH = 4  # decoded batches that wait for the model
 READ_BYTES = 64 << 20  # of files that are decoded once all of them are read
+PASSED_BYTES = 128 << 20  # of a batch's files that are passed as they are
+
+Passed = Callable[[bytes], tuple[int, int] | None]  # the size of an image that is left to others, as it is
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class DecodeForInference:
         passed = self._passed if self.passes_jpegs else None
         return decode_batches(files, self.batch_size, (side, side, 3), self, passed)
 
-    def _passed(self, image_bytes: bytes) -> JpegHeader | None:
-        return read_plain_jpeg(image_bytes, self.max_pixels)
+    def _passed(self, image_bytes: bytes) -> tuple[int, int] | None:
+        return read_passed_size(image_bytes, self.max_pixels)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode one file to the model's view, uint8 (S, S, 3)."""
@@ -119,7 +122,7 @@ def decode_batches(
     batch_size: int,
     shape: tuple[int, int, int],
     decoder: Decoder,
-    passed: Callable[[bytes], JpegHeader | None] | None = None,
+    passed: Passed | None = None,
 ) -> Iterator[pa.Table]:
     """Decode batch after batch while the files of later ones are read; those that are passed stay as they are."""
     batches = [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
@@ -134,17 +137,31 @@ def _decode_batch(
     bodies: Iterable[list[storage.Fetched]],
     shape: tuple[int, int, int],
     decoder: Decoder,
-    passed: Callable[[bytes], JpegHeader | None] | None,
+    passed: Passed | None,
 ) -> pa.Table:
     began = time.perf_counter()
     images_NHWC = np.zeros((files.num_rows, *shape), dtype=np.uint8)
     numbers = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
     places = zip(numbers, images_NHWC, strict=True)
-    done = [read for group in bodies for read in _decode_group(decoder, group, places, passed or (lambda _: None))]
+    within = _within(PASSED_BYTES, passed)
+    done = [read for group in bodies for read in _decode_group(decoder, group, places, within)]
     decode_s = sum(read.answer.decode_s for read in done)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
     rows = decoded_table(files, done, images_NHWC, read_s)
     return rows if passed is None else _with_jpegs(rows, [read.jpeg for read in done], images_NHWC)
+
+
+def _within(most_bytes: int, passed: Passed | None) -> Passed:
+    """Pass files until they are so many bytes together."""
+    left = most_bytes
+
+    def within(image_bytes: bytes) -> tuple[int, int] | None:
+        nonlocal left
+        size = passed(image_bytes) if passed and len(image_bytes) <= left else None
+        left -= len(image_bytes) if size else 0
+        return size
+
+    return within
 
 
 def _with_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: Pixels) -> pa.Table:
@@ -179,24 +196,25 @@ def _decode_group(
     decoder: Decoder,
     fetched: Sequence[storage.Fetched],
     places: Iterator[tuple[int, Pixels]],
-    passed: Callable[[bytes], JpegHeader | None],
+    passed: Passed,
 ) -> list[Read]:
     """Decode what came of files that were read together; each takes a row's number and where its pixels go."""
     numbered = [(file, *next(places)) for file in fetched]
-    headers = [None if file.image_bytes is None else passed(file.image_bytes) for file in fetched]
+    sizes = [None if file.image_bytes is None else passed(file.image_bytes) for file in fetched]
     found = [
         File(file.image_bytes, row, pixels)
-        for (file, row, pixels), header in zip(numbered, headers, strict=True)
-        if file.image_bytes is not None and header is None
+        for (file, row, pixels), size in zip(numbered, sizes, strict=True)
+        if file.image_bytes is not None and size is None
     ]
     answers = iter(decode_apart(decoder, found))
     done = []
-    for file, header in zip(fetched, headers, strict=True):
+    for file, size in zip(fetched, sizes, strict=True):
         if file.image_bytes is None:
             done.append(Read(Answer(file.status, file.error, None, None, 0.0), None, file.version, file.retries))
-        elif header is not None:
-            answer = Answer(OK, None, header.width, header.height, 0.0)
-            done.append(Read(answer, len(file.image_bytes), file.version, file.retries, file.image_bytes))
+        elif size is not None:
+            done.append(
+                Read(Answer(OK, None, *size, 0.0), len(file.image_bytes), file.version, file.retries, file.image_bytes)
+            )
         else:
             done.append(Read(next(answers), len(file.image_bytes), file.version, file.retries))
     return done

@@ -6,7 +6,7 @@ Shapes: N rows, S pixels a side.
 """
 
 import math
-import time
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,20 +16,20 @@ import torch
 from catsdogs.data.decode import DecodeForInference
 from catsdogs.data.sandbox import Answer, File, decode_apart, groups_of
 from catsdogs.images.tensors import decode_jpegs, to_device
-from catsdogs.schema import OK
 
 MOST_PIXELS = 1 << 28  # of files that are decoded at once: 3 bytes each
 ANSWERED = ("status", "error", "width", "height", "decode_s")  # columns that decoding fills
+APART_BATCHES = 64  # after a restart: what the process died of, perhaps an image, comes again
 Passed = tuple[int, torch.Tensor]  # its row and its content, uint8
 
 
 class JpegDecoder:
-    """Decodes the JPEGs of batches: on a device, or apart from this process where it is told not to use it."""
+    """Decodes the JPEGs of batches on a device; those that it refuses, and all after a crash, in the sandbox."""
 
-    def __init__(self, stage: DecodeForInference, device: torch.device, on_device: bool) -> None:
+    def __init__(self, stage: DecodeForInference, device: torch.device, restarted: bool) -> None:
         self._stage = stage
         self._device = device
-        self._on_device = on_device
+        self._num_apart = APART_BATCHES if restarted else 0
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, torch.Tensor]:
         """Decode a batch of a stage that passes JPEGs.
@@ -37,23 +37,20 @@ class JpegDecoder:
         Returns:
             The rows with what became of each, and uint8 (N, S, S, 3) on the device, zeros without an image.
         """
-        began = time.perf_counter()
         size = self._stage.preprocessing.img_size
         images_NHWC = torch.zeros((rows.num_rows, size, size, 3), dtype=torch.uint8, device=self._device)
         pixels = {row: image for row, image in enumerate(rows["image"].to_pylist()) if image is not None}
         if pixels:
             decoded = np.frombuffer(b"".join(pixels.values()), np.uint8).reshape(-1, size, size, 3)
             images_NHWC[list(pixels)] = to_device(decoded, self._device)
-        passed = _contents(rows["jpeg"].combine_chunks())
-        sides = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
-        refused = passed
-        if self._on_device:
+        refused = passed = _contents(rows["jpeg"].combine_chunks())
+        if self._num_apart:
+            self._num_apart -= 1
+        else:
+            sides = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
             groups = groups_of(passed, lambda one: math.prod(sides[one[0]]), MOST_PIXELS)
             refused = [one for group in groups for one in self._decode(group, images_NHWC)]
-        seconds = (time.perf_counter() - began) / max(1, len(passed))
-        answers = {row: Answer(OK, None, *sides[row], seconds) for row, _ in passed}
-        if refused:
-            answers |= self._decode_apart(refused, images_NHWC)
+        answers = self._decode_apart(refused, images_NHWC) if refused else {}
         return _answered(rows, answers), images_NHWC
 
     def _decode(self, group: list[Passed], images_NHWC: torch.Tensor) -> list[Passed]:
@@ -63,9 +60,11 @@ class JpegDecoder:
         try:
             views = decode_jpegs(encoded, preprocessing.resize_size, preprocessing.img_size, self._device)
         except RuntimeError:  # it does not tell which
+            _end_if_broken(self._device)
             if len(group) == 1:
                 return group
-            return [refused for one in group for refused in self._decode([one], images_NHWC)]
+            half = len(group) // 2
+            return [one for part in (group[:half], group[half:]) for one in self._decode(part, images_NHWC)]
         images_NHWC[list(numbers)] = views
         return []
 
@@ -77,6 +76,15 @@ class JpegDecoder:
         answers = decode_apart(self._stage, files)
         images_NHWC[[row for row, _ in refused]] = to_device(pixels, self._device)
         return {row: answer for (row, _), answer in zip(refused, answers, strict=True)}
+
+
+def _end_if_broken(device: torch.device) -> None:
+    """End this process, which Ray starts anew, where its GPU answers nothing any more."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            os._exit(1)
 
 
 def _contents(column: pa.LargeBinaryArray) -> list[Passed]:

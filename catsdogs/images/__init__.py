@@ -3,8 +3,7 @@
 Between stages an image is a NumPy array, uint8 (H, W, 3), RGB. torch is imported by `augment` and `tensors` alone.
 """
 
-from catsdogs.images.decode import MAX_PIXELS, Decoded, decode, read_plain_jpeg
-from catsdogs.images.formats import JpegHeader
+from catsdogs.images.decode import MAX_PIXELS, Decoded, decode, read_passed_size
 from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels, Preprocessing
 
 __all__ = [
@@ -12,9 +11,8 @@ __all__ = [
     "IMAGENET_STD",
     "MAX_PIXELS",
     "Decoded",
-    "JpegHeader",
     "Pixels",
     "Preprocessing",
     "decode",
-    "read_plain_jpeg",
+    "read_passed_size",
 ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from catsdogs.images.formats import JpegHeader, ends_early, is_plain, read_jpeg_header, read_size, sniff
+from catsdogs.images.formats import JpegHeader, ends_early, read_jpeg_header, read_plain_jpeg, read_size, sniff
 from catsdogs.images.pillow import is_upright, open_image, read_rgb, stored_size
 from catsdogs.images.preprocess import LONGEST
 
@@ -77,19 +77,19 @@ def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
     return Decoded("ok", image, None, *size)
 
 
-def read_plain_jpeg(image_bytes: bytes, max_pixels: int) -> JpegHeader | None:
-    """Read the header of a JPEG that a decoder without our rules turns into the pixels that `decode` does.
+def read_passed_size(image_bytes: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """Read width and height of a JPEG that a decoder without our rules turns into the pixels that `decode` does.
 
-    None for other formats, other colours than YCbCr, pictures that lie on their side, strips, and files that `decode`
-    would give another status than ok by their header or their end.
+    None for all else: other formats and colours, pictures that lie on their side, strips, and files that `decode` would
+    give another status than ok by their headers or their end.
     """
-    header = read_jpeg_header(image_bytes) if sniff(image_bytes) == "JPEG" else None
-    if header is None or not is_plain(image_bytes, header):
+    plain = read_plain_jpeg(image_bytes) if sniff(image_bytes) == "JPEG" else None
+    if plain is None:
         return None
-    short, long = sorted((header.width, header.height))
-    if _is_too_large((short, long), max_pixels) or long > LONGEST * short:
+    size = (plain.width, plain.height)
+    if _is_too_large(size, max_pixels) or max(size) > LONGEST * min(size) or not is_upright(plain.exif):
         return None
-    return header if is_upright(image_bytes[: header.num_bytes]) else None
+    return size
 
 
 def _suits_torchvision(header: JpegHeader) -> bool:

@@ -12,9 +12,10 @@ _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # no length field follows
 _END_OF_JPEG = b"\xff\xd9"
-_BASELINE, _SCAN = 0xC0, 0xDA
+_BASELINE, _SCAN, _APP1, _APP14 = 0xC0, 0xDA, 0xE1, 0xEE
+_EXIF = b"Exif\0\0"
+_LUMA_SAMPLING = (b"\x11", b"\x21", b"\x12", b"\x22")
 _OTHER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
-_YCBCR = b"\x01\x02\x03"  # the components' names in JFIF
 _TIFF_TYPE_BYTES = {
     1: 1,
     2: 1,
@@ -96,31 +97,56 @@ def read_jpeg_header(image_bytes: bytes) -> JpegHeader | None:
     return None
 
 
-def is_plain(image_bytes: bytes, header: JpegHeader) -> bool:
-    """Whether a JPEG is baseline in one scan, in YCbCr beyond doubt, and has no sign of damage: its last bytes are its
-    end, and no other marker stands before it than those that restart."""
-    if header.marker != _BASELINE or header.num_components != 3:
-        return False
-    if image_bytes[header.num_bytes - 9 : header.num_bytes : 3] != _YCBCR:
-        return False
-    adobe = image_bytes.find(b"Adobe", 0, header.num_bytes)  # its 12th byte: 0 for RGB
-    if adobe >= 0 and image_bytes[adobe + 11] != 1:
-        return False
-    scan = _scan_start(image_bytes, header.num_bytes)
+@dataclass(frozen=True, slots=True)
+class PlainJpeg:
+    """A JPEG in one baseline scan, in YCbCr beyond doubt and without a sign of damage; `exif` is b"" without one."""
+
+    width: int
+    height: int
+    exif: bytes
+
+
+def read_plain_jpeg(image_bytes: bytes) -> PlainJpeg | None:
+    """Read the segments of a JPEG up to its pixels; None unless it is plain.
+
+    The last bytes are its end, and before it stand no markers but those that restart.
+    """
     end = len(image_bytes) - len(_END_OF_JPEG)
-    return 0 <= scan < end and image_bytes.endswith(_END_OF_JPEG) and not _OTHER_MARKER.search(image_bytes, scan, end)
+    found = _segments(image_bytes) if image_bytes.endswith(_END_OF_JPEG) else None
+    if found is None:
+        return None
+    segments, scan = found
+    frames = [content for marker, content in segments if marker in _SOF_MARKERS]
+    exifs = [content for marker, content in segments if marker == _APP1 and content.startswith(_EXIF)]
+    adobes = [content for marker, content in segments if marker == _APP14 and content.startswith(b"Adobe")]
+    whole = scan < end and not _OTHER_MARKER.search(image_bytes, scan, end)
+    if not whole or len(frames) != 1 or len(exifs) > 1 or any(content[11:12] != b"\1" for content in adobes):
+        return None  # the 12th byte of Adobe's is 0 for RGB
+    if not any(marker == _BASELINE for marker, _ in segments) or not _is_ycbcr(frames[0]):
+        return None
+    height, width = struct.unpack_from(">HH", frames[0], 1)
+    return PlainJpeg(width, height, exifs[0] if exifs else b"") if height and width else None
 
 
-def _scan_start(image_bytes: bytes, position: int) -> int:
-    """Find where the first scan's data begin, from the end of the frame header; -1 where the segments are damaged."""
-    while image_bytes[position : position + 1] == b"\xff":
+def _segments(image_bytes: bytes) -> tuple[list[tuple[int, bytes]], int] | None:
+    """List markers and contents up to the first scan, and where its data begin; None where something else stands."""
+    segments: list[tuple[int, bytes]] = []
+    position = 2
+    while position + 4 <= len(image_bytes) and image_bytes[position] == 0xFF:
         marker, length = image_bytes[position + 1], int.from_bytes(image_bytes[position + 2 : position + 4])
+        if length < 2 or marker in _BARE_MARKERS:
+            return None
+        segments.append((marker, image_bytes[position + 4 : position + 2 + length]))
         position += 2 + length
         if marker == _SCAN:
-            return position
-        if length < 2:
-            return -1
-    return -1
+            return segments, position
+    return None
+
+
+def _is_ycbcr(frame: bytes) -> bool:
+    """Whether a frame has 8 bits and three components, named as in JFIF, in a usual subsampling."""
+    usual = frame[7:8] in _LUMA_SAMPLING and frame[10:11] == frame[13:14] == b"\x11"
+    return len(frame) == 15 and frame[0] == 8 and frame[5] == 3 and frame[6::3] == b"\1\2\3" and usual
 
 
 def read_size(kind: str, image_bytes: bytes) -> tuple[int, int] | None:

@@ -72,14 +72,12 @@ def read_rgb(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
     return np.array(white.convert("RGB"))
 
 
-def is_upright(jpeg_header: bytes) -> bool:
-    """Whether a JPEG's bytes up to its frame header have no EXIF data that turn it, or none that can be read."""
-    start = jpeg_header.find(b"Exif\0\0")
-    if start < 0:
-        return True
+def is_upright(exif_bytes: bytes) -> bool:
+    """Whether EXIF data, which may be none, turn no picture; not so where they cannot be read."""
+    _ignore_pillow_warnings()
     exif = Image.Exif()
     try:
-        exif.load(jpeg_header[start:])
+        exif.load(exif_bytes)
         return bool(exif.get(_ORIENTATION, 1) == 1)
     except Exception:  # noqa: BLE001 Pillow raises whatever the bytes lead it into
         return False

@@ -52,7 +52,13 @@ def decode_jpegs(encoded: Sequence[torch.Tensor], short_side: int, size: int, de
         RuntimeError: one of the files is damaged.
     """
     if device.type == "cuda":
-        images = torch.ops.image.decode_jpegs_cuda(list(encoded), _RGB, device)
+        # nvJPEG writes on a stream of its own, which does not wait for those that still read the memory it is given.
+        torch.cuda.synchronize(device)
+        try:
+            images = torch.ops.image.decode_jpegs_cuda(list(encoded), _RGB, device)
+        except RuntimeError:
+            torch.cuda.synchronize(device)  # nor may others have that memory while it writes
+            raise
     else:
         images = [torch.ops.image.decode_jpeg(data, _RGB, False) for data in encoded]
     views_NCHW = torch.empty((len(images), 3, size, size), device=device)

@@ -78,7 +78,7 @@ class _Pipeline:
             CatsdogsError: one of our stages says that going on is of no use.
         """
         start_ray()
-        options = ClassifyOptions.of(self._config, self._model)
+        options = ClassifyOptions.of(self._config, self._model, fastest=True)
         if not self.slots:
             self._progress(Message(f"labelling with {options.num_actors} x {options.device_name}"))
         self.slots = options.slots

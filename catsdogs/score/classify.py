@@ -14,9 +14,10 @@ from catsdogs import data
 from catsdogs.config import EvaluateConfig, ScoreConfig
 from catsdogs.saved import Saved
 
-BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
+BATCH_SIZE = 32
+GPU_BATCH_SIZE, GPU_BATCH_SIDE = 256, 224  # as many pixels at other sizes, and not more images
 GPU_PROCESSES = 2  # share a GPU, which waits for the Python of one
-GPU_CALLS = 2  # at once in each: a batch is decoded while the model computes another
+GPU_CALLS = 2  # that each has in hand: it takes a batch from Ray while the model computes another
 READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not grow with the number of files
 
 
@@ -33,8 +34,8 @@ class ClassifyOptions:
     gpu_decodes: bool
 
     @classmethod
-    def of(cls, config: EvaluateConfig | ScoreConfig, model: Saved) -> "ClassifyOptions":
-        """Choose from a command's settings and what the cluster has."""
+    def of(cls, config: EvaluateConfig | ScoreConfig, model: Saved, fastest: bool) -> "ClassifyOptions":
+        """Choose from a command's settings and what the cluster has; other than `fastest`, pixels are training's."""
         use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_actors or 1)
         num_actors = config.num_actors or data.default_num_actors(use_gpu)
         return cls(
@@ -42,9 +43,9 @@ class ClassifyOptions:
             precision=config.precision,
             num_actors=num_actors,
             use_gpu=use_gpu,
-            share=data.share_cpus(num_actors * (GPU_PROCESSES if use_gpu else 1)),
-            batch_size=config.batch_size or (GPU_BATCH_SIZE if use_gpu else BATCH_SIZE),
-            gpu_decodes=use_gpu and data.gpus_decode_jpegs(),
+            share=data.share_cpus(num_actors),
+            batch_size=config.batch_size or default_batch_size(use_gpu, model.preprocessing.img_size),
+            gpu_decodes=fastest and use_gpu and data.gpus_decode_jpegs(),
         )
 
     @property
@@ -65,12 +66,17 @@ class ClassifyOptions:
     @property
     def slots(self) -> dict[str, int]:
         """How many read, decode and label at once."""
-        decoders, calls = data.num_decoders(self.share), self.num_actors * self.processes * self.calls
-        return {"read": decoders, "decode": calls if self.gpu_decodes else decoders, "model": calls}
+        decoders = data.num_decoders(self.share)
+        return {"read": decoders, "decode": decoders, "model": self.num_actors * self.processes}
 
     def stage(self, max_pixels: int) -> data.DecodeForInference:
         """Make the stage before the model's."""
         return data.DecodeForInference(self.checkpoint.preprocessing, max_pixels, self.batch_size, self.gpu_decodes)
+
+
+def default_batch_size(use_gpu: bool, img_size: int) -> int:
+    """Choose how many images go through a model at once."""
+    return max(1, min(GPU_BATCH_SIZE, GPU_BATCH_SIZE * GPU_BATCH_SIDE**2 // img_size**2)) if use_gpu else BATCH_SIZE
 
 
 class Classifier:
@@ -85,31 +91,29 @@ class Classifier:
         carried: Sequence[str],
         save_embeddings: bool,
     ) -> None:
-        import torch  # none of these is above: the driver can do without torch
-
-        from catsdogs import checkpoint, predict
+        from catsdogs import checkpoint, predict  # none of these is above: the driver can do without torch
         from catsdogs.data.jpegs import JpegDecoder
 
         found = checkpoint.unpack(ray.get(checkpoint_ref))
         predict.settle(actors_here)
-        device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+        device = predict.device_of(ray.get_gpu_ids())
         self._carried = carried
         self._save_embeddings = save_embeddings
         self._class_names = found.class_names
         self._img_size = found.preprocessing.img_size
-        died = ray.get_runtime_context().was_current_actor_reconstructed  # perhaps of a file
-        self._decoder = JpegDecoder(stage, device, on_device=not died) if stage.passes_jpegs else None
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._decoder = JpegDecoder(stage, device, restarted) if stage.passes_jpegs else None
         self._predictions = predict.predictions
         self._predictor, self._engine = predict.checked_predictor(found.model, found.preprocessing, precision, device)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Label one batch; beside the output's columns come what is carried, `engine`, and `model_s`, its time."""
-        images_NHWC: Any
+        began = time.monotonic()
+        images_NHWC: Any = None  # an array, or a tensor on a GPU
         if self._decoder is None:
             images_NHWC = data.images_of(rows, self._img_size)
         else:
             rows, images_NHWC = self._decoder(rows)
-        began = time.monotonic()
         features_ND = self._predictor.embed(images_NHWC)
         probs_NK = self._predictor.label(features_ND)
         labelled = self._predictions(rows, probs_NK, self._class_names, features_ND if self._save_embeddings else None)
@@ -142,9 +146,10 @@ def classified(
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
             size=options.num_actors * options.processes,
-            max_concurrent_calls_per_actor=options.calls,
-            enable_true_multi_threading=options.calls > 1,
+            max_concurrent_calls_per_actor=options.calls,  # of which one is in the model's stage
         ),
-        num_cpus=options.share.model if options.share.free >= 1 else 0,  # Ray Data's own stages reserve a whole one
+        num_cpus=options.share.model / options.processes
+        if options.share.free >= 1
+        else 0,  # Ray Data's own stages reserve a whole one
         num_gpus=1 / options.processes if options.use_gpu else None,
     )

@@ -14,7 +14,7 @@ from catsdogs.schema import RETRIED
 from catsdogs.train.worker import Batch, Worker, have_image
 
 Decoded = tuple[pa.Table, images.Pixels]  # rows and their pixels
-MOST_KEPT = 1 << 30  # bytes of the validation images' pixels, which are the same in every epoch
+MOST_KEPT = 1 << 30  # bytes of a worker's validation images, which are the same in every epoch
 
 
 class Pixels:
@@ -68,7 +68,8 @@ class Pixels:
         for rows in data.decoded_batches(files, stage, worker.spec.decode_cpus):
             images_NHWC, rows = data.images_of(rows, preprocessing.img_size), rows.drop_columns(["image"])
             if kept is not None:
-                kept.append((rows, images_NHWC.copy()))  # in this process's memory, not Ray's
+                own_rows = rows.take(pa.array(range(rows.num_rows)))  # or Ray's memory would hold both
+                kept.append((own_rows, images_NHWC.copy()))
             if not set(RETRIED).isdisjoint(rows["status"].to_pylist()):
                 kept = None
             yield rows, images_NHWC

@@ -55,12 +55,10 @@ class Whole:
     """All layers, which see uint8 images, (N, H, W, C)."""
 
     model: ResNet
-    wrapped: nn.Module  # as DDP sees it
+    wrapped: Callable[[torch.Tensor], torch.Tensor]  # as DDP or the compiler sees it
     preprocessing: Preprocessing
     device: torch.device
     precision: Precision
-    of_full_batches: Callable[[torch.Tensor], torch.Tensor] | None = None  # `wrapped`, where another form is faster
-    batch_size: int = 0
 
     @property
     def nothing(self) -> torch.Tensor:
@@ -72,9 +70,8 @@ class Whole:
         """Compute logits_NK."""
         training_mode(self.model, num_rows)
         inputs_NCHW = normalize(images_NHWC.permute(0, 3, 1, 2), self.preprocessing.mean, self.preprocessing.std)
-        forward = self.of_full_batches if len(images_NHWC) == self.batch_size else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits_NK = (forward or self.wrapped)(inputs_NCHW.contiguous(memory_format=torch.channels_last))
+            logits_NK = self.wrapped(inputs_NCHW.contiguous(memory_format=torch.channels_last))
         return logits_NK.float()
 
 

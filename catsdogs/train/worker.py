@@ -1,6 +1,5 @@
 """A training worker: its model and rows, and what it tells the driver."""
 
-import dataclasses
 import pickle
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from catsdogs.predict import BATCH_SIZE, settle
 from catsdogs.progress import Message, Step
 from catsdogs.schema import OK
 from catsdogs.train import settings
-from catsdogs.train.compiled import LEAST_COMPILED, Compiled
+from catsdogs.train.compiled import LEAST_STEPS, Compiled
 from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
 from catsdogs.train.step import Head, Stepper, Trained, Whole, make_optimizer
 from catsdogs.vision import ResNet
@@ -167,6 +166,8 @@ def make_worker(spec: RunSpec) -> Worker:
     precision = agreed(resolve_precision(chosen, device), rank, world_size)
     compute_exactly(precision, device)
     model = _make_model(spec, device)
+    state = spec.folder.load_state() if spec.folder.has_state() else None
+    history = History(state["history"]) if state is not None else History()
     worker = Worker(
         spec=spec,
         rank=rank,
@@ -177,18 +178,17 @@ def make_worker(spec: RunSpec) -> Worker:
         train_files=ray.get(spec.train_files),
         validation_files=ray.get(spec.validation_files),
         stepper=Stepper(
-            trained=_what_trains(spec, model, device, precision),
+            trained=_what_trains(spec, model, device, precision, history),
             optimizer=make_optimizer(model, spec.config),
             config=spec.config,
             device=device,
             world_size=world_size,
         ),
+        history=history,
     )
-    if spec.folder.has_state():
-        state = spec.folder.load_state()
+    if state is not None:
         load_state(model, state["model"], spec.folder.uri)
         worker.stepper.optimizer.load_state_dict(state["optimizer"])
-        worker.history = History(state["history"])
     return worker
 
 
@@ -209,7 +209,7 @@ def _make_model(spec: RunSpec, device: torch.device) -> ResNet:
     return model.to(device=device, memory_format=torch.channels_last)
 
 
-def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: Precision) -> Trained:
+def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: Precision, history: History) -> Trained:
     config, frozen = spec.config, spec.config.freeze == "backbone"
     wrapped = ray.train.torch.prepare_model(
         model.fc if frozen else model,
@@ -218,9 +218,8 @@ def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: 
     )
     if frozen:
         return Head(wrapped, device)
-    whole = Whole(model, wrapped, spec.folder.preprocessing, device, precision, batch_size=config.batch_size)
-    num_images = config.epochs * ray.get(spec.train_files).num_rows
-    if device.type == "cuda" and config.num_workers == 1 and num_images >= LEAST_COMPILED:
-        compiled = Compiled(wrapped, lambda text: spec.events.put(pickle.dumps(Message(text))))
-        return dataclasses.replace(whole, of_full_batches=compiled)
-    return whole
+    num_steps = (config.epochs - history.epoch) * (ray.get(spec.train_files).num_rows // config.batch_size)
+    if device.type == "cuda" and config.num_workers == 1 and num_steps >= LEAST_STEPS:
+        compiled = Compiled(wrapped, config.batch_size, lambda text: spec.events.put(pickle.dumps(Message(text))))
+        return Whole(model, compiled, spec.folder.preprocessing, device, precision)
+    return Whole(model, wrapped, spec.folder.preprocessing, device, precision)

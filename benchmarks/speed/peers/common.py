@@ -70,7 +70,7 @@ def suited(images_NCHW: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     """Bring images to a model, `optimized` or not, in the type and the layout that it computes in."""
     dtype = next(model.parameters()).dtype
     layout = torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
-    return images_NCHW.to(DEVICE).to(dtype, memory_format=layout)
+    return images_NCHW.to(DEVICE, non_blocking=True).to(dtype, memory_format=layout)
 
 
 def optimized(model: ResNet) -> torch.nn.Module:
