@@ -20,7 +20,7 @@ from catsdogs.images.tensors import decode_jpegs, to_device
 MOST_PIXELS = 1 << 28  # of files that are decoded at once: 3 bytes each
 ANSWERED = ("status", "error", "width", "height", "decode_s")  # columns that decoding fills
 APART_BATCHES = 64  # after a restart: what the process died of, perhaps an image, comes again
-Passed = tuple[int, torch.Tensor]  # its row and its content, uint8
+Jpeg = tuple[int, torch.Tensor]  # its row and its content, uint8
 
 
 class JpegDecoder:
@@ -53,7 +53,7 @@ class JpegDecoder:
         answers = self._decode_apart(refused, images_NHWC) if refused else {}
         return _answered(rows, answers), images_NHWC
 
-    def _decode(self, group: list[Passed], images_NHWC: torch.Tensor) -> list[Passed]:
+    def _decode(self, group: list[Jpeg], images_NHWC: torch.Tensor) -> list[Jpeg]:
         """Decode files on the device; those that it refuses come back."""
         numbers, encoded = zip(*group, strict=True)
         preprocessing = self._stage.preprocessing
@@ -68,7 +68,7 @@ class JpegDecoder:
         images_NHWC[list(numbers)] = views
         return []
 
-    def _decode_apart(self, refused: Sequence[Passed], images_NHWC: torch.Tensor) -> dict[int, Answer]:
+    def _decode_apart(self, refused: Sequence[Jpeg], images_NHWC: torch.Tensor) -> dict[int, Answer]:
         pixels = np.zeros((len(refused), *images_NHWC.shape[1:]), dtype=np.uint8)
         files = [
             File(content.numpy().tobytes(), row, image) for (row, content), image in zip(refused, pixels, strict=True)
@@ -87,7 +87,7 @@ def _end_if_broken(device: torch.device) -> None:
             os._exit(1)
 
 
-def _contents(column: pa.LargeBinaryArray) -> list[Passed]:
+def _contents(column: pa.LargeBinaryArray) -> list[Jpeg]:
     """List what is not null, copied once for all: torch wants it writable."""
     _, offsets, content = column.buffers()
     ends = np.frombuffer(offsets, np.int64)[column.offset :].tolist()
