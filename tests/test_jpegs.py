@@ -223,25 +223,22 @@ def test_gpus_decode_where_all_have_the_hardware(monkeypatch, resources, expecte
 SCORING = """
 import sys
 import ray
-import torch
-from catsdogs import predict
 from catsdogs.config import ScoreConfig
-from catsdogs.score import score
+from catsdogs.score import classify, score
 
-def without_cuda(told=sys.argv[4]):
-    from catsdogs.data import jpegs
-    predict.device_of = lambda gpus: torch.device("cpu")
-    decode = jpegs.decode_jpegs
-    jpegs.decode_jpegs = lambda *given: open(told, "a").write(f"{len(given[0])} ") and decode(*given)
+class WithoutCuda(classify.Classifier):
+    def __init__(self, *given):
+        import torch
+        from catsdogs import predict
+        from catsdogs.data import jpegs
+        predict.device_of = lambda gpus: torch.device("cpu")
+        decode = jpegs.decode_jpegs
+        jpegs.decode_jpegs = lambda *given: open(TOLD, "a").write(f"{len(given[0])} ") and decode(*given)
+        super().__init__(*given)
 
-ray.init(
-    "local",
-    num_cpus=2,
-    num_gpus=1,
-    resources={"accelerator_type:H100": 1},
-    include_dashboard=False,
-    runtime_env={"worker_process_setup_hook": without_cuda},
-)
+TOLD = sys.argv[4]
+classify.Classifier = WithoutCuda
+ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
 summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=16), print)
 print(summary["by_status"], summary["by_label"], list(summary["engines"]))
 """
