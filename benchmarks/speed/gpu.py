@@ -12,20 +12,23 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.machine import machine
 from benchmarks.speed.contestants import ALONE, CATSDOGS, LOOP, RAY, Contestant, copy, module
 from benchmarks.speed.page import HEAD, read_revision, row, table
-from benchmarks.speed.peers.common import BATCH_SIZE, DEVICE
+from benchmarks.speed.peers.common import BATCH_SIZE, DEVICE, suited
 from benchmarks.speed.timing import Timing
 from catsdogs import checkpoint
 from catsdogs.config import TrainConfig
+from catsdogs.fused import fused
 from catsdogs.images import Preprocessing, decode
-from catsdogs.images.tensors import decode_jpegs
-from catsdogs.model import build
+from catsdogs.images.tensors import decode_jpegs, normalize
+from catsdogs.model import backbone_for_inference, build
 from catsdogs.train.compiled import Compiled
 from catsdogs.train.step import Stepper, Whole, make_optimizer
 
@@ -70,7 +73,7 @@ def main() -> None:
         )
     ]
     with tempfile.TemporaryDirectory(prefix="catsdogs-") as name:
-        for part in (_scoring, _decoding, _training):
+        for part in (_scoring, _model, _decoding, _training):
             sections += part(options.images, Path(name))
             options.page.write_text("\n".join([*sections, ""]))
 
@@ -85,6 +88,29 @@ def _scoring(images: Path, work: Path) -> list[str]:
         print(f"{one.name}: {timings[one.name][0]}", flush=True)
     rows = [row(one.name, one.num_images, timings[one.name], timings[OURS]) for one in CONTESTANTS]
     return ["## Scoring\n", table(HEAD, rows)]
+
+
+@torch.inference_mode()
+def _model(_: Path, __: Path) -> list[str]:
+    model, preprocessing = build(len(CLASS_NAMES), seed=0).eval(), Preprocessing()
+    size = preprocessing.img_size
+    images_NCHW = torch.randint(0, 256, (BATCH_SIZE, 3, size, size), dtype=torch.uint8, device=DEVICE)
+    folded = backbone_for_inference(model, "bf16", DEVICE)
+    forms = {
+        "Eager fp32, NCHW": model.to(DEVICE),
+        "bf16, channels last, BatchNorm folded": folded,
+        "The same, additions and rectifications inside the convolutions": fused(folded),
+    }
+    lines = [f"## The model alone, batches of {BATCH_SIZE}\n"]
+    for what, form in forms.items():
+        rate = _rate(partial(_labelled, form, images_NCHW, preprocessing), BATCH_SIZE)
+        lines.append(f"- {what}: {rate:,.0f} img/s.")
+    return [*lines, ""]
+
+
+def _labelled(form: nn.Module, images_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    inputs_NCHW = normalize(images_NCHW, preprocessing.mean, preprocessing.std)
+    return form(suited(inputs_NCHW, form))  # type: ignore[no-any-return]
 
 
 def _decoding(images: Path, _: Path) -> list[str]:
