@@ -1,6 +1,7 @@
 """train(): builds the TorchTrainer, tells what its workers do, writes the report.
 
 step.py      one optimizer step over all workers
+compiled.py  the model in the form that torch's compiler gives it
 pixels.py    images -> the inputs of steps
 features.py  the same for a head alone: features of a frozen backbone
 state.py     what a run writes and goes on from
