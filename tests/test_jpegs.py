@@ -263,5 +263,5 @@ def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path
 
 @pytest.mark.parametrize(("img_size", "expected"), [(224, 256), (112, 256), (448, 64), (4096, 1)])
 def test_on_a_gpu_a_batch_has_about_as_many_pixels_at_any_size(img_size, expected):
-    assert default_batch_size(use_gpu=True, img_size=img_size) == max(1, expected)
+    assert default_batch_size(use_gpu=True, img_size=img_size) == expected
     assert default_batch_size(use_gpu=False, img_size=img_size) == 32

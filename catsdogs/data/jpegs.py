@@ -60,7 +60,7 @@ class JpegDecoder:
         try:
             views = decode_jpegs(encoded, preprocessing.resize_size, preprocessing.img_size, self._device)
         except RuntimeError:  # it does not tell which
-            _end_if_broken(self._device)
+            _await(self._device)
             if len(group) == 1:
                 return group
             half = len(group) // 2
@@ -78,8 +78,8 @@ class JpegDecoder:
         return {row: answer for (row, _), answer in zip(refused, answers, strict=True)}
 
 
-def _end_if_broken(device: torch.device) -> None:
-    """End this process, which Ray starts anew, where its GPU answers nothing any more."""
+def _await(device: torch.device) -> None:
+    """Wait until a decoder that failed writes no more; a process whose GPU is lost ends, and Ray starts it anew."""
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)

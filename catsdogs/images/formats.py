@@ -116,15 +116,16 @@ def read_plain_jpeg(image_bytes: bytes) -> PlainJpeg | None:
     if found is None:
         return None
     segments, scan = found
-    frames = [content for marker, content in segments if marker in _SOF_MARKERS]
+    frames = [segment for segment in segments if segment[0] in _SOF_MARKERS]
     exifs = [content for marker, content in segments if marker == _APP1 and content.startswith(_EXIF)]
     adobes = [content for marker, content in segments if marker == _APP14 and content.startswith(b"Adobe")]
-    whole = scan < end and not _OTHER_MARKER.search(image_bytes, scan, end)
-    if not whole or len(frames) != 1 or len(exifs) > 1 or any(content[11:12] != b"\1" for content in adobes):
-        return None  # the 12th byte of Adobe's is 0 for RGB
-    if not any(marker == _BASELINE for marker, _ in segments) or not _is_ycbcr(frames[0]):
+    if [marker for marker, _ in frames] != [_BASELINE] or not _is_ycbcr(frames[0][1]):
         return None
-    height, width = struct.unpack_from(">HH", frames[0], 1)
+    if len(exifs) > 1 or any(content[11:12] != b"\1" for content in adobes):  # the 12th byte is 0 for RGB
+        return None
+    if scan >= end or _OTHER_MARKER.search(image_bytes, scan, end):
+        return None
+    height, width = struct.unpack_from(">HH", frames[0][1], 1)
     return PlainJpeg(width, height, exifs[0] if exifs else b"") if height and width else None
 
 

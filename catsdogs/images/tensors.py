@@ -48,16 +48,12 @@ def decode_jpegs(encoded: Sequence[torch.Tensor], short_side: int, size: int, de
         uint8 (N, size, size, 3).
 
     Raises:
-        RuntimeError: one of the files is damaged.
+        RuntimeError: one of the files is damaged; a GPU may still write, so synchronize before anything else.
     """
     if device.type == "cuda":
         # nvJPEG writes on a stream of its own, which does not wait for those that still read the memory it is given.
         torch.cuda.synchronize(device)
-        try:
-            images = torch.ops.image.decode_jpegs_cuda(list(encoded), _RGB, device)
-        except RuntimeError:
-            torch.cuda.synchronize(device)  # nor may others have that memory while it writes
-            raise
+        images = torch.ops.image.decode_jpegs_cuda(list(encoded), _RGB, device)
     else:
         images = [torch.ops.image.decode_jpeg(data, _RGB, False) for data in encoded]
     views_NCHW = torch.empty((len(images), 3, size, size), device=device)
@@ -68,7 +64,7 @@ def decode_jpegs(encoded: Sequence[torch.Tensor], short_side: int, size: int, de
 
 def resize_and_crop(image: Pixels, short_side: int, size: int) -> Pixels:
     """Resize the short side of uint8 (H, W, 3) and cut the centre out, uint8 (size, size, 3)."""
-    image_1CHW = torch.from_numpy(np.require(image, np.uint8, ["C", "W"]))[None].permute(0, 3, 1, 2)
+    image_1CHW = _shared(image)[None].permute(0, 3, 1, 2)
     return to_pixels(_resized_and_cropped(image_1CHW, short_side, size)[0])
 
 
@@ -92,7 +88,11 @@ def normalize(
 
 def to_tensor(image: Pixels) -> torch.Tensor:
     """View uint8 (H, W, 3) as (3, H, W); a copy only where torch cannot share it (read-only, flipped)."""
-    return torch.from_numpy(np.require(image, np.uint8, ["C", "W"])).permute(2, 0, 1)
+    return _shared(image).permute(2, 0, 1)
+
+
+def _shared(image: Pixels) -> torch.Tensor:
+    return torch.from_numpy(np.require(image, np.uint8, ["C", "W"]))
 
 
 def to_pixels(image_CHW: torch.Tensor) -> Pixels:

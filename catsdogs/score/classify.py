@@ -134,6 +134,8 @@ def classified(
     """Add the model's stage to a dataset of rows that `stage` decodes; a block in, a block out."""
     actors_here = 1 if options.use_gpu else -(-options.num_actors // data.num_nodes())
     constructor_args = (ray.put(options.checkpoint), stage, options.precision, actors_here, carried, save_embeddings)
+    # Ray Data's own stages reserve a whole one.
+    num_cpus = options.share.model / options.processes if options.share.free >= 1 else 0
     if not options.use_gpu:  # decoding is many times faster, and would fill the object store
         ready_bytes = options.num_actors * READY_BATCHES * stage.batch_bytes
         limits = ExecutionResources.for_limits(object_store_memory=ready_bytes)
@@ -148,8 +150,6 @@ def classified(
             size=options.num_actors * options.processes,
             max_concurrent_calls_per_actor=options.calls,  # of which one is in the model's stage
         ),
-        num_cpus=options.share.model / options.processes
-        if options.share.free >= 1
-        else 0,  # Ray Data's own stages reserve a whole one
+        num_cpus=num_cpus,
         num_gpus=1 / options.processes if options.use_gpu else None,
     )
