@@ -25,10 +25,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 bench: .venv/installed .venv/peers
-	$(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS)
 
 bench-full: .venv/installed .venv/peers
-	$(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS) --full
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS) --full
 
 faults: .venv/installed
 	$(BIN)/python -m benchmarks.faults

@@ -13,16 +13,16 @@ from statistics import median
 
 from benchmarks.speed.agreement import note_agreement
 from benchmarks.speed.checks import Checks
-from benchmarks.speed.contestants import DECODERS, NOTEBOOK, OURS, RESIDENT, SCORING, TRAINERS
+from benchmarks.speed.contestants import CLASS_NAMES, DECODERS, NOTEBOOK, OURS, RESIDENT, SCORING, TRAINERS
 from benchmarks.speed.growth import note_growth
 from benchmarks.speed.page import read_revision, write_page
+from benchmarks.speed.peers.common import DEVICE
 from benchmarks.speed.profiles import profiles
 from benchmarks.speed.timing import Timing
 from catsdogs import checkpoint
 from catsdogs.images import Preprocessing
 from catsdogs.model import build
 
-CLASS_NAMES = ("cats", "dogs")
 ALL = 3000  # images, or as many as there are
 ROUNDS, FULL_ROUNDS = 3, 5
 MOST_START_S, MOST_MINUTES = 20, 60
@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="five rounds on all images instead of three on some")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args()
+    if DEVICE.type != "cpu":
+        parser.error("found a GPU: hide it with CUDA_VISIBLE_DEVICES=, or run python -m benchmarks.speed.gpu")
     began, revision = time.monotonic(), read_revision()
     contestants = [*SCORING, *DECODERS, *TRAINERS, *NOTEBOOK]
     if options.full:

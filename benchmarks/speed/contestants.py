@@ -61,12 +61,12 @@ def _train(*more: str) -> tuple[str, ...]:
     return (CATSDOGS, "train", *given, *more)
 
 
+CLASS_NAMES = ("cats", "dogs")
+SCORE = ("score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}")
 OURS, LOOP = "`catsdogs score`", "torch DataLoader, tuned"
 ALONE, WITHOUT_RAY, RAY = "our model alone", "our pipeline without Ray", "Ray's documentation"
 SCORING = (
-    Contestant(
-        OURS, (CATSDOGS, "score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}"), 3000
-    ),
+    Contestant(OURS, (CATSDOGS, *SCORE), 3000),
     Contestant(WITHOUT_RAY, module("ours.pipeline"), 600),
     Contestant(ALONE, module("ours.model"), 480),
     Contestant("the roofline", module("ours.roofline"), 252),

@@ -6,42 +6,39 @@ python -m benchmarks.speed.gpu --images data/cats_and_dogs_filtered
 import argparse
 import multiprocessing
 import os
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.machine import machine
-from benchmarks.speed.contestants import ALONE, CATSDOGS, LOOP, RAY, Contestant, copy, module
-from benchmarks.speed.page import HEAD, read_revision, row, table
+from benchmarks.speed.contestants import ALONE, CATSDOGS, CLASS_NAMES, LOOP, RAY, SCORE, Contestant, copy, module
+from benchmarks.speed.ours.decoding import view
+from benchmarks.speed.ours.model import NUM_BATCHES
+from benchmarks.speed.page import HEAD, origin_of, read_revision, row, table
 from benchmarks.speed.peers.common import BATCH_SIZE, DEVICE, suited
+from benchmarks.speed.profiles import training_step
 from benchmarks.speed.timing import Timing
 from catsdogs import checkpoint
-from catsdogs.config import TrainConfig
 from catsdogs.fused import fused
-from catsdogs.images import Preprocessing, decode
+from catsdogs.images import Preprocessing
 from catsdogs.images.tensors import decode_jpegs, normalize
 from catsdogs.model import backbone_for_inference, build
 from catsdogs.train.compiled import Compiled
-from catsdogs.train.step import Stepper, Whole, make_optimizer
 
-CLASS_NAMES = ("cats", "dogs")
 COPIES = 40  # of the photographs: the fastest are through 3,000 before they have begun
+PACKAGES = ("torch", "torchvision", "ray", "pillow")
 NUM_DECODED = 600
 SECONDS = 1.0  # that a rate is taken over
-SCORE = ("score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}")
 OURS, ON_CPUS = "`catsdogs score`, decoding on the GPU", "`catsdogs score`, decoding on CPUs"
 CONTESTANTS = (
     Contestant(OURS, (CATSDOGS, *SCORE), 120_000),
     Contestant(ON_CPUS, (sys.executable, "-m", "benchmarks.speed.ours.cpu_decoding", *SCORE), 60_000),
-    Contestant(ALONE, module("ours.model"), 400 * BATCH_SIZE),
+    Contestant(ALONE, module("ours.model"), NUM_BATCHES * BATCH_SIZE),
     Contestant(RAY, module("peers.ray_docs"), 6000),
     Contestant(LOOP, module("peers.loader", "--tuned"), 12_000),
 )
@@ -62,16 +59,8 @@ def main() -> None:
     options = parser.parse_args()
     if DEVICE.type != "cuda":
         parser.error("expected a GPU that torch can use, found none; python -m benchmarks.speed is for CPUs")
-    sections = [
-        INTRODUCTION.format(
-            batch_size=BATCH_SIZE,
-            copies=COPIES,
-            command=shlex.join(["python", "-m", "benchmarks.speed.gpu", *sys.argv[1:]]),
-            machine=machine(("torch", "torchvision", "ray", "pillow")),
-            when=datetime.now(UTC).isoformat(timespec="minutes")[:16],
-            revision=read_revision(),
-        )
-    ]
+    origin = origin_of("benchmarks.speed.gpu", PACKAGES, read_revision())
+    sections = [INTRODUCTION.format(batch_size=BATCH_SIZE, copies=COPIES, **origin)]
     with tempfile.TemporaryDirectory(prefix="catsdogs-") as name:
         for part in (_scoring, _model, _decoding, _training):
             sections += part(options.images, Path(name))
@@ -130,11 +119,8 @@ def _decoding(images: Path, _: Path) -> list[str]:
 
 def _decode(paths: Sequence[Path]) -> None:
     torch.set_num_threads(1)
-    preprocessing = Preprocessing()
     for path in paths:
-        image = decode(path.read_bytes()).image
-        assert image is not None
-        preprocessing(image)
+        view(path.read_bytes())
 
 
 def _training(_: Path, __: Path) -> list[str]:
@@ -165,18 +151,8 @@ def _eager_step_rate(batch_size: int) -> float:
 
 def _step_rate(batch_size: int, compiled: bool) -> float:
     model = build(len(CLASS_NAMES), seed=0).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    config = TrainConfig(data_dir="", lr=0.001, batch_size=batch_size)
-    whole = Whole(
-        model=model,
-        wrapped=Compiled(model, batch_size, lambda _: None) if compiled else model,
-        preprocessing=Preprocessing(),
-        device=DEVICE,
-        precision="bf16",
-    )
-    stepper = Stepper(whole, make_optimizer(model, config), config, DEVICE, world_size=1)
-    images_NHWC = torch.zeros((batch_size, 224, 224, 3), dtype=torch.uint8, device=DEVICE)
-    targets_N = torch.zeros(batch_size, dtype=torch.int64, device=DEVICE)
-    return _rate(lambda: stepper.step(images_NHWC, targets_N, 0.001), batch_size)
+    wrapped = Compiled(model, batch_size, lambda _: None) if compiled else model
+    return _rate(training_step(model, wrapped, Preprocessing(), DEVICE, batch_size), batch_size)
 
 
 def _rate(work: Callable[[], object], count: int) -> float:

@@ -50,13 +50,8 @@ def write_page(
     revision: str,
 ) -> None:
     """Write the page from what was timed, and `closing`, its last sections."""
-    introduction = INTRODUCTION.format(
-        command=shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
-        rounds=len(next(iter(timings.values()))),
-        machine=machine(PACKAGES),
-        when=datetime.now(UTC).isoformat(timespec="minutes")[:16],
-        revision=revision,
-    )
+    origin = origin_of("benchmarks.speed", PACKAGES, revision)
+    introduction = INTRODUCTION.format(rounds=len(next(iter(timings.values()))), **origin)
     sections = [introduction, "## What is asked for\n", table(GOALS_HEAD, (goal.row(timings) for goal in GOALS))]
     num_images = {contestant.name: contestant.num_images for contestant in contestants}
     for (title, note), group in zip(NOTES.items(), (SCORING, DECODERS, TRAINERS, NOTEBOOK), strict=True):
@@ -64,6 +59,16 @@ def write_page(
         rows = [row(name, num_images[name], timings[name], first) for name in (one.name for one in group)]
         sections += [f"## {title}\n", f"{note}\n", table(HEAD, rows)]
     path.write_text("\n".join([*sections, *closing]))
+
+
+def origin_of(module: str, packages: Iterable[str], revision: str) -> dict[str, str]:
+    """Say by which command a page is made, on which machine, when, of which revision."""
+    return {
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "machine": machine(packages),
+        "when": datetime.now(UTC).isoformat(timespec="minutes")[:16],
+        "revision": revision,
+    }
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
