@@ -94,10 +94,9 @@ class Fault:
 
 @dataclass
 class Counts:
-    """What came, and what was done to it. `whole` are image bodies that went out undamaged, by key."""
+    """What came, and what was done to it."""
 
     by_method: Counter[str] = field(default_factory=Counter)
     by_kind: Counter[str] = field(default_factory=Counter)
     gets_by_key: Counter[str] = field(default_factory=Counter)
-    whole: Counter[str] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)

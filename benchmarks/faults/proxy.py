@@ -118,8 +118,6 @@ class FaultProxy:
             async for piece in body_of(head, reader, to_the_end=True):
                 writer.write(piece)
                 await writer.drain()
-        if request.kind == "image" and status < 300:
-            self.counts.whole[request.key] += 1
         await writer.drain()
         return framed or not has_body
 
