@@ -6,18 +6,27 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import ray
+from ray._private.node import Node
 
 from catsdogs.errors import RunError
 
+# Of Ray's node: they serve those who look at a cluster from outside or let it grow, and take 2.5 s of the start of a
+# Ray that ends with the command (2-core Zen 4, 2026-11). There is a setting for none of them.
+SERVERS = ("start_api_server", "start_log_monitor", "start_monitor")
 
-def start_ray() -> None:
+
+def start_ray(launched: Callable[[], None] = lambda: None) -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so.
+
+    Args:
+        launched: called once nothing is left to do but to wait for Ray's servers.
 
     Raises:
         RunError: there is no cluster at RAY_ADDRESS, or it refuses us.
@@ -31,10 +40,16 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         # Ray would replace the caller's answer to SIGTERM by its own, first while it starts and for good.
-        with _held_stderr(), replaced(ray._private.utils, "set_sigterm_handler", lambda _: None):
-            # No dashboard of a Ray that ends with the command: it takes 2 s of the start (2 cores, 2026-11).
-            dashboard = False if address == "local" else None
-            ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_held_stderr())
+            stack.enter_context(replaced(ray._private.utils, "set_sigterm_handler", lambda _: None))
+            if address == "local":
+                for name in SERVERS:
+                    stack.enter_context(replaced(Node, name, lambda *_, **__: None))
+                stack.enter_context(replaced(Node, "start_raylet", _followed(Node.start_raylet, launched)))
+            else:
+                launched()
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RunError(
@@ -46,15 +61,33 @@ def start_ray() -> None:
 def import_beside_ray(name: str) -> ModuleType:
     """Import a module, which may import torch, while Ray starts: each takes seconds.
 
-    It is Ray that starts in the calling thread: the processes of its start end with the thread that started them.
+    It is Ray that starts in the calling thread: the processes of its start end with the thread that started them. The
+    import begins once they run, as two threads of Python take turns: 1 s of the start (2-core Zen 4, 2026-11).
 
     Raises:
         RunError: as `start_ray`.
     """
+    launched = threading.Event()
+
+    def then_import() -> ModuleType:
+        launched.wait()
+        return importlib.import_module(name)
+
     with ThreadPoolExecutor(1) as thread:
-        module = thread.submit(importlib.import_module, name)
-        start_ray()
+        module = thread.submit(then_import)
+        try:
+            start_ray(launched.set)
+        finally:
+            launched.set()
     return module.result()
+
+
+def _followed(method: Callable[..., None], then: Callable[[], None]) -> Callable[..., None]:
+    def both(*args: object) -> None:
+        method(*args)
+        then()
+
+    return both
 
 
 @contextlib.contextmanager

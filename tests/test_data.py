@@ -4,6 +4,7 @@ import pytest
 import ray.data
 from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+from ray.data._internal.execution.operators import actor_pool_map_operator as pool
 
 from catsdogs import data
 from catsdogs.data import runtime
@@ -35,15 +36,23 @@ def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, 
     if not joined:
         monkeypatch.delenv("RAY_ADDRESS")
     asked = []
-    for module, name in ((stats, "get_or_create_stats_actor"), (coordinator, "get_or_create_autoscaling_coordinator")):
+    for module, name in (
+        (stats, "get_or_create_stats_actor"),
+        (coordinator, "get_or_create_autoscaling_coordinator"),
+        (pool, "get_or_create_actor_location_tracker"),
+    ):
         made = getattr(module, name)
         monkeypatch.setattr(module, name, lambda name=name, made=made: asked.append(name) or made())
 
+    class Successor:  # in an actor
+        def __call__(self, rows):
+            return {"id": rows["id"] + 1}
+
     with data.few_actors():
-        rows = ray.data.range(100, override_num_blocks=2).map_batches(lambda rows: {"id": rows["id"] + 1}).take_all()
+        rows = ray.data.range(100, override_num_blocks=2).map_batches(Successor, concurrency=1).take_all()
 
     assert sorted(row["id"] for row in rows) == list(range(1, 101))
-    assert bool(asked) is joined
+    assert len(set(asked)) == (3 if joined else 0)
 
 
 @pytest.mark.parametrize("nodes", [[1], [2], [2, 2], [1, 1], [0, 8], [16]])

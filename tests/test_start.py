@@ -13,15 +13,21 @@ ALONE = """
 import ray
 from catsdogs.start import import_beside_ray
 
-print(import_beside_ray("catsdogs.labels").__name__, ray.get(ray.put("outlived the import")))
+print(*import_beside_ray("servers").NAMES, ray.get(ray.put("outlived the import")))
+"""
+SERVERS = """
+import psutil
+
+NAMES = sorted(process.name() for process in psutil.Process().children())
 """
 
 
-def test_ray_outlives_the_import_beside_it(tmp_path, monkeypatch):
+def test_ray_outlives_the_import_that_follows_its_servers_the_needed_two(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "servers.py").write_text(SERVERS)
     words = [sys.executable, "-c", ALONE]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
-    assert done.stdout == "catsdogs.labels outlived the import\n"
+    assert done.stdout == "gcs_server raylet outlived the import\n"
 
 
 def test_ray_that_runs_is_kept(ray_cluster):

@@ -1,16 +1,18 @@
-"""Ray Data on a machine that no cluster joins, without the two actors that serve a cluster.
+"""Ray Data on a machine that no cluster joins, without the three actors that serve a cluster.
 
-One collects statistics for the dashboard, the other asks the autoscaler for machines, of which there are neither; each
-takes 3 s of a core at the start to import Ray Data (2-core Zen 4, 2026-11). No setting leaves them out.
+They collect statistics for the dashboard, ask the autoscaler for machines, and know on which machine each model's actor
+is. Each takes up to 3 s of a core at the start to import Ray Data (2-core Zen 4, 2026-11). No setting leaves them out.
 """
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import ray
 from ray.data import ExecutionResources
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
+from ray.data._internal.execution.operators import actor_pool_map_operator
 from ray.data._internal.stats import _StatsManager
 
 from catsdogs.start import joins_cluster, replaced
@@ -33,13 +35,26 @@ class _OneMachine(ClusterAutoscaler):
         return total
 
 
+class _OneLocation:
+    """Takes an actor's message of its machine, and keeps none: there is one."""
+
+    @property
+    def update_actor_location(self) -> SimpleNamespace:
+        """Look like a method of a remote actor."""
+        return SimpleNamespace(remote=lambda *_: None)
+
+
 @contextlib.contextmanager
 def few_actors() -> Iterator[None]:
-    """Run datasets without the two actors, where Ray is this command's own."""
+    """Run datasets without the three actors, where Ray is this command's own."""
     with contextlib.ExitStack() as stack:
         if not joins_cluster():
             for name in STATISTICS:
                 stack.enter_context(replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
-            one_machine = replaced(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine())
-            stack.enter_context(one_machine)
+            for module, name, value in (
+                (streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine()),
+                (actor_pool_map_operator, "get_or_create_actor_location_tracker", _OneLocation),
+                (actor_pool_map_operator, "get_actor_locations", lambda _: {}),
+            ):
+                stack.enter_context(replaced(module, name, value))
         yield

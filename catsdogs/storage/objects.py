@@ -8,7 +8,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from catsdogs.storage.retrying import TRANSPORT_ERRORS, BrokenBodyError
+from catsdogs.storage.retrying import BrokenBodyError, transport_errors
 from catsdogs.storage.s3 import MISSING, STORE_ERRORS, Response, check_credentials, code_of, failure, request, wait_for
 
 BODY_S, BODY_BYTES_PER_S = 20.0, 100_000  # a body takes no longer than the first, and a second for so many bytes
@@ -128,7 +128,7 @@ async def get_object(
         try:
             async with asyncio.timeout(BODY_S + (announced or 0) / BODY_BYTES_PER_S), response["Body"] as body:
                 content: bytes = await body.read()
-        except TRANSPORT_ERRORS as error:
+        except transport_errors() as error:
             raise BrokenBodyError(f"the body broke off: {str(error) or 'it took too long'}") from error
         found = response["ETag"].strip('"')
         expected = size_bytes if found == etag and size_bytes is not None else announced

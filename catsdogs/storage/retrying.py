@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import aiohttp
 from botocore.exceptions import (
     ClientError,
     FlexibleChecksumError,
@@ -51,18 +50,22 @@ class BrokenBodyError(OSError):
     """An answer whose body is not the object."""
 
 
-TRANSPORT_ERRORS = (
-    BotoConnectionError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    aiohttp.ClientError,
-    TimeoutError,
-    ConnectionError,
-    BrokenBodyError,
-)
+def transport_errors() -> tuple[type[Exception], ...]:
+    """Name what says that an answer did not get through, or not whole."""
+    import aiohttp  # not above: 0.2 s of the start of every process
+
+    return (
+        BotoConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+        aiohttp.ClientError,
+        TimeoutError,
+        ConnectionError,
+        BrokenBodyError,
+    )
 
 
 def may_pass(error: BaseException) -> bool:
@@ -71,7 +74,7 @@ def may_pass(error: BaseException) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "")
         return code in RETRIED_CODES or status == 429 or (status >= 500 and status != 501)
-    return isinstance(error, TRANSPORT_ERRORS)
+    return isinstance(error, transport_errors())
 
 
 @dataclass
