@@ -296,7 +296,7 @@ def test_too_many_failed_rows_are_exit_3(monkeypatch, capsys, rows, ok, rate, co
     summary = {"rows": rows, "by_status": {s: n for s, n in by_status.items() if n}}
     summary |= {"scored": 7, "images_per_s": 12.34, "limited_by": "read"}
     monkeypatch.setattr(catsdogs.score, "score", lambda config, progress: summary)
-    monkeypatch.setattr(start, "start_ray", lambda: None)
+    monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
     expected = f"{rows} rows in o, {rows - ok} without a label; 7 scored last at 12.3 img/s, limited by read\n"
@@ -386,7 +386,7 @@ def test_results_of_evaluation_are_one_json_line_and_one_for_people(monkeypatch,
 
     metrics = {"accuracy": 0.5, "n": 4, "failed": 1, "accuracy_interval_95": [0.15, 0.85]}
     monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
-    monkeypatch.setattr(start, "start_ray", lambda: None)
+    monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert json.loads(first) == {"accuracy": 0.5, "n": 4, "failed": 1}
