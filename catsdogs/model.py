@@ -56,11 +56,11 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
         return cast(Precision, precision)
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY else "fp32"
-    return "bf16" if _bf16_gain() >= LEAST_GAIN else "fp32"
+    return "bf16" if bf16_gain() >= LEAST_GAIN else "fp32"
 
 
 @functools.cache
-def _bf16_gain() -> float:
+def bf16_gain() -> float:
     """Measure how many times faster a convolution from the middle of ResNet50 is in bf16 on this CPU."""
     tried = {dtype: _Probe(dtype) for dtype in (torch.float32, torch.bfloat16)}
     times = [{dtype: probe.run_s() for dtype, probe in tried.items()} for _ in range(PROBE_RUNS)]

@@ -155,13 +155,13 @@ def test_auto_precision_follows_what_was_measured(monkeypatch, fp32_s, bf16_s, e
             return self.seconds * (100 if next(slow) else 1)
 
     monkeypatch.setattr(model_module, "_Probe", Probe)
-    model_module._bf16_gain.cache_clear()
+    model_module.bf16_gain.cache_clear()
     assert resolve_precision("auto", CPU) == expected
-    model_module._bf16_gain.cache_clear()
+    model_module.bf16_gain.cache_clear()
 
 
 def test_the_probe_measures_this_machine():
-    assert 0.05 < model_module._bf16_gain() < 20
+    assert 0.05 < model_module.bf16_gain() < 20
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])

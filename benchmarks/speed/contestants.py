@@ -82,15 +82,15 @@ SCORING = (
 RESIDENT = (SCORING[2], SCORING[3])  # which read no files
 DECODING, PILLOW = "our decoding", "Pillow, `ResNet50_Weights.transforms()`"
 DECODERS = (
-    Contestant(DECODING, module("ours.decoding"), 600),
-    Contestant(PILLOW, module("peers.decoding"), 600),
+    Contestant(DECODING, module("ours.decoding"), 3000),
+    Contestant(PILLOW, module("peers.decoding"), 3000),
 )
 TRAINING, EAGER = "`catsdogs train`", "torchvision's reference loop"
 TRAINERS = (
     Contestant(TRAINING, _train("--epochs", "1", "--val-split", "0.1"), 480, "train"),
     Contestant(EAGER, module("peers.reference_training"), 320, "train"),
     Contestant(f"{EAGER}, tuned", module("peers.reference_training", "--tuned"), 320, "train"),
-    Contestant("Ray's documentation, training", module("peers.ray_training"), 160, "train"),
+    Contestant("Ray's documentation, training", module("peers.ray_training"), 96, "train"),
 )
 FROZEN, EPOCH = "`catsdogs train --freeze backbone`, 10 epochs", "DataLoader, tuned, an epoch"
 NOTEBOOK = (  # the last leaves the trained head that the agreement is measured with

@@ -34,7 +34,7 @@ NOTES = {
     "Decoding and resizing, one core": "From the bytes of a file to 224 x 224 pixels. The weights' transforms also "
     "normalize, which ours leaves to the model's stage, a batch at once: it is in the rates of scoring.",
     "Training all layers": "Random resized crop and flip, SGD, global batch of 32; a step with all that feeds it. Of "
-    "the images of `catsdogs train` a tenth validates. Ray's example makes 5 steps, the other loops 10.",
+    "the images of `catsdogs train` a tenth validates. Ray's example makes 3 steps, the other loops 10.",
     "The notebook's experiment": "A frozen backbone, no augmentation, 2,000 images to train and 1,000 to validate. The "
     "loop ran one epoch; ten of them are its start-up and ten times the rest.",
 }
