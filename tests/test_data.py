@@ -1,5 +1,8 @@
 """What Ray makes of our errors and of a machine's CPUs."""
 
+import subprocess
+import sys
+
 import pytest
 import ray.data
 from ray.data._internal import stats
@@ -33,8 +36,6 @@ def test_other_errors_keep_their_last_line():
 @pytest.mark.parametrize("joined", [False, True], ids=["own Ray", "a cluster"])
 def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, joined):
     start_ray()
-    if not joined:
-        monkeypatch.delenv("RAY_ADDRESS")
     asked = []
     for module, name in (
         (stats, "get_or_create_stats_actor"),
@@ -48,7 +49,7 @@ def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, 
         def __call__(self, rows):
             return {"id": rows["id"] + 1}
 
-    with data.few_actors():
+    with data.few_actors(joined):
         rows = ray.data.range(100, override_num_blocks=2).map_batches(Successor, concurrency=1).take_all()
 
     assert sorted(row["id"] for row in rows) == list(range(1, 101))
@@ -71,3 +72,26 @@ def test_a_decoding_task_fits_beside_the_models_of_every_machine(monkeypatch, no
 def test_without_gpus_auto_takes_the_cpu(monkeypatch, use_gpu, expected):
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert runtime.resolve_use_gpu(use_gpu, 1) is expected
+
+
+PREPARED = """
+import sys
+
+import ray
+
+from catsdogs import data
+from catsdogs.start import start_ray
+
+start_ray()
+data.prepare_decoder(1.0)
+while not ray.get(ray.remote(lambda: "catsdogs.images.tensors" in sys.modules).remote()):
+    pass
+print("prepared, without torch here" if "torch" not in sys.modules else "torch is here")
+"""
+
+
+def test_a_process_is_prepared_to_decode(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = [sys.executable, "-c", PREPARED]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    assert done.stdout == "prepared, without torch here\n"

@@ -15,7 +15,7 @@ from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.operators import actor_pool_map_operator
 from ray.data._internal.stats import _StatsManager
 
-from catsdogs.start import joins_cluster, replaced
+from catsdogs.start import replaced
 
 STATISTICS = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics")
 
@@ -45,10 +45,10 @@ class _OneLocation:
 
 
 @contextlib.contextmanager
-def few_actors() -> Iterator[None]:
-    """Run datasets without the three actors, where Ray is this command's own."""
+def few_actors(joins_cluster: bool) -> Iterator[None]:
+    """Run this process's datasets without the three actors, where Ray is the command's own."""
     with contextlib.ExitStack() as stack:
-        if not joins_cluster():
+        if not joins_cluster:
             for name in STATISTICS:
                 stack.enter_context(replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
             for module, name, value in (

@@ -1,5 +1,6 @@
 """Set Ray Data's ways; share a cluster's CPUs between models and the tasks that feed them."""
 
+import importlib
 import logging
 import math
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.start import joins_cluster
@@ -99,6 +101,20 @@ def _cpus(node: dict[str, Any]) -> float:
 def default_num_actors(use_gpu: bool) -> int:
     """Run one model per GPU, or one per machine, which takes all its cores."""
     return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else num_nodes()
+
+
+def prepare_decoder(num_cpus: float) -> None:
+    """Let a process of Ray's on this machine import what decoding takes, which is then at hand: 7 s of a core.
+
+    Args:
+        num_cpus: that each decoding task reserves.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    ray.remote(_import_decoder).options(num_cpus=num_cpus, scheduling_strategy=here).remote()
+
+
+def _import_decoder() -> None:
+    importlib.import_module("catsdogs.images.tensors")
 
 
 def num_decoders(share: CpuShare) -> int:

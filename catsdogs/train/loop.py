@@ -13,7 +13,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from catsdogs import storage
+from catsdogs import data, storage
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.metrics import Sums
 from catsdogs.predict import BATCH_SIZE
@@ -42,7 +42,9 @@ def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> Non
     """Train from the last finished epoch to the last; what Ray Train starts on each worker."""
     spec = ray.get(loop_config["spec"])
     try:
-        _train(make_worker(spec))
+        with data.few_actors(spec.joins_cluster):
+            data.prepare_decoder(spec.decode_cpus)  # while this process imports and builds its model
+            _train(make_worker(spec))
     except Exception as error:
         reason = Message(f"worker {ray.train.get_context().get_world_rank()}: {type(error).__name__}: {error}")
         spec.events.put(pickle.dumps(reason))
