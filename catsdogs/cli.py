@@ -1,6 +1,7 @@
 """Dataclass -> command line; the only module that prints. Errors are one line each.
 
-Exit codes: 0 done; 1 the run failed; 2 the input is wrong; 3 too many rows failed; 130 Ctrl-C; 143 SIGTERM.
+Exit codes: 0 done; 1 the run failed; 2 the input is wrong; 3 too many rows failed; 130 Ctrl-C; 141 nobody reads its
+lines any more; 143 SIGTERM.
 """
 
 import dataclasses
@@ -40,6 +41,10 @@ class _Terminated(SystemExit):
     """SIGTERM came."""
 
 
+class _Unread(SystemExit):
+    """Who read our lines has gone, as with `| head`."""
+
+
 class Display:
     """Shows progress: bars on a terminal, otherwise a line every few seconds."""
 
@@ -70,7 +75,10 @@ class Display:
     def _line(self, text: str) -> None:
         for bar in self._bars.values():
             bar.clear()
-        print(printable(text), flush=True)
+        try:
+            print(printable(text), flush=True)
+        except BrokenPipeError as error:
+            raise _Unread from error  # which nothing on the way takes for a failure of its own
 
     def _bar(self, step: Step) -> None:
         from tqdm import tqdm
@@ -114,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             Command, args=arguments, prog="catsdogs", description="Fine-tune ResNet50; bulk-classify images."
         )
         _check_paths(config)
-        return COMMANDS[type(config)](config, display)
+        code = COMMANDS[type(config)](config, display)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         return _fail(error, 2)
     except RunError as error:
@@ -123,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted: what is done is kept", 130)
     except _Terminated:
         return _fail("terminated: what is done is kept", 143)
+    except (_Unread, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return 141
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         display.close()

@@ -14,7 +14,7 @@ from catsdogs.progress import Message, Progress, Step, silent
 from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
 from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.parts import file_metadata
-from catsdogs.start import joins_cluster, start_ray
+from catsdogs.start import start_ray
 
 METRICS, ROWS = "metrics.json", "predictions.parquet"
 
@@ -53,7 +53,7 @@ def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> p
     tables: list[pa.Table] = []
     done = 0
     try:
-        with data.few_actors(joins_cluster()):
+        with data.few_actors():
             rows: pa.Table
             for rows in classified(decoded, stage, options).iter_batches(batch_size=None, batch_format="pyarrow"):
                 tables.append(rows)

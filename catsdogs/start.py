@@ -6,35 +6,32 @@ import logging
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.node import Node
 
 from catsdogs.errors import RunError
 
-# Of Ray's node: they serve those who look at a cluster from outside or let it grow, and take 2.5 s of the start of a
-# Ray that ends with the command (2-core Zen 4, 2026-11). There is a setting for none of them.
-SERVERS = ("start_api_server", "start_log_monitor", "start_monitor")
+NOBODY = b"127.0.0.1:1"  # an address at which nothing listens
 
 
-def start_ray(launched: Callable[[], None] = lambda: None) -> None:
+def start_ray(launched: Callable[[], object] = lambda: None) -> None:
     """Join the cluster of RAY_ADDRESS, or start Ray on this machine; nothing where this process has done so.
 
     Args:
-        launched: called once nothing is left to do but to wait for Ray's servers.
+        launched: called once there is little left to do but to wait for Ray.
 
     Raises:
         RunError: there is no cluster at RAY_ADDRESS, or it refuses us.
     """
     if ray.is_initialized():
         return
-    # Without an address Ray would also join what a cluster that is gone left behind in /tmp/ray, and wait for it.
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = _address()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's core calls every actor of Ray Data an error, for arguments that Ray Data gives it (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -43,12 +40,10 @@ def start_ray(launched: Callable[[], None] = lambda: None) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_held_stderr())
             stack.enter_context(replaced(ray._private.utils, "set_sigterm_handler", lambda _: None))
-            if address == "local":
-                for name in SERVERS:
-                    stack.enter_context(replaced(Node, name, lambda *_, **__: None))
-                stack.enter_context(replaced(Node, "start_raylet", _followed(Node.start_raylet, launched)))
-            else:
+            if joins_cluster():
                 launched()
+            else:
+                stack.enter_context(_for_one_command(launched))
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -67,27 +62,37 @@ def import_beside_ray(name: str) -> ModuleType:
     Raises:
         RunError: as `start_ray`.
     """
-    launched = threading.Event()
-
-    def then_import() -> ModuleType:
-        launched.wait()
-        return importlib.import_module(name)
-
     with ThreadPoolExecutor(1) as thread:
-        module = thread.submit(then_import)
-        try:
-            start_ray(launched.set)
-        finally:
-            launched.set()
-    return module.result()
+        start_ray(lambda: thread.submit(importlib.import_module, name))
+    return importlib.import_module(name)  # which is done, or fails again
 
 
-def _followed(method: Callable[..., None], then: Callable[[], None]) -> Callable[..., None]:
-    def both(*args: object) -> None:
-        method(*args)
-        then()
+@contextlib.contextmanager
+def _for_one_command(launched: Callable[[], object]) -> Iterator[None]:
+    """Start no more of Ray than one command needs: 2.5 s sooner (2-core Zen 4, 2026-11).
 
-    return both
+    That is without the dashboard's server, what carries the workers' output to the driver, and what asks for machines.
+    """
+    start_raylet = Node.start_raylet
+
+    def no_api_server(node: Node, **_: object) -> None:
+        # Ray's own processes ask it things: they are refused at once, and without an address would wait for one.
+        key, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+        node.get_gcs_client().internal_kv_put(key, NOBODY, True, namespace)
+
+    def start_last(node: Node, *args: object) -> None:
+        start_raylet(node, *args)
+        launched()
+
+    with contextlib.ExitStack() as stack:
+        for name, method in (
+            ("start_api_server", no_api_server),
+            ("start_log_monitor", lambda _: None),
+            ("start_monitor", lambda _: None),
+            ("start_raylet", start_last),
+        ):
+            stack.enter_context(replaced(Node, name, method))
+        yield
 
 
 @contextlib.contextmanager
@@ -121,4 +126,9 @@ def _held_stderr() -> Iterator[None]:
 
 def joins_cluster() -> bool:
     """Whether Ray is a cluster that stands already, which may have other nodes and may grow."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return _address() != "local"
+
+
+def _address() -> str:
+    """Name Ray's address; without one Ray would join what a cluster that is gone left in /tmp/ray, and wait for it."""
+    return os.environ.get("RAY_ADDRESS") or "local"

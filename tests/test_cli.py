@@ -264,6 +264,25 @@ sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"
     assert "what is done is kept" in errors
 
 
+@pytest.mark.parametrize("line", ["display(Message('a line'))", "print('a line')"], ids=["progress", "result"])
+def test_a_command_whose_lines_nobody_reads_ends_in_silence(line):
+    program = f"""
+import contextlib, sys
+from catsdogs import cli, config
+from catsdogs.progress import Message
+def work(config, display):
+    for _ in range(100_000):
+        with contextlib.suppress(Exception):  # as a round of scoring, which is tried again
+            {line}
+    return 0
+cli.COMMANDS[config.ScoreConfig] = work
+sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"]))
+"""
+    words = ["bash", "-c", '"$0" -c "$1" | head -1; exit ${PIPESTATUS[0]}', sys.executable, program]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "a line\n", "")
+
+
 def test_a_lost_sigterm_comes_again():
     program = """
 import sys, time

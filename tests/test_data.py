@@ -8,6 +8,7 @@ import ray.data
 from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 from ray.data._internal.execution.operators import actor_pool_map_operator as pool
+from ray.data._internal.utils import cached_ray_internals
 
 from catsdogs import data
 from catsdogs.data import runtime
@@ -36,11 +37,14 @@ def test_other_errors_keep_their_last_line():
 @pytest.mark.parametrize("joined", [False, True], ids=["own Ray", "a cluster"])
 def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, joined):
     start_ray()
+    if not joined:
+        monkeypatch.delenv("RAY_ADDRESS")
     asked = []
     for module, name in (
         (stats, "get_or_create_stats_actor"),
         (coordinator, "get_or_create_autoscaling_coordinator"),
         (pool, "get_or_create_actor_location_tracker"),
+        (cached_ray_internals, "get_or_create_actor_location_tracker"),
     ):
         made = getattr(module, name)
         monkeypatch.setattr(module, name, lambda name=name, made=made: asked.append(name) or made())
@@ -49,7 +53,7 @@ def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, 
         def __call__(self, rows):
             return {"id": rows["id"] + 1}
 
-    with data.few_actors(joined):
+    with data.few_actors():
         rows = ray.data.range(100, override_num_blocks=2).map_batches(Successor, concurrency=1).take_all()
 
     assert sorted(row["id"] for row in rows) == list(range(1, 101))
@@ -84,13 +88,13 @@ import psutil
 from catsdogs import data
 from catsdogs.start import start_ray
 
-def holds_torch(process):
+def holds_torchvision(process):
     with suppress(OSError):  # it has ended
-        return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+        return "torchvision" in Path(f"/proc/{process.pid}/maps").read_text()
 
 start_ray()
 data.prepare_decoder(1.0)
-while not any(map(holds_torch, psutil.Process().children(recursive=True))):
+while not any(map(holds_torchvision, psutil.Process().children(recursive=True))):
     time.sleep(0.2)
 print("prepared")
 """

@@ -7,27 +7,35 @@ import pytest
 import ray
 
 from catsdogs.errors import RunError
-from catsdogs.start import import_beside_ray, start_ray
+from catsdogs.start import import_beside_ray, joins_cluster, start_ray
 
 ALONE = """
 import ray
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
+
 from catsdogs.start import import_beside_ray
 
-print(*import_beside_ray("servers").NAMES, ray.get(ray.put("outlived the import")))
+print(*import_beside_ray("beside").SEEN, ray.get(ray.put("outlived the import")))
+try:
+    list_actors()
+except RayStateApiException:
+    print("nobody waits for what is not there")
 """
-SERVERS = """
+BESIDE = """
 import psutil
+import ray
 
-NAMES = sorted(process.name() for process in psutil.Process().children())
+SEEN = [*sorted(process.name() for process in psutil.Process().children()), ray.is_initialized()]
 """
 
 
-def test_ray_outlives_the_import_that_follows_its_servers_the_needed_two(tmp_path, monkeypatch):
+def test_ray_has_only_what_is_needed_and_outlives_the_import_beside_it(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (tmp_path / "servers.py").write_text(SERVERS)
+    (tmp_path / "beside.py").write_text(BESIDE)
     words = [sys.executable, "-c", ALONE]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
-    assert done.stdout == "gcs_server raylet outlived the import\n"
+    assert done.stdout == "gcs_server raylet False outlived the import\nnobody waits for what is not there\n"
 
 
 def test_ray_that_runs_is_kept(ray_cluster):
@@ -45,3 +53,13 @@ def test_the_errors_of_both_are_told(ray_cluster, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(RunError, match="RAY_ADDRESS=nonsense"):
         import_beside_ray("catsdogs.labels")
+
+
+@pytest.mark.parametrize(
+    ("address", "joins"), [(None, False), ("", False), ("local", False), ("auto", True), ("127.0.0.1:6379", True)]
+)
+def test_an_address_other_than_local_is_a_clusters(monkeypatch, address, joins):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert joins_cluster() is joins

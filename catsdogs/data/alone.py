@@ -15,9 +15,10 @@ from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.operators import actor_pool_map_operator
 from ray.data._internal.stats import _StatsManager
 
-from catsdogs.start import replaced
+from catsdogs.start import joins_cluster, replaced
 
 STATISTICS = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics")
+NO_TRACKER = SimpleNamespace(update_actor_location=SimpleNamespace(remote=lambda *_: None))
 
 
 class _OneMachine(ClusterAutoscaler):
@@ -35,25 +36,16 @@ class _OneMachine(ClusterAutoscaler):
         return total
 
 
-class _OneLocation:
-    """Takes an actor's message of its machine, and keeps none: there is one."""
-
-    @property
-    def update_actor_location(self) -> SimpleNamespace:
-        """Look like a method of a remote actor."""
-        return SimpleNamespace(remote=lambda *_: None)
-
-
 @contextlib.contextmanager
-def few_actors(joins_cluster: bool) -> Iterator[None]:
-    """Run this process's datasets without the three actors, where Ray is the command's own."""
+def few_actors() -> Iterator[None]:
+    """Run datasets without the three actors, where Ray is this command's own."""
     with contextlib.ExitStack() as stack:
-        if not joins_cluster:
+        if not joins_cluster():
             for name in STATISTICS:
                 stack.enter_context(replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
             for module, name, value in (
                 (streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine()),
-                (actor_pool_map_operator, "get_or_create_actor_location_tracker", _OneLocation),
+                (actor_pool_map_operator, "get_or_create_actor_location_tracker", lambda: NO_TRACKER),
                 (actor_pool_map_operator, "get_actor_locations", lambda _: {}),
             ):
                 stack.enter_context(replaced(module, name, value))

@@ -114,7 +114,7 @@ def prepare_decoder(num_cpus: float) -> None:
 
 
 def _import_decoder() -> None:
-    importlib.import_module("catsdogs.images.tensors")
+    importlib.import_module("catsdogs.images.augment")
 
 
 def num_decoders(share: CpuShare) -> int:

@@ -26,7 +26,7 @@ from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.score.parts import CARRIED, file_metadata
 from catsdogs.score.run import Identity, run
 from catsdogs.score.verify import verify
-from catsdogs.start import joins_cluster, start_ray
+from catsdogs.start import start_ray
 
 
 def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class _Pipeline:
         decoded = data.decoded_manifests(uris, stage, options.share.decode)
         try:
             labelled = classified(decoded, stage, options, CARRIED, self._config.save_embeddings)
-            with data.few_actors(joins_cluster()):
+            with data.few_actors():
                 yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:
             own = data.own_error(error)

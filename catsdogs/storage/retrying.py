@@ -52,7 +52,7 @@ class BrokenBodyError(OSError):
 
 def transport_errors() -> tuple[type[Exception], ...]:
     """Name what says that an answer did not get through, or not whole."""
-    import aiohttp  # not above: 0.2 s of the start of every process
+    import aiohttp  # not above: 0.2 s of the start of every process that reads from no store
 
     return (
         BotoConnectionError,

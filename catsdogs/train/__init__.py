@@ -32,7 +32,7 @@ from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, list_training
 from catsdogs.model import build
 from catsdogs.progress import Message, Progress, silent
-from catsdogs.start import joins_cluster, start_ray
+from catsdogs.start import start_ray
 from catsdogs.train import settings
 from catsdogs.train.loop import train_loop_per_worker
 from catsdogs.train.show import EventTeller, write_report
@@ -104,7 +104,6 @@ def _fit(
         initial_state=ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()}),
         events=events,
         decode_cpus=decode_cpus,
-        joins_cluster=joins_cluster(),
         held=_hold(config, files[0], decode_cpus, teller),
     )
     try:

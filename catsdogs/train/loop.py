@@ -42,9 +42,8 @@ def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> Non
     """Train from the last finished epoch to the last; what Ray Train starts on each worker."""
     spec = ray.get(loop_config["spec"])
     try:
-        with data.few_actors(spec.joins_cluster):
-            data.prepare_decoder(spec.decode_cpus)  # while this process imports and builds its model
-            _train(make_worker(spec))
+        data.prepare_decoder(spec.decode_cpus)  # while this process builds its model
+        _train(make_worker(spec))
     except Exception as error:
         reason = Message(f"worker {ray.train.get_context().get_world_rank()}: {type(error).__name__}: {error}")
         spec.events.put(pickle.dumps(reason))

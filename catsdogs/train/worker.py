@@ -83,7 +83,6 @@ class RunSpec:
     initial_state: ray.ObjectRef[dict[str, np.ndarray[Any, Any]]]
     events: Queue
     decode_cpus: float
-    joins_cluster: bool
     held: data.Held | None
 
 
