@@ -80,7 +80,7 @@ def _for_one_command(launched: Callable[[], object]) -> Iterator[None]:
         key, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
         node.get_gcs_client().internal_kv_put(key, NOBODY, True, namespace)
 
-    def start_last(node: Node, *args: object) -> None:
+    def start_last(node: Node, *args: Any) -> None:
         start_raylet(node, *args)
         launched()
 
