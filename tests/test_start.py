@@ -18,7 +18,7 @@ from catsdogs.start import import_beside_ray
 
 print(*import_beside_ray("beside").SEEN, ray.get(ray.put("outlived the import")))
 try:
-    list_actors()
+    list_actors(ray.get_runtime_context().gcs_address)
 except RayStateApiException:
     print("nobody waits for what is not there")
 """
