@@ -39,14 +39,14 @@ class _OneMachine(ClusterAutoscaler):
 @contextlib.contextmanager
 def few_actors() -> Iterator[None]:
     """Run datasets without the three actors, where Ray is this command's own."""
-    with contextlib.ExitStack() as stack:
-        if not joins_cluster():
-            for name in STATISTICS:
-                stack.enter_context(replaced(_StatsManager, name, staticmethod(lambda *_, **__: None)))
-            for module, name, value in (
-                (streaming_executor, "create_cluster_autoscaler", lambda *_, **__: _OneMachine()),
-                (actor_pool_map_operator, "get_or_create_actor_location_tracker", lambda: NO_TRACKER),
-                (actor_pool_map_operator, "get_actor_locations", lambda _: {}),
-            ):
-                stack.enter_context(replaced(module, name, value))
+    if joins_cluster():
+        yield
+        return
+    no_statistics = dict.fromkeys(STATISTICS, staticmethod(lambda *_, **__: None))
+    no_locations = {"get_or_create_actor_location_tracker": lambda: NO_TRACKER, "get_actor_locations": lambda _: {}}
+    with (
+        replaced(_StatsManager, **no_statistics),
+        replaced(streaming_executor, create_cluster_autoscaler=lambda *_, **__: _OneMachine()),
+        replaced(actor_pool_map_operator, **no_locations),
+    ):
         yield
