@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import lines_of, read_summary, red_or_blue
+from ray.util.state import list_actors
 
 from catsdogs import checkpoint
 from catsdogs.data import DecodeForTraining, EpochPlan
@@ -47,8 +48,24 @@ def frozen(finished_run, tmp_path_factory):
         epochs=EPOCHS,
     )
     events = []
-    train(config, events.append)
-    return SimpleNamespace(config=config, folder=folder / "runs" / "run", lines=lines_of(events))
+    before = {actor.actor_id for actor in actors()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS")  # as on a Ray of the command's own
+        train(config, events.append)
+    started = {actor.class_name for actor in actors() if actor.actor_id not in before}
+    return SimpleNamespace(config=config, folder=folder / "runs" / "run", lines=lines_of(events), actors=started)
+
+
+def actors():
+    """List the session's actors, dead ones too."""
+    return list_actors(limit=10_000)
+
+
+def test_a_run_starts_no_actor_that_it_can_do_without(frozen):
+    assert frozen.actors == {"TrainController", "RayTrainWorker", "SynchronizationActor", "_QueueActor"}
+    joined = {actor.class_name for actor in actors()} - frozen.actors  # of the run of two epochs
+    assert "_AutoscalingCoordinatorActor" in joined
+    assert "PlacementGroupCleaner" not in joined
 
 
 def features_of(run):

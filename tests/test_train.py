@@ -17,6 +17,7 @@ import torch
 import yaml
 from conftest import CLASSES, killing_at, lines_of, read_summary
 
+from benchmarks.faults.proxy import Fault
 from catsdogs import checkpoint, storage
 from catsdogs.config import EvaluateConfig
 from catsdogs.data import EpochPlan
@@ -68,14 +69,18 @@ def test_best_accuracy_its_predictions_and_evaluate_agree_to_the_last_row(finish
 
 
 def test_a_run_from_a_bucket_into_a_bucket_interrupted_and_resumed_equals_one_on_the_disk(
-    finished_run, red_blue_root, bucket, put, tmp_path
+    finished_run, red_blue_root, bucket, put, s3_proxy
 ):
-    for path in sorted(red_blue_root.rglob("*.jpg")):
-        put(f"a data+set/{path.relative_to(red_blue_root)}", path.read_bytes())
+    keys = {path: f"a data+set/{path.relative_to(red_blue_root)}" for path in sorted(red_blue_root.rglob("*.jpg"))}
+    for path, key in keys.items():
+        put(key, path.read_bytes())
     data_dir, run = f"s3://{bucket}/a data+set", f"s3://{bucket}/runs/run"
     config = dataclasses.replace(finished_run.config, data_dir=data_dir, storage_path=f"s3://{bucket}/runs")
+    training = [key for key in keys.values() if "/train/" in key]
+    s3_proxy.reset(Fault("slow", keys=training, after_images=len(keys)))  # the second epoch is not over before Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         train(config, press_ctrl_c_after_first_epoch)
+    s3_proxy.reset()
     assert [row["epoch"] for row in remote_summary(run)] == ["1"]
     events = []
     result = train(dataclasses.replace(config, resume=True), events.append)

@@ -6,6 +6,7 @@ pixels.py    images -> the inputs of steps
 features.py  the same for a head alone: features of a frozen backbone
 state.py     what a run writes and goes on from
 loop.py      what every worker runs
+alone.py     Ray Train with few processes of its own
 show.py      events and results -> lines and pages
 """
 
@@ -32,8 +33,9 @@ from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, list_training
 from catsdogs.model import build
 from catsdogs.progress import Message, Progress, silent
-from catsdogs.start import start_ray
+from catsdogs.start import joins_cluster, start_ray
 from catsdogs.train import settings
+from catsdogs.train.alone import few_actors
 from catsdogs.train.loop import train_loop_per_worker
 from catsdogs.train.show import EventTeller, write_report
 from catsdogs.train.state import ARGS, RunFolder
@@ -105,6 +107,7 @@ def _fit(
         events=events,
         decode_cpus=decode_cpus,
         held=_hold(config, files[0], decode_cpus, teller),
+        alone=config.num_workers == 1 and not joins_cluster(),
     )
     try:
         with tempfile.TemporaryDirectory() as unused, _told(events, teller):
@@ -134,6 +137,7 @@ def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
     """Build the trainer; our checkpoints are our own files, so Ray Train's folder stays empty and goes."""
     config = spec.config
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell nobody
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # so long each report of an epoch may wait
     resources = {"CPU": data.share_cpus(config.num_workers).model}
     if config.use_gpu == "true":
         resources["GPU"] = 1.0
@@ -182,7 +186,8 @@ def _run(trainer: TorchTrainer) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit()
+        with few_actors():
+            trainer.fit()
     except SystemExit as error:
         if type(error) is SystemExit:  # not the subclass that SIGTERM raises
             raise KeyboardInterrupt from error

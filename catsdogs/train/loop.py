@@ -1,5 +1,6 @@
 """What every training worker runs: epochs of steps, then validation, then the epoch is kept."""
 
+import contextlib
 import copy
 import pickle
 import time
@@ -43,7 +44,8 @@ def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> Non
     spec = ray.get(loop_config["spec"])
     try:
         data.prepare_decoder(spec.decode_cpus)  # while this process builds its model
-        _train(make_worker(spec))
+        with data.few_actors() if spec.alone else contextlib.nullcontext():
+            _train(make_worker(spec))
     except Exception as error:
         reason = Message(f"worker {ray.train.get_context().get_world_rank()}: {type(error).__name__}: {error}")
         spec.events.put(pickle.dumps(reason))
@@ -77,7 +79,7 @@ def _train(worker: Worker) -> None:
             "seconds": time.monotonic() - started,
         }
         keeper.keep(row, rows)
-        if not frozen or epoch == config.epochs:  # a report takes a second, an epoch of a head does not
+        if not frozen or epoch == config.epochs:  # a report takes longer than an epoch of a head
             ray.train.report(row)
 
 
