@@ -84,7 +84,7 @@ class RunSpec:
     events: Queue
     decode_cpus: float
     held: data.Held | None
-    alone: bool  # one worker, on a Ray of the command's own
+    alone: bool  # one worker on a Ray of the command's own: its datasets share with nobody
 
 
 class Inputs(Protocol):
