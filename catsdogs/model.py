@@ -20,7 +20,7 @@ Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_CAPABILITY = (8, 0)  # of a GPU with tensor cores for it
 LEAST_GAIN = 1.15  # of bf16 over fp32 that is worth its rounding
-PROBE_RUNS = 6  # the fastest counts: other processes only make one slower
+PROBE_RUNS = 6  # the fastest counts: what shares a core and its caches only makes one slower
 
 
 def build(num_classes: int, seed: int) -> ResNet:
@@ -61,9 +61,14 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
 
 @functools.cache
 def bf16_gain() -> float:
-    """Measure how many times faster a convolution from the middle of ResNet50 is in bf16 on this CPU."""
+    """Measure how many times faster a convolution from the middle of ResNet50 is in bf16 on a core of this CPU."""
     tried = {dtype: _Probe(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    times = [{dtype: probe.run_s() for dtype, probe in tried.items()} for _ in range(PROBE_RUNS)]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # this one, which counts its own time: others may be at work on the same cores
+    try:
+        times = [{dtype: probe.run_s() for dtype, probe in tried.items()} for _ in range(PROBE_RUNS)]
+    finally:
+        torch.set_num_threads(num_threads)
     fp32_s, bf16_s = (min(run[dtype] for run in times) for dtype in tried)
     return fp32_s / bf16_s
 
@@ -79,10 +84,10 @@ class _Probe:
 
     @torch.inference_mode()
     def run_s(self) -> float:
-        """Compute once; the seconds it took."""
-        began = time.perf_counter()
+        """Compute once; the seconds that this thread took."""
+        began = time.thread_time()
         self._conv(self._images_NCHW)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
 
 def compute_exactly(precision: str, device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """ResNet50 at full width on images of 32 pixels, with BatchNorm statistics as a trained model has them."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -161,7 +162,16 @@ def test_auto_precision_follows_what_was_measured(monkeypatch, fp32_s, bf16_s, e
 
 
 def test_the_probe_measures_this_machine():
+    threads = torch.get_num_threads()
+    model_module.bf16_gain.cache_clear()
     assert 0.05 < model_module.bf16_gain() < 20
+    assert torch.get_num_threads() == threads
+
+
+def test_the_probe_does_not_count_what_others_do_on_its_core():
+    probe = model_module._Probe(torch.float32)
+    probe._conv = lambda _: time.sleep(0.5)
+    assert probe.run_s() < 0.25
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
