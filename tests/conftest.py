@@ -70,7 +70,8 @@ def s3_server() -> Iterator[str | None]:
 
 
 @pytest.fixture(scope="session")
-def _s3_proxy(s3_server: str | None) -> Iterator[FaultProxy | None]:
+def s3_proxy_if_any(s3_server: str | None) -> Iterator[FaultProxy | None]:
+    """Stand before the store with a proxy that can inject faults; None where the store is a real one."""
     if s3_server is None:
         yield None
         return
@@ -80,19 +81,19 @@ def _s3_proxy(s3_server: str | None) -> Iterator[FaultProxy | None]:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(_s3_proxy: FaultProxy | None) -> str | None:
+def s3_endpoint(s3_proxy_if_any: FaultProxy | None) -> str | None:
     """Name the endpoint that the code under test talks to: the store, behind a proxy that can inject faults."""
-    return _s3_proxy.endpoint if _s3_proxy else os.environ.get("AWS_ENDPOINT_URL_S3")
+    return s3_proxy_if_any.endpoint if s3_proxy_if_any else os.environ.get("AWS_ENDPOINT_URL_S3")
 
 
 @pytest.fixture
-def s3_proxy(_s3_proxy: FaultProxy | None) -> Iterator[FaultProxy]:
+def s3_proxy(s3_proxy_if_any: FaultProxy | None) -> Iterator[FaultProxy]:
     """Inject faults between the code under test and the store for one test."""
-    if _s3_proxy is None:
+    if s3_proxy_if_any is None:
         pytest.skip("the store is a real one")
-    _s3_proxy.reset()
-    yield _s3_proxy
-    _s3_proxy.reset()
+    s3_proxy_if_any.reset()
+    yield s3_proxy_if_any
+    s3_proxy_if_any.reset()
 
 
 @pytest.fixture

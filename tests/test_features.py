@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import lines_of, read_summary, red_or_blue
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_tasks
 
 from catsdogs import checkpoint
 from catsdogs.data import DecodeForTraining, EpochPlan
@@ -48,24 +48,32 @@ def frozen(finished_run, tmp_path_factory):
         epochs=EPOCHS,
     )
     events = []
-    before = {actor.actor_id for actor in actors()}
+    before, calls = {actor.actor_id for actor in list_actors(limit=10_000)}, calls_that_serve_a_cluster()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS")  # as on a Ray of the command's own
         train(config, events.append)
-    started = {actor.class_name for actor in actors() if actor.actor_id not in before}
-    return SimpleNamespace(config=config, folder=folder / "runs" / "run", lines=lines_of(events), actors=started)
+    started = {actor.class_name for actor in list_actors(limit=10_000) if actor.actor_id not in before}
+    return SimpleNamespace(
+        config=config,
+        folder=folder / "runs" / "run",
+        lines=lines_of(events),
+        actors=started,
+        calls=(calls, calls_that_serve_a_cluster()),
+    )
 
 
-def actors():
-    """List the session's actors, dead ones too."""
-    return list_actors(limit=10_000)
+def calls_that_serve_a_cluster():
+    """Count what Ray Train and Ray Data have asked the session's autoscaler and statistics."""
+    names = ("_AutoscalingCoordinatorActor.request_resources", "_StatsActor.register_dataset")
+    return [len(list_tasks(filters=[("name", "=", name)], limit=10_000)) for name in names]
 
 
-def test_a_run_starts_no_actor_that_it_can_do_without(frozen):
+def test_a_run_does_without_the_actors_that_serve_a_cluster(frozen):
     assert frozen.actors == {"TrainController", "RayTrainWorker", "SynchronizationActor", "_QueueActor"}
-    joined = {actor.class_name for actor in actors()} - frozen.actors  # of the run of two epochs
-    assert "_AutoscalingCoordinatorActor" in joined
-    assert "PlacementGroupCleaner" not in joined
+    before, after = frozen.calls
+    assert before == after
+    assert all(before)  # by a run that joined a cluster
+    assert not list_actors(filters=[("class_name", "=", "PlacementGroupCleaner")])  # which had none of these either
 
 
 def features_of(run):

@@ -1,4 +1,4 @@
-"""train(): builds the TorchTrainer, tells what its workers do, writes the report.
+"""train(): builds the trainer, tells what its workers do, writes the report.
 
 step.py      one optimizer step over all workers
 compiled.py  the model in the form that torch's compiler gives it
@@ -6,7 +6,7 @@ pixels.py    images -> the inputs of steps
 features.py  the same for a head alone: features of a frozen backbone
 state.py     what a run writes and goes on from
 loop.py      what every worker runs
-alone.py     Ray Train with few processes of its own
+trainer.py   Ray's trainer with few processes of its own
 show.py      events and results -> lines and pages
 """
 
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import TrainingFailedError
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -35,10 +36,10 @@ from catsdogs.model import build
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.start import joins_cluster, start_ray
 from catsdogs.train import settings
-from catsdogs.train.alone import few_actors
 from catsdogs.train.loop import train_loop_per_worker
 from catsdogs.train.show import EventTeller, write_report
 from catsdogs.train.state import ARGS, RunFolder
+from catsdogs.train.trainer import Trainer
 from catsdogs.train.worker import RunSpec
 from catsdogs.vision import ResNet
 
@@ -123,7 +124,8 @@ def _hold(config: TrainConfig, files: pa.Table, decode_cpus: float, teller: Even
     if config.freeze == "backbone" or config.epochs == 1 or not _waits_for_images(config):
         return None
     try:
-        return data.hold(files, decode_cpus, teller.progress)
+        with data.few_actors():
+            return data.hold(files, decode_cpus, teller.progress)
     except Exception as error:
         raise _explain(error, teller) from error
 
@@ -133,7 +135,7 @@ def _waits_for_images(config: TrainConfig) -> bool:
     return config.use_gpu == "true"
 
 
-def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
+def _make_trainer(spec: RunSpec, unused: str) -> Trainer:
     """Build the trainer; our checkpoints are our own files, so Ray Train's folder stays empty and goes."""
     config = spec.config
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell nobody
@@ -141,7 +143,7 @@ def _make_trainer(spec: RunSpec, unused: str) -> TorchTrainer:
     resources = {"CPU": data.share_cpus(config.num_workers).model}
     if config.use_gpu == "true":
         resources["GPU"] = 1.0
-    return TorchTrainer(
+    return Trainer(
         train_loop_per_worker,
         train_loop_config={"spec": ray.put(spec)},  # by reference: Ray Train's own processes need not import torch
         torch_config=TorchConfig(timeout_s=COLLECTIVE_S),
@@ -181,13 +183,12 @@ def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
         raise failures[0]
 
 
-def _run(trainer: TorchTrainer) -> None:
+def _run(trainer: Trainer) -> None:
     """Fit; Ctrl-C, at which Ray ends the workers and then exits, stays Ctrl-C."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
-        with few_actors():
-            trainer.fit()
+        trainer.fit()
     except SystemExit as error:
         if type(error) is SystemExit:  # not the subclass that SIGTERM raises
             raise KeyboardInterrupt from error
