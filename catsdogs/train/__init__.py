@@ -145,7 +145,7 @@ def _make_trainer(spec: RunSpec, unused: str) -> Trainer:
         resources["GPU"] = 1.0
     return Trainer(
         train_loop_per_worker,
-        train_loop_config={"spec": ray.put(spec)},  # by reference: Ray Train's own processes need not import torch
+        train_loop_config={"spec": ray.put(spec)},  # by reference: Ray Train's own processes need not import us
         torch_config=TorchConfig(timeout_s=COLLECTIVE_S),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu == "true", resources_per_worker=resources

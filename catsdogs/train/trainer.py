@@ -30,12 +30,12 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         if not joins_cluster():
-            arguments["scaling_policy"] = ask_nobody(arguments["scaling_policy"])
+            arguments["scaling_policy"] = _ask_nobody(arguments["scaling_policy"])
         return super()._initialize_and_run_controller(**arguments)
 
 
-def ask_nobody(policy: ScalingPolicy) -> ScalingPolicy:
-    """Make the policy of as many workers that asks no autoscaler for machines."""
+def _ask_nobody(policy: ScalingPolicy) -> ScalingPolicy:
+    """Make a policy of as many workers that asks no autoscaler for machines."""
 
     class AskNobody(FixedScalingPolicy):  # in here it is sent by value: the controller need not import this package
         def after_controller_start(self, *_: object) -> None:
