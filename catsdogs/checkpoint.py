@@ -14,7 +14,7 @@ from catsdogs import saved, storage
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.model import HEAD, build
-from catsdogs.saved import CONFIG, WEIGHTS, Saved
+from catsdogs.saved import CONFIG, WEIGHTS, CheckpointFiles
 from catsdogs.vision import ResNet, ResNet50_Weights
 
 StateDict = dict[str, torch.Tensor]
@@ -50,7 +50,7 @@ def load(uri: str) -> Checkpoint:
     return unpack(saved.read(uri))
 
 
-def unpack(found: Saved) -> Checkpoint:
+def unpack(found: CheckpointFiles) -> Checkpoint:
     """Make the model of a checkpoint.
 
     Raises:

@@ -19,7 +19,7 @@ import tyro
 from catsdogs import __version__
 from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Message, Step
+from catsdogs.progress import Message, StageProgress
 
 BEGAN = time.monotonic()
 LINE_EVERY_S = 5.0  # between progress lines where there is no terminal
@@ -41,7 +41,7 @@ class _Terminated(SystemExit):
     """SIGTERM came."""
 
 
-class _Unread(SystemExit):
+class _BrokenPipe(SystemExit):
     """Who read our lines has gone, as with `| head`."""
 
 
@@ -51,12 +51,12 @@ class Display:
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._bars: dict[str, Any] = {}
-        self._told: dict[str, float] = {}
+        self._forward_events: dict[str, float] = {}
         self._labelled = False
 
-    def __call__(self, event: Step | Message) -> None:
+    def __call__(self, event: StageProgress | Message) -> None:
         """Show one event."""
-        if isinstance(event, Step) and event.stage == "score" and not self._labelled:
+        if isinstance(event, StageProgress) and event.stage == "score" and not self._labelled:
             self._labelled = True
             self._line(f"first batch labelled {time.monotonic() - BEGAN:.1f} s after the start")
         if isinstance(event, Message):
@@ -78,9 +78,9 @@ class Display:
         try:
             print(printable(text), flush=True)
         except BrokenPipeError as error:
-            raise _Unread from error  # which nothing on the way takes for a failure of its own
+            raise _BrokenPipe from error  # which nothing on the way takes for a failure of its own
 
-    def _bar(self, step: Step) -> None:
+    def _bar(self, step: StageProgress) -> None:
         from tqdm import tqdm
 
         bar = self._bars.get(step.stage)
@@ -94,10 +94,10 @@ class Display:
         bar.set_postfix_str(step.note, refresh=False)
         bar.update(step.done - bar.n)
 
-    def _step_line(self, step: Step) -> None:
+    def _step_line(self, step: StageProgress) -> None:
         now = time.monotonic()
-        if now - self._told.get(step.stage, -LINE_EVERY_S) >= LINE_EVERY_S:
-            self._told[step.stage] = now
+        if now - self._forward_events.get(step.stage, -LINE_EVERY_S) >= LINE_EVERY_S:
+            self._forward_events[step.stage] = now
             total = "" if step.total is None else f"/{step.total:,}"
             self._line(f"{step.stage} {step.done:,}{total}" + (f"  {step.note}" if step.note else ""))
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted: what is done is kept", 130)
     except _Terminated:
         return _fail("terminated: what is done is kept", 143)
-    except (_Unread, BrokenPipeError):
+    except (_BrokenPipe, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
         return 141
     finally:
@@ -194,15 +194,17 @@ def _download(config: DownloadConfig, display: Display) -> int:
 
     from catsdogs.download import download
 
-    root = download(config.url, Path(config.output), lambda stage, done, total: display(Step(stage, done, total)))
+    root = download(
+        config.url, Path(config.output), lambda stage, done, total: display(StageProgress(stage, done, total))
+    )
     print(f"{root}: ready for catsdogs train --data-dir {root}")
     return 0
 
 
 def _train(config: TrainConfig, display: Display) -> int:
-    from catsdogs.start import import_beside_ray
+    from catsdogs.start import import_while_ray_starts
 
-    train = import_beside_ray("catsdogs.train").train
+    train = import_while_ray_starts("catsdogs.train").train
 
     result = train(config, display)
     print(
@@ -213,9 +215,9 @@ def _train(config: TrainConfig, display: Display) -> int:
 
 
 def _evaluate(config: EvaluateConfig, display: Display) -> int:
-    from catsdogs.start import import_beside_ray
+    from catsdogs.start import import_while_ray_starts
 
-    evaluate = import_beside_ray("catsdogs.evaluate").evaluate
+    evaluate = import_while_ray_starts("catsdogs.evaluate").evaluate
 
     metrics = evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
@@ -225,9 +227,9 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
 
 
 def _score(config: ScoreConfig, display: Display) -> int:
-    from catsdogs.start import import_beside_ray
+    from catsdogs.start import import_while_ray_starts
 
-    score = import_beside_ray("catsdogs.score").score
+    score = import_while_ray_starts("catsdogs.score").score
 
     summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)

@@ -131,7 +131,7 @@ def check_same_classes(expected: Sequence[str], found: Sequence[str], expected_o
         )
 
 
-def in_order_of(labelled: LabelledFiles, class_names: Sequence[str]) -> pa.Table:
+def reindex_labels(labelled: LabelledFiles, class_names: Sequence[str]) -> pa.Table:
     """Give files the class indices of a checkpoint, whose classes are the same by name."""
     position = np.array([class_names.index(name) for name in labelled.class_names], dtype=np.int32)
     column = labelled.files.schema.get_field_index("true_index")

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from catsdogs.schema import OK
 
-SMALLEST_PROB = 1e-15  # keeps the logarithm finite
+MIN_PROB = 1e-15  # keeps the logarithm finite
 
 
 @dataclass(frozen=True)
-class Sums:
+class MetricSums:
     """What every number is made of; adding two gives the sums over both sets of rows.
 
     Attributes:
@@ -28,7 +28,7 @@ class Sums:
     loss: float
 
     @classmethod
-    def of(cls, predictions: pa.Table, class_names: Sequence[str]) -> "Sums":
+    def from_predictions(cls, predictions: pa.Table, class_names: Sequence[str]) -> "MetricSums":
         """Sum over predictions of which every row has a true label."""
         K = len(class_names)
         position = {name: i for i, name in enumerate(class_names)}
@@ -37,11 +37,11 @@ class Sums:
         index_N = predictions["index"].fill_null(0).to_numpy()[ok_N]
         matrix_KK = np.bincount(true_N[ok_N] * K + index_N, minlength=K * K).reshape(K, K)
         prob_N = true_probs(predictions.filter(pa.array(ok_N)), true_N[ok_N])
-        loss = -math.fsum(np.log(np.maximum(prob_N, SMALLEST_PROB)))
+        loss = -math.fsum(np.log(np.maximum(prob_N, MIN_PROB)))
         return cls(matrix_KK, np.bincount(true_N[~ok_N], minlength=K), loss)
 
     @classmethod
-    def from_vector(cls, vector: np.ndarray[Any, np.dtype[np.float64]], num_classes: int) -> "Sums":
+    def from_vector(cls, vector: np.ndarray[Any, np.dtype[np.float64]], num_classes: int) -> "MetricSums":
         """Undo `vector`."""
         counts = vector[:-1].astype(np.int64)
         K = num_classes
@@ -82,9 +82,9 @@ def true_probs(predictions: pa.Table, true_N: np.ndarray[Any, Any]) -> np.ndarra
     return np.asarray(probs_NK[np.arange(len(true_N)), true_N])
 
 
-def report(predictions: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
+def compute_metrics(predictions: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
     """Compute every number of `metrics.json`."""
-    sums = Sums.of(predictions, class_names)
+    sums = MetricSums.from_predictions(predictions, class_names)
     total = sums.num_labelled + sums.num_failed
     right = int(np.trace(sums.matrix_KK))
     return {
@@ -101,7 +101,7 @@ def report(predictions: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def per_class(sums: Sums, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+def per_class(sums: MetricSums, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Compute precision, recall, F1 and support of each class; 0 where nothing was predicted."""
     hits_K = np.diag(sums.matrix_KK)
     predicted_K = sums.matrix_KK.sum(axis=0)

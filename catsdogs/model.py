@@ -19,7 +19,7 @@ NUM_FEATURES = 2048  # that the head sees
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_CAPABILITY = (8, 0)  # of a GPU with tensor cores for it
-LEAST_GAIN = 1.15  # of bf16 over fp32 that is worth its rounding
+MIN_BF16_SPEEDUP = 1.15  # of bf16 over fp32 that is worth its rounding
 PROBE_RUNS = 6  # the fastest counts: what shares a core and its caches only makes one slower
 
 
@@ -56,11 +56,11 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
         return cast(Precision, precision)
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY else "fp32"
-    return "bf16" if bf16_gain() >= LEAST_GAIN else "fp32"
+    return "bf16" if measure_bf16_speedup() >= MIN_BF16_SPEEDUP else "fp32"
 
 
 @functools.cache
-def bf16_gain() -> float:
+def measure_bf16_speedup() -> float:
     """Measure how many times faster a convolution from the middle of ResNet50 is in bf16 on a core of this CPU."""
     tried = {dtype: _Probe(dtype) for dtype in (torch.float32, torch.bfloat16)}
     num_threads = torch.get_num_threads()
@@ -90,7 +90,7 @@ class _Probe:
         return time.thread_time() - began
 
 
-def compute_exactly(precision: str, device: torch.device) -> None:
+def disable_tf32(precision: str, device: torch.device) -> None:
     """Keep fp32 what it says on a GPU, where convolutions would take TF32 by default."""
     if precision == "fp32" and device.type == "cuda":
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at run time

@@ -22,20 +22,22 @@ from catsdogs.errors import RunError
 from catsdogs.fused import fused
 from catsdogs.images import Preprocessing
 from catsdogs.images.tensors import normalize, to_device
-from catsdogs.model import DTYPES, Precision, backbone_for_inference, compute_exactly, resolve_precision
+from catsdogs.model import DTYPES, Precision, backbone_for_inference, disable_tf32, resolve_precision
 from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
 from catsdogs.vision import ResNet
 
-BATCH_SIZE = 32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
-Images = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-NUM_CHECKED = 16  # pictures on which bf16 is compared with fp32
-LARGEST_CHECKED = 112  # pixels a side of them: 0.3 s of two cores
-MOST_DIFFERENCE = 0.03  # of a probability
-NUM_LANES = 2  # threads that share a batch on a CPU; each has its part of the cores
+VALIDATION_BATCH_SIZE = (
+    32  # of validation and, unless told otherwise, of evaluation: the same batches give the same numbers
+)
+ImageArray = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+NUM_CHECK_IMAGES = 16  # pictures on which bf16 is compared with fp32
+MAX_CHECK_SIZE = 112  # pixels a side of them: 0.3 s of two cores
+MAX_PROB_DIFFERENCE = 0.03  # of a probability
+NUM_BATCH_SHARDS = 2  # threads that share a batch on a CPU; each has its part of the cores
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
-MOST_INT32 = 2**31 - 1
-Features = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-Probs = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+MAX_INT32 = 2**31 - 1
+FeatureArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+ProbArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class Predictor:
@@ -56,15 +58,17 @@ class Predictor:
         self._device = device
         self._preprocessing = preprocessing
         self._head = copy.deepcopy(model.fc).requires_grad_(False).to(device)
-        compute_exactly(precision, device)
+        disable_tf32(precision, device)
         backbone = backbone_for_inference(model, precision, device)
         self._backbone = backbone if plain else fused(backbone)
         num_threads = torch.get_num_threads()
-        self._num_lanes = min(NUM_LANES, num_threads)
-        share = num_threads // self._num_lanes
-        self._lanes = ThreadPoolExecutor(self._num_lanes, initializer=torch.set_num_threads, initargs=(share,))
+        self._num_batch_shards = min(NUM_BATCH_SHARDS, num_threads)
+        share = num_threads // self._num_batch_shards
+        self._executor = ThreadPoolExecutor(
+            self._num_batch_shards, initializer=torch.set_num_threads, initargs=(share,)
+        )
 
-    def __call__(self, images_NHWC: Images | torch.Tensor) -> Probs:
+    def __call__(self, images_NHWC: ImageArray | torch.Tensor) -> ProbArray:
         """Compute softmax probabilities.
 
         Args:
@@ -75,7 +79,7 @@ class Predictor:
         """
         return self.label(self.embed(images_NHWC))
 
-    def embed(self, images_NHWC: Images | torch.Tensor) -> Features:
+    def embed(self, images_NHWC: ImageArray | torch.Tensor) -> FeatureArray:
         """Compute what the head sees, float32 (N, NUM_FEATURES).
 
         Were each layer shared instead of the batch, all cores would wait for the one on which another process runs,
@@ -83,11 +87,11 @@ class Predictor:
         """
         if self._device.type == "cuda":
             return self._embed(images_NHWC)
-        parts = np.array_split(np.asarray(images_NHWC), min(self._num_lanes, max(1, len(images_NHWC))))
-        return np.concatenate(list(self._lanes.map(self._embed, parts)))
+        parts = np.array_split(np.asarray(images_NHWC), min(self._num_batch_shards, max(1, len(images_NHWC))))
+        return np.concatenate(list(self._executor.map(self._embed, parts)))
 
     @torch.inference_mode()
-    def _embed(self, images_NHWC: Images | torch.Tensor) -> Features:
+    def _embed(self, images_NHWC: ImageArray | torch.Tensor) -> FeatureArray:
         if not isinstance(images_NHWC, torch.Tensor):
             images_NHWC = to_device(images_NHWC, self._device)
         images_NCHW = images_NHWC.permute(0, 3, 1, 2)
@@ -96,12 +100,12 @@ class Predictor:
         return np.asarray(self._backbone(inputs_NCHW).float().cpu().numpy())
 
     @torch.inference_mode()
-    def label(self, features_ND: Features) -> Probs:
+    def label(self, features_ND: FeatureArray) -> ProbArray:
         """Compute softmax probabilities, float32 (N, K), from features."""
-        return probabilities(self._head, torch.tensor(features_ND, device=self._device))
+        return compute_probs(self._head, torch.tensor(features_ND, device=self._device))
 
 
-def checked_predictor(
+def build_checked_predictor(
     model: ResNet, preprocessing: Preprocessing, precision: str, device: torch.device
 ) -> tuple[Predictor, str]:
     """Make a predictor, and say what it computes with.
@@ -111,36 +115,36 @@ def checked_predictor(
     """
     chosen = resolve_precision(precision, device)
     predictor = Predictor(model, preprocessing, chosen, device)
-    engine = f"{device.type}, {chosen}"
+    device_precision = f"{device.type}, {chosen}"
     if chosen == "fp32":
-        return predictor, engine
-    exact = Predictor(model, preprocessing, "fp32", device, plain=True)
-    images_NHWC = _pictures(min(preprocessing.img_size, LARGEST_CHECKED))
-    difference = float(np.abs(predictor(images_NHWC) - exact(images_NHWC)).max())
-    if difference <= MOST_DIFFERENCE:  # not so where one of them is no number
-        return predictor, engine
+        return predictor, device_precision
+    reference = Predictor(model, preprocessing, "fp32", device, plain=True)
+    images_NHWC = _draw_check_images(min(preprocessing.img_size, MAX_CHECK_SIZE))
+    difference = float(np.abs(predictor(images_NHWC) - reference(images_NHWC)).max())
+    if difference <= MAX_PROB_DIFFERENCE:  # not so where one of them is no number
+        return predictor, device_precision
     if precision == "auto":
-        exact = Predictor(model, preprocessing, "fp32", device)
-        return exact, f"{device.type}, fp32: probabilities in {chosen} differ by {difference:.2f}"
-    return predictor, f"{engine}, its probabilities differ by {difference:.2f} from those of fp32"
+        reference = Predictor(model, preprocessing, "fp32", device)
+        return reference, f"{device.type}, fp32: probabilities in {chosen} differ by {difference:.2f}"
+    return predictor, f"{device_precision}, its probabilities differ by {difference:.2f} from those of fp32"
 
 
-def probabilities(head: nn.Module, features_ND: torch.Tensor) -> Probs:
+def compute_probs(head: nn.Module, features_ND: torch.Tensor) -> ProbArray:
     """Compute softmax probabilities, float32 (N, K), from features."""
     return np.asarray(head(features_ND).softmax(dim=1).cpu().numpy())
 
 
-def _pictures(size: int) -> Images:
+def _draw_check_images(size: int) -> ImageArray:
     """Draw patches of colour with noise, always the same, uint8 (NUM_CHECKED, S, S, 3)."""
     generator = torch.Generator().manual_seed(0)
-    patches_NCHW = torch.rand((NUM_CHECKED, 3, 6, 6), generator=generator) * 255
+    patches_NCHW = torch.rand((NUM_CHECK_IMAGES, 3, 6, 6), generator=generator) * 255
     smooth_NCHW = F.interpolate(patches_NCHW, size=(size, size), mode="bilinear")
     noise_NCHW = torch.randn(smooth_NCHW.shape, generator=generator) * 12
     images_NCHW = (smooth_NCHW + noise_NCHW).clamp_(0, 255).to(torch.uint8)
     return images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def device_of(gpus: Sequence[object]) -> torch.device:
+def select_device(gpus: Sequence[object]) -> torch.device:
     """Take the GPU that Ray gave this process, else the CPU.
 
     Raises:
@@ -151,7 +155,7 @@ def device_of(gpus: Sequence[object]) -> torch.device:
     return torch.device("cuda" if gpus else "cpu")
 
 
-def settle(num_processes_here: int) -> None:
+def configure_threads_and_malloc(num_processes_here: int) -> None:
     """Share this machine's cores among the processes that run a model on it; keep the memory that layers free.
 
     glibc gives large blocks back to the kernel, which clears the next ones page by page: 10% of the time of scoring and
@@ -161,11 +165,11 @@ def settle(num_processes_here: int) -> None:
     with contextlib.suppress(AttributeError):  # other C libraries lack it
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, MOST_INT32)
+        mallopt(M_TRIM_THRESHOLD, MAX_INT32)
 
 
-def predictions(
-    rows: pa.Table, probs_NK: Probs, class_names: Sequence[str], embeddings_ND: Features | None = None
+def build_predictions(
+    rows: pa.Table, probs_NK: ProbArray, class_names: Sequence[str], embeddings_ND: FeatureArray | None = None
 ) -> pa.Table:
     """Put decoded rows and their probabilities into the output's columns.
 
@@ -193,7 +197,7 @@ def predictions(
     return pa.table({field.name: table[field.name] for field in schema}).cast(schema)
 
 
-def _lists(values_NM: Features) -> pa.Array:
+def _lists(values_NM: FeatureArray) -> pa.Array:
     offsets = np.arange(0, values_NM.size + 1, values_NM.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_NM.ravel()))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StageProgress:
     """Work of one stage that is `done` out of `total`, which may be unknown yet."""
 
     stage: str
@@ -21,8 +21,8 @@ class Message:
     text: str
 
 
-Progress = Callable[[Step | Message], None]
+Progress = Callable[[StageProgress | Message], None]
 
 
-def silent(_: Step | Message) -> None:
+def silent(_: StageProgress | Message) -> None:
     """Show nothing."""

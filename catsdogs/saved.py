@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointFiles:
     """A checkpoint's content; `weights` and their `sha256` are of its safetensors file."""
 
     uri: str
@@ -33,7 +33,7 @@ class Saved:
     sha256: str
 
 
-def read(uri: str) -> Saved:
+def read(uri: str) -> CheckpointFiles:
     """Read a checkpoint directory.
 
     Raises:
@@ -51,7 +51,7 @@ def read(uri: str) -> Saved:
     unknown = sorted({tensor["dtype"] for tensor in tensors.values()} - set(NUMBERS))
     if unknown:
         raise InputError(f"{uri}: expected weights in {' '.join(NUMBERS)}, found {' '.join(unknown)}")
-    return Saved(uri, weights, class_names, preprocessing, hashlib.sha256(weights).hexdigest())
+    return CheckpointFiles(uri, weights, class_names, preprocessing, hashlib.sha256(weights).hexdigest())
 
 
 def resnet50_shapes(num_classes: int) -> dict[str, Shape]:

@@ -19,7 +19,7 @@ STATUSES = (
 )
 
 # Those of files that may do better another time.
-RETRIED = ("changed", "not_found", "access_denied", "read_error", "decoder_crash")
+RETRYABLE_STATUSES = ("changed", "not_found", "access_denied", "read_error", "decoder_crash")
 
 PREDICTIONS = pa.schema(
     [
@@ -60,7 +60,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def table_of(content: bytes, columns: list[str] | None = None) -> pa.Table:
+def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file's table, or some columns of it.
 
     Raises:

@@ -38,7 +38,7 @@ def start_ray(launched: Callable[[], object] = lambda: None) -> None:
     try:
         # Ray would replace the caller's answer to SIGTERM by its own, first while it starts and for good.
         with (
-            _held_stderr(),
+            _buffer_stderr(),
             replaced(ray._private.utils, set_sigterm_handler=lambda _: None),
             _for_one_command(launched),
         ):
@@ -51,7 +51,7 @@ def start_ray(launched: Callable[[], object] = lambda: None) -> None:
         ) from error
 
 
-def import_beside_ray(name: str) -> ModuleType:
+def import_while_ray_starts(name: str) -> ModuleType:
     """Import a module, which may import torch, while Ray starts: each takes seconds.
 
     It is Ray that starts in the calling thread: the processes of its start end with the thread that started them. The
@@ -71,7 +71,7 @@ def _for_one_command(launched: Callable[[], object]) -> Iterator[None]:
 
     That is without the dashboard's server, what carries the workers' output to the driver, and what asks for machines.
     """
-    if joins_cluster():
+    if on_existing_cluster():
         launched()
         yield
         return
@@ -110,7 +110,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
+def _buffer_stderr() -> Iterator[None]:
     """Hold back what Ray's core writes while it starts, such as that it takes its log level; shown where it fails."""
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -127,7 +127,7 @@ def _held_stderr() -> Iterator[None]:
             os.close(terminal)
 
 
-def joins_cluster() -> bool:
+def on_existing_cluster() -> bool:
     """Whether Ray is a cluster that stands already, which may have other nodes and may grow."""
     return _address() != "local"
 

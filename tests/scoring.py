@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from catsdogs import storage
 from catsdogs.config import ScoreConfig, VerifyConfig
-from catsdogs.schema import PREDICTIONS, table_of
-from catsdogs.score.run import Identity, run
+from catsdogs.schema import PREDICTIONS, read_table
+from catsdogs.score.run import RunSettings, run
 from catsdogs.score.verify import verify
 
 CLASS_NAMES = ["a", "b"]
-IDENTITY = Identity({"class_names": CLASS_NAMES, "model_sha256": "0" * 64}, {"catsdogs.model_sha256": "0" * 64})
+RUN_SETTINGS = RunSettings({"class_names": CLASS_NAMES, "model_sha256": "0" * 64}, {"catsdogs.model_sha256": "0" * 64})
 EXTRA = pa.schema(
     [
         ("shard", pa.int32()),
@@ -23,23 +23,23 @@ EXTRA = pa.schema(
         ("retries", pa.int32()),
         ("read_s", pa.float32()),
         ("decode_s", pa.float32()),
-        ("engine", pa.string()),
+        ("device_precision", pa.string()),
         ("model_s", pa.float32()),
     ]
 )
 COLUMNS = pa.schema([*PREDICTIONS, *EXTRA])
 
 
-class Labeller:
+class Scorer:
     """Labels files by their content, two rows at a time; keeps the paths that it read."""
 
     def __init__(self) -> None:
-        self.slots = {"read": 1, "decode": 1, "model": 1}
+        self.parallelism = {"read": 1, "decode": 1, "model": 1}
         self.paths: list[str] = []
 
     def __call__(self, uris: Sequence[str]) -> Iterator[pa.Table]:
         for uri in uris:
-            rows = table_of(storage.read_bytes(uri)).to_pylist()
+            rows = read_table(storage.read_bytes(uri)).to_pylist()
             for start in range(0, len(rows), 2):
                 yield pa.Table.from_pylist([self._row(row) for row in rows[start : start + 2]], schema=COLUMNS)
 
@@ -47,7 +47,7 @@ class Labeller:
         self.paths.append(file["path"])
         fetched = storage.fetch([storage.Entry(file["path"], file["size_bytes"], file["version"])])[0]
         row = {"path": file["path"], "status": fetched.status, "error": fetched.error, "shard": file["shard"]}
-        row |= {"retries": 0, "read_s": 0.0, "decode_s": 0.0, "engine": "by hand", "model_s": 0.0}
+        row |= {"retries": 0, "read_s": 0.0, "decode_s": 0.0, "device_precision": "by hand", "model_s": 0.0}
         row |= {"size_bytes": file["size_bytes"], "version": fetched.version or file["version"]}
         if fetched.image_bytes is not None:
             index = fetched.image_bytes[0] % 2
@@ -64,17 +64,19 @@ def config_of(source: object, output: object, **settings: object) -> ScoreConfig
     return ScoreConfig(input=str(source), output=str(output), **(defaults | settings))
 
 
-def scored(source: object, output: object, identity: Identity = IDENTITY, **settings: object) -> tuple[dict, list[str]]:
+def scored(
+    source: object, output: object, run_settings: RunSettings = RUN_SETTINGS, **settings: object
+) -> tuple[dict, list[str]]:
     """Score; the summary, and the paths whose files were read."""
-    labeller = Labeller()
-    summary = run(config_of(source, output, **settings), identity, labeller, lambda _: None)
-    return summary, sorted(labeller.paths)
+    scorer = Scorer()
+    summary = run(config_of(source, output, **settings), run_settings, scorer, lambda _: None)
+    return summary, sorted(scorer.paths)
 
 
 def read_rows(output: str) -> dict[str, dict]:
     """Read the rows of all parts by path; no path may come twice."""
     names = [name for name in storage.list_names(output) if name.startswith("part-")]
-    rows = [row for name in names for row in table_of(storage.read_bytes(f"{output}/{name}")).to_pylist()]
+    rows = [row for name in names for row in read_table(storage.read_bytes(f"{output}/{name}")).to_pylist()]
     by_path = {row["path"]: row for row in rows}
     assert len(by_path) == len(rows)
     return by_path

@@ -14,7 +14,7 @@ import pytest
 from catsdogs import __version__, cli, start
 from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Message, Step
+from catsdogs.progress import Message, StageProgress
 
 BIN = Path(sys.executable).parent
 REQUIRED = {
@@ -378,7 +378,7 @@ def test_steps_are_lines_now_and_then_where_there_is_no_terminal(monkeypatch, ca
     display = cli.Display()
     for i in range(13):
         now[0] = float(i)
-        display(Step("score", 1000 * (i + 1), 13000, "1 img/s\x07"))
+        display(StageProgress("score", 1000 * (i + 1), 13000, "1 img/s\x07"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["first batch labelled 12.5 s after the start", "score 1,000/13,000  1 img/s\\x07"]
     assert len(lines) == 4
@@ -391,12 +391,12 @@ def test_steps_are_bars_on_a_terminal(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     display = cli.Display()
-    display(Step("list", 10))
-    display(Step("score", 0, 10))
+    display(StageProgress("list", 10))
+    display(StageProgress("score", 0, 10))
     time.sleep(0.11)  # tqdm shows ten states a second
-    display(Step("score", 5, 10, "2 img/s"))
-    display(Step("score", 10, 10))
-    display(Step("score", 1, 10))
+    display(StageProgress("score", 5, 10, "2 img/s"))
+    display(StageProgress("score", 10, 10))
+    display(StageProgress("score", 1, 10))
     display(Message("a line"))
     display.close()
     shown = sys.stderr.getvalue()

@@ -9,7 +9,7 @@ from torch import nn
 
 from catsdogs.config import TrainConfig
 from catsdogs.train import worker as worker_module
-from catsdogs.train.compiled import Compiled
+from catsdogs.train.compiled import CompiledModel
 
 INPUTS = torch.randn(4, 3)
 
@@ -29,7 +29,7 @@ def test_the_real_compiler_is_asked_once_and_gives_the_same(module, monkeypatch)
         return compile_(given, backend="eager", dynamic=dynamic)  # all of it but the kernels, which take a minute
 
     monkeypatch.setattr(torch, "compile", eagerly)
-    compiled = Compiled(module, 4, told.append)
+    compiled = CompiledModel(module, 4, told.append)
     for _ in range(2):
         outputs = compiled(INPUTS)
         torch.testing.assert_close(outputs, module(INPUTS))
@@ -48,7 +48,7 @@ def test_without_a_compiler_training_goes_on(module, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", failing)
     told = []
-    compiled = Compiled(module, 4, told.append)
+    compiled = CompiledModel(module, 4, told.append)
     for _ in range(2):
         torch.testing.assert_close(compiled(INPUTS), module(INPUTS))
     assert told[1:] == ["training goes on without torch's compiler, more slowly: Failed to find C compiler."]
@@ -57,7 +57,7 @@ def test_without_a_compiler_training_goes_on(module, monkeypatch):
 def test_batches_of_the_given_size_alone_take_it(module, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda given, **_: lambda inputs: seen.append(len(inputs)) or given(inputs))
-    compiled = Compiled(module, 4, lambda _: None)
+    compiled = CompiledModel(module, 4, lambda _: None)
     for num_rows in (3, 4, 1, 4):
         assert compiled(INPUTS[:num_rows]).shape == (num_rows, 2)
     assert seen == [4, 4]
@@ -74,4 +74,4 @@ def test_long_runs_of_one_worker_on_a_gpu_are_compiled(monkeypatch, device, num_
     spec = SimpleNamespace(config=config, folder=SimpleNamespace(preprocessing=None), train_files=None)
     history = SimpleNamespace(epoch=finished)
     trained = worker_module._what_trains(spec, nn.Linear(3, 2), torch.device(device), "bf16", history)
-    assert isinstance(trained.wrapped, Compiled) == expected
+    assert isinstance(trained.wrapped, CompiledModel) == expected

@@ -18,20 +18,20 @@ from catsdogs.start import start_ray
 
 def test_our_error_comes_back_out_of_a_task(ray_cluster):
     start_ray()
-    data.quiet_datasets()
+    data.configure_ray_data()
 
     def raise_ours(_):
         raise RunError("the S3 credentials are expired: renew them")
 
     with pytest.raises(Exception, match="expired") as caught:
         ray.data.range(1).map_batches(raise_ours).materialize()
-    explained = data.explain(caught.value, "scoring", "2 finished parts are kept")
+    explained = data.to_run_error(caught.value, "scoring", "2 finished parts are kept")
     assert type(explained) is RunError
     assert str(explained) == "the S3 credentials are expired: renew them; 2 finished parts are kept"
 
 
 def test_other_errors_keep_their_last_line():
-    assert str(data.explain(AssertionError(), "scoring", "kept")) == "scoring failed: AssertionError; kept"
+    assert str(data.to_run_error(AssertionError(), "scoring", "kept")) == "scoring failed: AssertionError; kept"
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["own Ray", "a cluster"])
@@ -53,7 +53,7 @@ def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, 
         def __call__(self, rows):
             return {"id": rows["id"] + 1}
 
-    with data.few_actors():
+    with data.without_cluster_actors():
         rows = ray.data.range(100, override_num_blocks=2).map_batches(Successor, concurrency=1).take_all()
 
     assert sorted(row["id"] for row in rows) == list(range(1, 101))
@@ -64,7 +64,7 @@ def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, 
 @pytest.mark.parametrize("num_models", [1, 2, 4, 8, 64])
 def test_a_decoding_task_fits_beside_the_models_of_every_machine(monkeypatch, nodes, num_models):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": n} if n else {}} for n in nodes])
-    share = runtime.share_cpus(num_models)
+    share = runtime.allocate_cpus(num_models)
     with_cpus = [n for n in nodes if n]
     here = -(-num_models // len(with_cpus))
     assert share.model > 0
@@ -93,7 +93,7 @@ def holds_torchvision(process):
         return "torchvision" in Path(f"/proc/{process.pid}/maps").read_text()
 
 start_ray()
-data.prepare_decoder(1.0)
+data.warm_up_decoder(1.0)
 while not any(map(holds_torchvision, psutil.Process().children(recursive=True))):
     time.sleep(0.2)
 print("prepared")

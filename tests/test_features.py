@@ -23,10 +23,10 @@ from catsdogs.model import NUM_FEATURES, build
 from catsdogs.predict import Predictor
 from catsdogs.start import start_ray
 from catsdogs.train import train
-from catsdogs.train.features import Features, load
-from catsdogs.train.state import RunFolder
+from catsdogs.train.features import FeatureInputs, load_features
+from catsdogs.train.run_folder import RunFolder
 from catsdogs.train.step import learning_rate
-from catsdogs.train.worker import Worker
+from catsdogs.train.worker import TrainWorker
 
 EPOCHS = 3
 
@@ -137,7 +137,7 @@ def test_features_that_are_kept_train_the_head_that_the_plain_loop_trains(frozen
     found = [(float(row["train_loss"]), float(row["val_loss"])) for row in rows]
     np.testing.assert_allclose(found, losses, atol=1e-4)
     start = build(2, frozen.config.seed).state_dict()
-    last = checkpoint.load(str(frozen.folder / "last")).model.state_dict()
+    last = checkpoint.load_features(str(frozen.folder / "last")).model.state_dict()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(last[name], tensor, atol=1e-4, rtol=0)
     assert (last["fc.weight"] - start["fc.weight"]).abs().max() > 1e-3
@@ -179,7 +179,7 @@ def features_alone(config):
         decode_cpus=1.0,
         events=SimpleNamespace(put=lambda event: told.append(pickle.loads(event))),
     )
-    worker = Worker(
+    worker = TrainWorker(
         spec=spec,
         rank=0,
         world_size=1,
@@ -188,9 +188,9 @@ def features_alone(config):
         model=build(2, config.seed),
         train_files=parts[0].files,
         validation_files=parts[1].files,
-        stepper=None,
+        train_step=None,
     )
-    Features(worker)
+    FeatureInputs(worker)
     return lines_of(told)
 
 
@@ -212,12 +212,12 @@ def test_features_that_were_cut_off_are_computed_where_they_are_missing(frozen, 
 def test_damaged_features_are_an_error_that_names_them(frozen, tmp_path):
     shutil.copytree(features_of(frozen.folder), tmp_path / "features")
     part = tmp_path / "features" / "train-00000.parquet"
-    assert load(str(part.parent), "train", 27, 1).features_NVD.shape == (27, 1, NUM_FEATURES)
+    assert load_features(str(part.parent), "train", 27, 1).features_NVD.shape == (27, 1, NUM_FEATURES)
     with pytest.raises(RunError, match="expected 28 rows of train, found 27"):
-        load(str(part.parent), "train", 28, 1)
+        load_features(str(part.parent), "train", 28, 1)
     part.write_bytes(part.read_bytes()[:5000])
     with pytest.raises(RunError, match=f"{part}: expected features.*; remove {part.parent}"):
-        load(str(part.parent), "train", 27, 1)
+        load_features(str(part.parent), "train", 27, 1)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_two_workers_tell_of_a_bad_image_once(of_two):
 
 def test_views_are_the_images_as_epochs_augment_them_and_validation_sees_none(frozen, of_two):
     config = of_two.config
-    views = load(str(features_of(of_two.folder)), "train", 27, 2)
+    views = load_features(str(features_of(of_two.folder)), "train", 27, 2)
     preprocessing = Preprocessing(img_size=config.img_size)
     predictor = Predictor(build(2, config.seed), preprocessing, "fp32", torch.device("cpu"))
     stage = DecodeForTraining(preprocessing, MAX_PIXELS, 32, config.augment, config.seed, (1, 2))
@@ -248,7 +248,7 @@ def test_views_are_the_images_as_epochs_augment_them_and_validation_sees_none(fr
         images_VHWC = stage.decode(image_bytes, row).image.reshape(2, config.img_size, config.img_size, 3)
         assert (images_VHWC[0] != images_VHWC[1]).any()
         np.testing.assert_allclose(views.features_NVD[row], predictor.embed(images_VHWC), atol=1e-4)
-    parts = [load(str(features_of(run.folder)), "validation", 15, 1) for run in (frozen, of_two)]
+    parts = [load_features(str(features_of(run.folder)), "validation", 15, 1) for run in (frozen, of_two)]
     np.testing.assert_allclose(parts[0].features_NVD, parts[1].features_NVD, atol=1e-4)
 
 

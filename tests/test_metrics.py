@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from catsdogs.metrics import SMALLEST_PROB, Sums, per_class, report, wilson_interval
+from catsdogs.metrics import MIN_PROB, MetricSums, compute_metrics, per_class, wilson_interval
 from catsdogs.schema import PREDICTIONS
 
 CLASSES = ("cats", "dogs")
@@ -49,7 +49,7 @@ def random_predictions(num_rows: int, num_classes: int, seed: int = 0) -> tuple[
 
 
 def test_report_matches_numbers_worked_out_by_hand():
-    found = report(table(EXAMPLE), CLASSES)
+    found = compute_metrics(table(EXAMPLE), CLASSES)
     assert found["n"] == 7
     assert found["failed"] == 2
     assert found["accuracy"] == pytest.approx(3 / 7)
@@ -65,7 +65,7 @@ def test_report_matches_numbers_worked_out_by_hand():
 
 
 def test_report_is_valid_json_even_when_every_file_failed():
-    found = report(table([("cats", FAILED), ("dogs", FAILED)]), CLASSES)
+    found = compute_metrics(table([("cats", FAILED), ("dogs", FAILED)]), CLASSES)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["accuracy"], found["n"], found["failed"]) == (0.0, 2, 2)
     assert found["log_loss"] is None
@@ -74,7 +74,9 @@ def test_report_is_valid_json_even_when_every_file_failed():
 
 
 def test_classes_without_predictions_or_rows_have_zeros():
-    sums = Sums.of(table([("a", [1.0, 0.0, 0.0]), ("b", [1.0, 0.0, 0.0])], ("a", "b", "c")), ("a", "b", "c"))
+    sums = MetricSums.from_predictions(
+        table([("a", [1.0, 0.0, 0.0]), ("b", [1.0, 0.0, 0.0])], ("a", "b", "c")), ("a", "b", "c")
+    )
     found = per_class(sums, ("a", "b", "c"))
     assert found["a"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1})
     assert found["b"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
@@ -82,16 +84,18 @@ def test_classes_without_predictions_or_rows_have_zeros():
 
 
 def test_a_probability_of_zero_costs_a_finite_loss():
-    assert Sums.of(table([("cats", [0.0, 1.0])]), CLASSES).loss == pytest.approx(-math.log(SMALLEST_PROB))
+    assert MetricSums.from_predictions(table([("cats", [0.0, 1.0])]), CLASSES).loss == pytest.approx(
+        -math.log(MIN_PROB)
+    )
 
 
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_sums_add_up_over_any_parts(num_classes):
     predictions, classes = random_predictions(300, num_classes)
-    whole = Sums.of(predictions, classes)
+    whole = MetricSums.from_predictions(predictions, classes)
     bounds = [0, 1, 1, 50, 130, 131, 300]
-    parts = [Sums.of(predictions.slice(a, b - a), classes) for a, b in itertools.pairwise(bounds)]
-    added = Sums.from_vector(sum(part.vector() for part in parts), num_classes)
+    parts = [MetricSums.from_predictions(predictions.slice(a, b - a), classes) for a, b in itertools.pairwise(bounds)]
+    added = MetricSums.from_vector(sum(part.vector() for part in parts), num_classes)
     assert (added.matrix_KK == whole.matrix_KK).all()
     assert (added.failed_K == whole.failed_K).all()
     assert added.loss == pytest.approx(whole.loss, rel=1e-12)
@@ -99,8 +103,8 @@ def test_sums_add_up_over_any_parts(num_classes):
 
 
 def test_sums_survive_their_vector():
-    whole = Sums.of(*random_predictions(100, 3))
-    again = Sums.from_vector(whole.vector(), 3)
+    whole = MetricSums.from_predictions(*random_predictions(100, 3))
+    again = MetricSums.from_vector(whole.vector(), 3)
     assert whole.vector().dtype == np.float64
     assert (again.matrix_KK == whole.matrix_KK).all()
     assert (again.failed_K == whole.failed_K).all()
@@ -111,19 +115,22 @@ def test_sums_survive_their_vector():
 def test_sums_of_chunked_and_sliced_tables_are_the_same():
     predictions, classes = random_predictions(60, 3)
     chunked = pa.concat_tables([predictions.slice(0, 7), predictions.slice(7, 20), predictions.slice(27)])
-    assert Sums.of(chunked, classes).vector().tolist() == Sums.of(predictions, classes).vector().tolist()
-    assert report(chunked, classes) == report(predictions, classes)
+    assert (
+        MetricSums.from_predictions(chunked, classes).vector().tolist()
+        == MetricSums.from_predictions(predictions, classes).vector().tolist()
+    )
+    assert compute_metrics(chunked, classes) == compute_metrics(predictions, classes)
 
 
 def test_nothing_sums_to_nothing():
-    empty = Sums.of(PREDICTIONS.empty_table(), CLASSES)
+    empty = MetricSums.from_predictions(PREDICTIONS.empty_table(), CLASSES)
     assert empty.vector().tolist() == [0.0] * 7
     assert math.isnan(empty.accuracy)
     assert math.isnan(empty.mean_loss)
 
 
 def test_failed_rows_count_as_wrong():
-    sums = Sums.of(table([("cats", [0.9, 0.1]), ("cats", FAILED)]), CLASSES)
+    sums = MetricSums.from_predictions(table([("cats", [0.9, 0.1]), ("cats", FAILED)]), CLASSES)
     assert sums.accuracy == 0.5
     assert sums.failed_K.tolist() == [1, 0]
     assert sums.mean_loss == pytest.approx(-math.log(0.9), rel=1e-6)
@@ -136,7 +143,9 @@ def test_auc_with_ties_matches_every_pair(seed):
     positive = rng.random(80) < 0.4
     rows = [(CLASSES[int(p)], [float(1 - s), float(s)]) for p, s in zip(positive, score, strict=True)]
     pairs = [(s > t) + (s == t) / 2 for s in score[positive] for t in score[~positive]]
-    assert report(table([*rows, ("cats", FAILED)]), CLASSES)["roc_auc"] == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert compute_metrics(table([*rows, ("cats", FAILED)]), CLASSES)["roc_auc"] == pytest.approx(
+        np.mean(pairs), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,11 +159,11 @@ def test_auc_with_ties_matches_every_pair(seed):
     ],
 )
 def test_auc_at_its_ends(rows, auc):
-    assert report(table(rows), CLASSES)["roc_auc"] == auc
+    assert compute_metrics(table(rows), CLASSES)["roc_auc"] == auc
 
 
 def test_more_than_two_classes_have_no_auc():
-    assert report(*random_predictions(30, 3))["roc_auc"] is None
+    assert compute_metrics(*random_predictions(30, 3))["roc_auc"] is None
 
 
 @pytest.mark.parametrize(

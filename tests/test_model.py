@@ -156,15 +156,15 @@ def test_auto_precision_follows_what_was_measured(monkeypatch, fp32_s, bf16_s, e
             return self.seconds * (100 if next(slow) else 1)
 
     monkeypatch.setattr(model_module, "_Probe", Probe)
-    model_module.bf16_gain.cache_clear()
+    model_module.measure_bf16_speedup.cache_clear()
     assert resolve_precision("auto", CPU) == expected
-    model_module.bf16_gain.cache_clear()
+    model_module.measure_bf16_speedup.cache_clear()
 
 
 def test_the_probe_measures_this_machine():
     threads = torch.get_num_threads()
-    model_module.bf16_gain.cache_clear()
-    assert 0.05 < model_module.bf16_gain() < 20
+    model_module.measure_bf16_speedup.cache_clear()
+    assert 0.05 < model_module.measure_bf16_speedup() < 20
     assert torch.get_num_threads() == threads
 
 

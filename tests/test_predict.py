@@ -14,7 +14,14 @@ from PIL import Image
 
 from catsdogs import checkpoint, predict
 from catsdogs.errors import RunError
-from catsdogs.predict import Predictor, checked_predictor, device_of, predictions, settle, true_labels
+from catsdogs.predict import (
+    Predictor,
+    build_checked_predictor,
+    build_predictions,
+    configure_threads_and_malloc,
+    select_device,
+    true_labels,
+)
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 
 CPU = torch.device("cpu")
@@ -110,15 +117,15 @@ def test_bf16_agrees_on_the_labels(model, predictor, images):
 
 
 def test_bf16_that_agrees_is_what_labels(model):
-    found, engine = checked_predictor(model.model, model.preprocessing, "bf16", CPU)
-    assert (found.precision, engine) == ("bf16", "cpu, bf16")
+    found, device_precision = build_checked_predictor(model.model, model.preprocessing, "bf16", CPU)
+    assert (found.precision, device_precision) == ("bf16", "cpu, bf16")
 
 
 @pytest.fixture
 def sharp_model(model, predictor):
     """A model for which one picture of the check lies where less than bf16 can tell apart turns the label."""
     sharp = copy.deepcopy(model.model)
-    features_D = torch.tensor(predictor.embed(predict._pictures(model.preprocessing.img_size)))[4]
+    features_D = torch.tensor(predictor.embed(predict._draw_check_images(model.preprocessing.img_size)))[4]
     sharp.fc.weight.data *= 100
     sharp.fc.bias.data = -sharp.fc.weight.data @ features_D
     return sharp
@@ -126,26 +133,26 @@ def sharp_model(model, predictor):
 
 def test_auto_falls_back_to_fp32_where_bf16_disagrees_and_says_so(model, sharp_model, images, monkeypatch):
     monkeypatch.setattr(predict, "resolve_precision", lambda *_: "bf16")
-    found, engine = checked_predictor(sharp_model, model.preprocessing, "auto", CPU)
+    found, device_precision = build_checked_predictor(sharp_model, model.preprocessing, "auto", CPU)
     assert found.precision == "fp32"
-    assert engine.startswith("cpu, fp32: probabilities in bf16 differ by ")
+    assert device_precision.startswith("cpu, fp32: probabilities in bf16 differ by ")
     exact = Predictor(sharp_model, model.preprocessing, "fp32", CPU)
     assert (found(images[15:25]) == exact(images[15:25])).all()
 
 
 def test_bf16_that_was_asked_for_stays_and_says_that_it_disagrees(model, sharp_model):
-    found, engine = checked_predictor(sharp_model, model.preprocessing, "bf16", CPU)
+    found, device_precision = build_checked_predictor(sharp_model, model.preprocessing, "bf16", CPU)
     assert found.precision == "bf16"
-    assert engine.startswith("cpu, bf16, its probabilities differ by ")
+    assert device_precision.startswith("cpu, bf16, its probabilities differ by ")
 
 
 def test_a_model_that_gives_no_numbers_is_told_apart(model, monkeypatch):
     broken = copy.deepcopy(model.model)
     broken.fc.bias.data[0] = torch.nan
     monkeypatch.setattr(predict, "resolve_precision", lambda *_: "bf16")
-    found, engine = checked_predictor(broken, model.preprocessing, "auto", CPU)
+    found, device_precision = build_checked_predictor(broken, model.preprocessing, "auto", CPU)
     assert found.precision == "fp32"
-    assert "differ by nan" in engine
+    assert "differ by nan" in device_precision
 
 
 def test_features_are_what_the_plain_models_head_sees(model, predictor, images):
@@ -163,13 +170,13 @@ def test_features_are_what_the_plain_models_head_sees(model, predictor, images):
 
 def test_embeddings_become_a_column_null_where_there_is_no_label():
     features_ND = np.arange(6, dtype=np.float32).reshape(2, 3)
-    table = predictions(decoded(["ok", "truncated"]), PROBS_NK[:2], CLASSES, features_ND)
+    table = build_predictions(decoded(["ok", "truncated"]), PROBS_NK[:2], CLASSES, features_ND)
     assert table.schema.equals(WITH_EMBEDDINGS)
     assert table["embedding"].to_pylist() == [[0, 1, 2], None]
 
 
 def test_predictions_have_the_outputs_schema_and_rows():
-    table = predictions(decoded(["ok", "ok", "ok"], ["red", "blue", "green"]), PROBS_NK, CLASSES)
+    table = build_predictions(decoded(["ok", "ok", "ok"], ["red", "blue", "green"]), PROBS_NK, CLASSES)
     assert table.schema.equals(PREDICTIONS)
     assert table.to_pylist()[2] == {
         "path": "s3://b/green/2.jpg",
@@ -190,7 +197,7 @@ def test_predictions_have_the_outputs_schema_and_rows():
 
 @pytest.mark.parametrize("statuses", [["truncated", "ok", "not_found"], ["empty", "empty", "empty"]])
 def test_rows_that_failed_have_nulls_for_what_the_model_says(statuses):
-    rows = predictions(decoded(statuses), PROBS_NK, CLASSES).to_pylist()
+    rows = build_predictions(decoded(statuses), PROBS_NK, CLASSES).to_pylist()
     for row, status in zip(rows, statuses, strict=True):
         assert row["status"] == status
         assert row["true_label"] == "red"
@@ -204,13 +211,13 @@ def test_sliced_and_chunked_rows_give_the_same():
     rows = decoded(["ok", "truncated", "ok"])
     chunked = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
     longer = decoded(["empty", "ok", "truncated", "ok"])
-    assert predictions(chunked, PROBS_NK, CLASSES).equals(predictions(rows, PROBS_NK, CLASSES))
-    sliced = predictions(longer.slice(1), PROBS_NK, CLASSES)
-    assert sliced["probs"].to_pylist() == predictions(rows, PROBS_NK, CLASSES)["probs"].to_pylist()
+    assert build_predictions(chunked, PROBS_NK, CLASSES).equals(build_predictions(rows, PROBS_NK, CLASSES))
+    sliced = build_predictions(longer.slice(1), PROBS_NK, CLASSES)
+    assert sliced["probs"].to_pylist() == build_predictions(rows, PROBS_NK, CLASSES)["probs"].to_pylist()
 
 
 def test_no_rows_give_an_empty_table_of_the_schema():
-    table = predictions(decoded([]), np.zeros((0, 2), np.float32), CLASSES)
+    table = build_predictions(decoded([]), np.zeros((0, 2), np.float32), CLASSES)
     assert table.schema.equals(PREDICTIONS)
     assert table.num_rows == 0
 
@@ -238,9 +245,9 @@ def test_the_parent_folder_is_the_true_label_where_it_is_a_class(path, label):
 def test_threads_are_shared_and_never_none():
     before = torch.get_num_threads()
     try:
-        settle(10_000)
+        configure_threads_and_malloc(10_000)
         assert torch.get_num_threads() == 1
-        settle(1)
+        configure_threads_and_malloc(1)
         assert torch.get_num_threads() >= 1
     finally:
         torch.set_num_threads(before)
@@ -248,7 +255,7 @@ def test_threads_are_shared_and_never_none():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
 def test_memory_that_a_layer_frees_is_kept_for_the_next_one():
-    settle(1)
+    configure_threads_and_malloc(1)
     faults = []
     for _ in range(8):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -259,6 +266,6 @@ def test_memory_that_a_layer_frees_is_kept_for_the_next_one():
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_of([]) == torch.device("cpu")
+    assert select_device([]) == torch.device("cpu")
     with pytest.raises(RunError, match=r"Ray counts GPU \[0\], which torch .* cannot use: install torch with CUDA"):
-        device_of([0])
+        select_device([0])

@@ -68,11 +68,11 @@ def test_a_key_that_keeps_failing_is_a_row_and_no_others(listed, s3_proxy):
     rows = storage.fetch(listed)
     assert [row.status for row in rows] == ["ok"] * 3 + ["read_error"] + ["ok"] * 6
     assert "InternalError" in rows[3].error
-    assert s3_proxy.counts.gets_by_key[key_of(listed[3])] == retrying.MAX_TRIES
+    assert s3_proxy.counts.gets_by_key[key_of(listed[3])] == retrying.MAX_ATTEMPTS
 
 
 def test_a_throttled_key_is_asked_for_longer(listed, s3_proxy, monkeypatch):
-    monkeypatch.setattr(retrying, "MAX_TRIES", 5)
+    monkeypatch.setattr(retrying, "MAX_ATTEMPTS", 5)
     s3_proxy.reset(Fault("slow_down", keys={key_of(listed[3])}, first=20))
     assert [row.status for row in storage.fetch(listed)] == ["ok"] * 10
     monkeypatch.setattr(retrying, "PATIENCE_S", 0.5)
@@ -221,12 +221,12 @@ def test_pauses_grow_and_stay_below_their_cap(moving_s, capped, monkeypatch):
             raise TimeoutError
         return tried
 
-    async def canary():
+    async def probe():
         return None
 
     monkeypatch.setattr(retrying, "CAP_S", 5.0)
     monkeypatch.setattr(retrying, "MOVING_CAP_S", moving_s)
     monkeypatch.setattr(retrying.random, "uniform", lambda low, high: high)
     monkeypatch.setattr(retrying.asyncio, "sleep", sleep)
-    assert asyncio.run(retrying.retried(ask, canary)) == (12, 12)
+    assert asyncio.run(retrying.with_retries(ask, probe)) == (12, 12)
     assert slept == [0.2, 0.4, 0.8, *capped]

@@ -17,10 +17,10 @@ from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image
 
 from catsdogs.data import decode as decoding
-from catsdogs.data import decoded_files, sandbox
-from catsdogs.data.decode import DecodeForInference, images_of
-from catsdogs.data.inference import inference_blocks
-from catsdogs.data.sandbox import File, decode_apart
+from catsdogs.data import read_and_decode, sandbox
+from catsdogs.data.decode import DecodeForInference, view_images
+from catsdogs.data.inference import split_into_blocks
+from catsdogs.data.sandbox import DecodeRequest, decode_in_subprocess
 from catsdogs.images import Preprocessing, decode
 from catsdogs.schema import FILES
 from catsdogs.start import start_ray
@@ -49,7 +49,7 @@ def child_pid():
 
 def apart(image_bytes, stage=STAGE):
     pixels = np.zeros((IMG_SIZE, IMG_SIZE, 3), np.uint8)
-    return decode_apart(stage, [File(image_bytes, 0, pixels)])[0], pixels
+    return decode_in_subprocess(stage, [DecodeRequest(image_bytes, 0, pixels)])[0], pixels
 
 
 def plant(monkeypatch, fault):
@@ -113,13 +113,13 @@ def test_what_kills_a_decoder_costs_that_image(monkeypatch, tmp_path, fault, err
     (rows,) = STAGE(files)
     assert rows["status"].to_pylist() == ["ok", "ok", "decoder_crash", "ok", "ok", "ok"]
     assert rows["error"].to_pylist() == [None, None, error, None, None, None]
-    pixels = images_of(rows, IMG_SIZE)
+    pixels = view_images(rows, IMG_SIZE)
     assert not pixels[2].any()
     assert pixels[3].any()
 
 
 def test_a_decoder_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(sandbox, "LIMIT_S", 0.5)
+    monkeypatch.setattr(sandbox, "MAX_DECODE_S", 0.5)
     plant(monkeypatch, lambda: time.sleep(60))
     began = time.monotonic()
     decoded, _ = apart(red_or_blue("red", 0) + b"poison")
@@ -152,8 +152,8 @@ def test_an_interrupted_block_leaves_no_answer_for_the_next(monkeypatch):
         signal.signal(signal.SIGUSR1, before)
     image_bytes = red_or_blue("red", 1)
     for _ in range(2):
-        answer, pixels = apart(image_bytes)
-        assert answer[:4] == ("ok", None, 40, 36)
+        result, pixels = apart(image_bytes)
+        assert result[:4] == ("ok", None, 40, 36)
         assert np.array_equal(pixels, STAGE.decode(image_bytes, 0).image)
 
 
@@ -181,7 +181,7 @@ def test_the_child_holds_nothing_of_its_parents_and_ends_with_it(tmp_path):
         import numpy as np
         listening = socket.create_server(("127.0.0.1", 0))
         stage = DecodeForInference(Preprocessing(img_size={IMG_SIZE}), 10**8, 32)
-        sandbox.decode_apart(stage, [sandbox.File(b"text", 0, np.zeros((1, 1, 3), np.uint8))])
+        sandbox.decode_in_subprocess(stage, [sandbox.DecodeRequest(b"text", 0, np.zeros((1, 1, 3), np.uint8))])
         print(sandbox._children[0].pid, flush=True)
         time.sleep(60)
     """
@@ -217,8 +217,8 @@ def test_a_file_larger_than_a_decode_may_be_is_not_read(tmp_path):
 
 def test_files_that_do_not_fit_together_are_read_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "READ_BYTES", 1500)
-    asked, decode_apart_ = [], decoding.decode_apart
-    monkeypatch.setattr(decoding, "decode_apart", lambda *args: asked.append(len(args[1])) or decode_apart_(*args))
+    asked, original = [], decoding.decode_in_subprocess
+    monkeypatch.setattr(decoding, "decode_in_subprocess", lambda *args: asked.append(len(args[1])) or original(*args))
     for i in range(6):
         (tmp_path / f"{i}.jpg").write_bytes(red_or_blue("red", i))
     paths = [f"{tmp_path}/{i}.jpg" for i in range(6)]
@@ -227,11 +227,11 @@ def test_files_that_do_not_fit_together_are_read_one_after_the_other(tmp_path, m
     assert rows["status"].to_pylist() == ["ok"] * 6
     assert sum(asked) == 6
     assert len(asked) > 2
-    assert [images_of(rows, IMG_SIZE)[i].any() for i in range(6)] == [True] * 6
+    assert [view_images(rows, IMG_SIZE)[i].any() for i in range(6)] == [True] * 6
 
 
 def test_the_number_of_the_row_reaches_the_decoder():
-    (decoded,) = decode_apart(Stateless(), [File(b"x", 41, np.zeros((1, 1, 3), np.uint8))])
+    (decoded,) = decode_in_subprocess(Stateless(), [DecodeRequest(b"x", 41, np.zeros((1, 1, 3), np.uint8))])
     assert str(child_pid())[:5] in decoded.error
     assert os.getpid() != child_pid()
 
@@ -241,9 +241,9 @@ def test_a_block_comes_out_in_the_batches_that_a_model_sees(ray_cluster, tmp_pat
         (tmp_path / f"{i:02d}.jpg").write_bytes(red_or_blue("red", i))
     paths = [f"{tmp_path}/{i:02d}.jpg" for i in range(21)]
     files = pa.table({"path": paths, "size_bytes": [None] * 21, "version": [None] * 21}, schema=FILES)
-    assert [block.num_rows for block in inference_blocks(files, 8)] == [21]
+    assert [block.num_rows for block in split_into_blocks(files, 8)] == [21]
     start_ray()
-    decoded = decoded_files(files, replace(STAGE, batch_size=8), num_cpus=1)
+    decoded = read_and_decode(files, replace(STAGE, batch_size=8), num_cpus=1)
     batches = decoded.map_batches(lambda rows: {"paths": [",".join(rows["path"])]}, batch_size=None).take_all()
     assert [row["paths"].split(",") for row in batches] == [paths[:8], paths[8:16], paths[16:]]
-    assert [block.num_rows for block in inference_blocks(pa.concat_tables([files] * 30), 100)] == [200, 200, 200, 30]
+    assert [block.num_rows for block in split_into_blocks(pa.concat_tables([files] * 30), 100)] == [200, 200, 200, 30]

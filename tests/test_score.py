@@ -24,7 +24,7 @@ from catsdogs.config import ScoreConfig, VerifyConfig
 from catsdogs.data import DecodeForInference
 from catsdogs.errors import InputError, RunError
 from catsdogs.images import Preprocessing
-from catsdogs.schema import FILES, PREDICTIONS, table_of
+from catsdogs.schema import FILES, PREDICTIONS, read_table
 from catsdogs.score import score, verify
 from catsdogs.start import start_ray
 
@@ -163,7 +163,7 @@ def test_embeddings_are_what_the_head_makes_the_probabilities_of(zoo, local_scor
         np.testing.assert_allclose(probs, row["probs"], atol=1e-6)
         assert row["label"] == rows_of(local_scores[0])[path]["label"]
     assert rows[source[2]]["embedding"] is None
-    assert summary["engines"] == {"cpu, fp32": 3}
+    assert summary["device_precisions"] == {"cpu, fp32": 3}
     with pytest.raises(InputError, match="save_embeddings"):
         score(dataclasses.replace(config, save_embeddings=False))
 
@@ -281,5 +281,5 @@ def test_expired_credentials_stop_the_job_and_leave_no_row_of_theirs(
 
 def bucket_rows(bucket):
     names = [name for name in storage.list_names(f"s3://{bucket}/out") if name.startswith("part-")]
-    tables = [table_of(storage.read_bytes(f"s3://{bucket}/out/{name}")) for name in names]
+    tables = [read_table(storage.read_bytes(f"s3://{bucket}/out/{name}")) for name in names]
     return {row["path"]: row for table in tables for row in table.to_pylist()}

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scoring import (
-    IDENTITY,
-    Labeller,
+    RUN_SETTINGS,
+    Scorer,
     check_output,
     config_of,
     fill,
@@ -70,7 +70,7 @@ class StoppedError(Exception):
     """Stands for whatever ends a labeller."""
 
 
-class Failing(Labeller):
+class Failing(Scorer):
     """Fails after some rows of each call."""
 
     def __init__(self, num_rows):
@@ -85,8 +85,8 @@ class Failing(Labeller):
 
 
 def test_rounds_go_on_while_they_finish_parts(source, tmp_path):
-    labeller, told = Failing(4), []
-    summary = run(config_of(source, tmp_path / "out"), IDENTITY, labeller, told.append)
+    scorer, told = Failing(4), []
+    summary = run(config_of(source, tmp_path / "out"), RUN_SETTINGS, scorer, told.append)
     assert summary["rows"] == 7
     check_output(str(tmp_path / "out"), 7)
     assert summary["scored"] == 7
@@ -95,13 +95,13 @@ def test_rounds_go_on_while_they_finish_parts(source, tmp_path):
 
 def test_rounds_that_finish_nothing_end_the_run_and_what_is_done_is_kept(source, tmp_path):
     with pytest.raises(RunError, match=r"3 times nothing was finished.*worker died.*same command goes on"):
-        run(config_of(source, tmp_path / "out"), IDENTITY, Failing(0), lambda _: None)
+        run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Failing(0), lambda _: None)
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     _, read = scored(source, tmp_path / "out")
     assert len(read) == 7
 
 
-class Dropping(Labeller):
+class Dropping(Scorer):
     """Loses the rows of one file the first time."""
 
     dropped = False
@@ -114,10 +114,10 @@ class Dropping(Labeller):
 
 
 def test_rows_that_get_lost_on_the_way_are_labelled_again(source, tmp_path):
-    labeller = Dropping()
-    run(config_of(source, tmp_path / "out"), IDENTITY, labeller, lambda _: None)
+    scorer = Dropping()
+    run(config_of(source, tmp_path / "out"), RUN_SETTINGS, scorer, lambda _: None)
     check_output(str(tmp_path / "out"), 7)
-    assert len(labeller.paths) == 10  # its shard again, no other
+    assert len(scorer.paths) == 10  # its shard again, no other
 
 
 def test_an_unfinished_run_goes_on_with_its_plan(source, tmp_path):
@@ -184,12 +184,12 @@ def test_retry_failed_reads_failed_rows_only(source, tmp_path):
 
 
 def test_a_retried_row_is_not_changed_for_the_next_listing(source, tmp_path):
-    class Changing(Labeller):
+    class Changing(Scorer):
         def __call__(self, uris):
             fill(source, c="replaced while it was scored")
             return super().__call__(uris)
 
-    run(config_of(source, tmp_path / "out"), IDENTITY, Changing(), lambda _: None)
+    run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Changing(), lambda _: None)
     assert summary_of(tmp_path / "out")["by_status"] == {"changed": 1, "ok": 6}
     fill(source, new="not for a retry")
     _, read = scored(source, tmp_path / "out", retry_failed=True)
@@ -209,12 +209,12 @@ def test_a_row_that_fails_again_is_not_changed_for_the_next_listing(source, tmp_
 
 
 def test_what_a_retry_could_not_read_keeps_its_listed_version(source, tmp_path):
-    class Losing(Labeller):
+    class Losing(Scorer):
         def __call__(self, uris):
             (source / "c.jpg").unlink(missing_ok=True)
             return super().__call__(uris)
 
-    run(config_of(source, tmp_path / "out"), IDENTITY, Losing(), lambda _: None)
+    run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Losing(), lambda _: None)
     before = pq.read_table(tmp_path / "out" / "_manifest" / "part-00000.parquet")
     _, read = scored(source, tmp_path / "out", retry_failed=True)
     assert [os.path.basename(path) for path in read] == ["c.jpg"]
@@ -243,7 +243,7 @@ def test_limit_counts_the_first_files_by_path_also_after_growth(source, tmp_path
 def test_another_kind_of_scoring_is_refused_with_the_difference(settings, source, tmp_path):
     scored(source, tmp_path / "out")
     before = snapshot(tmp_path / "out")
-    other = dataclasses.replace(IDENTITY, settings=dict(IDENTITY.settings) | settings)
+    other = dataclasses.replace(RUN_SETTINGS, settings=dict(RUN_SETTINGS.settings) | settings)
     with pytest.raises(InputError, match=f"another kind: {next(iter(settings))}: .* there, .* now"):
         scored(source, tmp_path / "out", other)
     assert snapshot(tmp_path / "out") == before
@@ -256,14 +256,14 @@ def test_no_resume_wants_an_empty_output(source, tmp_path):
 
 
 def test_settings_bind_nobody_before_there_is_a_plan(source, tmp_path):
-    wrong = dataclasses.replace(IDENTITY, settings=dict(IDENTITY.settings) | {"input": "a typo"})
+    wrong = dataclasses.replace(RUN_SETTINGS, settings=dict(RUN_SETTINGS.settings) | {"input": "a typo"})
     with pytest.raises(InputError, match="no such file or folder"):
         scored(tmp_path / "typo", tmp_path / "out", wrong)
     assert scored(source, tmp_path / "out")[0]["rows"] == 7
 
 
 def test_a_plan_that_somebody_else_wrote_is_not_replaced(source, tmp_path):
-    plan = Plan(str(tmp_path / "out"), [3], [0], listed_to=None)
+    plan = Plan(str(tmp_path / "out"), [3], [0], listing_cursor=None)
     plan.save()
     plan.save()
     Plan.load(str(tmp_path / "out")).save()
@@ -364,7 +364,7 @@ def test_a_full_disk_ends_the_run_leaves_nothing_partial_and_room_lets_it_go_on(
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    class Filling(Labeller):
+    class Filling(Scorer):
         def __call__(self, uris):
             for i, rows in enumerate(super().__call__(uris)):
                 if i == 3:
@@ -372,7 +372,7 @@ def test_a_full_disk_ends_the_run_leaves_nothing_partial_and_room_lets_it_go_on(
                 yield rows
 
     with pytest.raises(RunError, match=r"cannot write .*: No space left on device"):
-        run(config_of(source, tmp_path / "out"), IDENTITY, Filling(), lambda _: None)
+        run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Filling(), lambda _: None)
     names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert [name for name in names if name.startswith(".")] == []
     assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
@@ -486,7 +486,7 @@ def test_another_machines_lease_is_waited_for(source, tmp_path, monkeypatch):
     monkeypatch.setattr(lease_module, "POLL_S", 0.1)
     write_lease(tmp_path / "out", host="elsewhere", token="other")
     told = []
-    run(config_of(source, tmp_path / "out"), IDENTITY, Labeller(), told.append)
+    run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Scorer(), told.append)
     assert "on elsewhere) held" in told[0].text
     assert "waiting up to 1 s" in told[0].text
 
@@ -503,7 +503,7 @@ def test_another_machines_living_lease_refuses(source, tmp_path, monkeypatch):
 
 
 def test_a_driver_that_lost_its_lease_commits_nothing_more(source, tmp_path):
-    class Overtaken(Labeller):
+    class Overtaken(Scorer):
         def __call__(self, uris):
             for i, rows in enumerate(super().__call__(uris)):
                 if i == 3:
@@ -512,20 +512,20 @@ def test_a_driver_that_lost_its_lease_commits_nothing_more(source, tmp_path):
                 yield rows
 
     with pytest.raises(RunError, match="another scoring has taken over; this scoring stops"):
-        run(config_of(source, tmp_path / "out"), IDENTITY, Overtaken(), lambda _: None)
+        run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Overtaken(), lambda _: None)
     assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
     assert json.loads((tmp_path / "out" / "_lease.json").read_text())["token"] == "another"
 
 
 def test_a_part_that_somebody_else_wrote_is_never_replaced(source, tmp_path):
-    class Raced(Labeller):
+    class Raced(Scorer):
         def __call__(self, uris):
             for rows in super().__call__(uris):
                 (tmp_path / "out" / "part-00001.parquet").write_bytes(b"another driver's")
                 yield rows
 
     with pytest.raises(RunError, match=r"part-00001.parquet was written or removed by somebody else"):
-        run(config_of(source, tmp_path / "out"), IDENTITY, Raced(), lambda _: None)
+        run(config_of(source, tmp_path / "out"), RUN_SETTINGS, Raced(), lambda _: None)
     assert (tmp_path / "out" / "part-00001.parquet").read_bytes() == b"another driver's"
 
 
@@ -556,4 +556,4 @@ def test_a_bucket_resumes_grows_and_is_proved(bucket, put):
     check_output(output, 8)
     storage.remove(f"{output}/part-00000.parquet")
     assert [path.rpartition("/")[2] for path in scored(source, output)[1]] == ["a.jpg", "b.jpg", "c.jpg"]
-    assert Plan.load(output).generations == [0, 3]
+    assert Plan.load(output).listing_first_shards == [0, 3]

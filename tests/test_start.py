@@ -7,16 +7,16 @@ import pytest
 import ray
 
 from catsdogs.errors import RunError
-from catsdogs.start import import_beside_ray, joins_cluster, start_ray
+from catsdogs.start import import_while_ray_starts, on_existing_cluster, start_ray
 
 ALONE = """
 import ray
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
-from catsdogs.start import import_beside_ray
+from catsdogs.start import import_while_ray_starts
 
-print(*import_beside_ray("beside").SEEN, ray.get(ray.put("outlived the import")))
+print(*import_while_ray_starts("beside").SEEN, ray.get(ray.put("outlived the import")))
 try:
     list_actors(ray.get_runtime_context().gcs_address)
 except RayStateApiException:
@@ -41,18 +41,18 @@ def test_ray_has_only_what_is_needed_and_outlives_the_import_beside_it(tmp_path,
 def test_ray_that_runs_is_kept(ray_cluster):
     start_ray()
     node = ray.get_runtime_context().get_node_id()
-    assert import_beside_ray("catsdogs.labels").__name__ == "catsdogs.labels"
+    assert import_while_ray_starts("catsdogs.labels").__name__ == "catsdogs.labels"
     assert ray.get_runtime_context().get_node_id() == node
 
 
 def test_the_errors_of_both_are_told(ray_cluster, monkeypatch):
     start_ray()
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        import_beside_ray("catsdogs.no_such_module")
+        import_while_ray_starts("catsdogs.no_such_module")
     ray.shutdown()
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(RunError, match="RAY_ADDRESS=nonsense"):
-        import_beside_ray("catsdogs.labels")
+        import_while_ray_starts("catsdogs.labels")
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_an_address_other_than_local_is_a_clusters(monkeypatch, address, joins):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    assert joins_cluster() is joins
+    assert on_existing_cluster() is joins

@@ -22,7 +22,7 @@ from moto.s3.models import s3_backends
 
 from catsdogs import storage
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Step
+from catsdogs.progress import StageProgress
 from catsdogs.storage import Entry, Listing
 from catsdogs.storage.s3 import check_credentials, split_s3
 
@@ -202,11 +202,11 @@ def test_s3_pages_turn(bucket):
     store = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]  # of the server's thread: 1,005 requests would take seconds
     for key in keys:
         store.put_object(bucket, key, b"")
-    told: list[Step] = []
+    told: list[StageProgress] = []
     listing = Listing(f"s3://{bucket}/n", told.append)
     assert [entry.path for entry in listing] == [f"s3://{bucket}/{key}" for key in keys]
     assert listing.num_files == 1005
-    assert told == [Step("list", 1000), Step("list", 1005, 1005)]
+    assert told == [StageProgress("list", 1000), StageProgress("list", 1005, 1005)]
 
 
 def test_odd_s3_keys_are_listed_and_read_back(bucket, put):
@@ -302,7 +302,7 @@ def test_folders_are_noted_two_levels_deep_even_when_empty(tmp_path):
 
 def test_folders_that_nobody_wants_are_not_kept(tmp_path):
     fill(tmp_path, "train/cats/1.jpg")
-    listing = Listing(str(tmp_path), notes_folders=False)
+    listing = Listing(str(tmp_path), collect_folders=False)
     assert (len(list(listing)), listing.folders) == (1, set())
 
 

@@ -16,9 +16,9 @@ PACKAGE = Path(catsdogs.__file__).parent
 ORDER = [
     *("errors", "config", "progress", "schema", "storage", "labels", "vision", "images", "model", "fused"),
     *("saved", "checkpoint", "start", "data"),
-    *("predict", "metrics", "report", "train", "score", "evaluate", "download", "demo", "cli"),
+    *("predict", "classify", "metrics", "report", "train", "score", "evaluate", "download", "demo", "cli"),
 ]
-WITH_RAY = {"start", "data", "train", "score", "evaluate", "demo"}
+WITH_RAY = {"start", "data", "classify", "train", "score", "evaluate", "demo"}
 LONGEST_FUNCTION = 40
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}

@@ -24,10 +24,10 @@ from catsdogs.data import EpochPlan
 from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
 from catsdogs.labels import list_evaluation
-from catsdogs.progress import Message, Step, silent
+from catsdogs.progress import Message, StageProgress, silent
 from catsdogs.start import start_ray
 from catsdogs.train import train
-from catsdogs.train.pixels import Pixels
+from catsdogs.train.image_inputs import ImageInputs
 from catsdogs.train.step import learning_rate
 
 
@@ -143,10 +143,10 @@ def test_two_workers_of_which_one_is_killed_go_on_after_the_last_finished_epoch(
     finished_run, ray_head, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("catsdogs.train._waits_for_images", lambda config: True)  # as on GPUs
-    events, tell = killing_at("epoch 1/", ray_head.pid)
+    events, on_event = killing_at("epoch 1/", ray_head.pid)
     config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=4)
-    train(config, tell)
-    assert Step("decode", 26, 26) in events
+    train(config, on_event)
+    assert StageProgress("decode", 26, 26) in events
     lines = lines_of(events)
     assert "a worker died: the group restarted after epoch 1" in lines
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1/2", "2/2"]
@@ -161,12 +161,14 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(world_size):
         EpochPlan(num_rows=num_rows, seed=5, batch_size=global_batch // world_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    alone = EpochPlan(num_rows=num_rows, seed=5, batch_size=global_batch, rank=0, world_size=1)
+    on_local_ray = EpochPlan(num_rows=num_rows, seed=5, batch_size=global_batch, rank=0, world_size=1)
     for epoch in (1, 2):
         steps = [np.concatenate(parts) for parts in zip(*(plan.steps(epoch) for plan in plans), strict=True)]
-        assert [rows.tolist() for rows in steps] == [rows.tolist() for rows in alone.steps(epoch)]
+        assert [rows.tolist() for rows in steps] == [rows.tolist() for rows in on_local_ray.steps(epoch)]
         assert sorted(np.concatenate(steps).tolist()) == list(range(num_rows))
-        assert [len(rows) for rows in steps] == [alone.global_rows(step) for step in range(alone.num_steps)]
+        assert [len(rows) for rows in steps] == [
+            on_local_ray.global_rows(step) for step in range(on_local_ray.num_steps)
+        ]
 
 
 def test_order_changes_with_epoch_and_seed_alone():
@@ -203,10 +205,10 @@ def test_validation_images_are_decoded_once(ray_cluster, red_blue_root, red_blue
         validation_files=labelled.files,
         own_validation_batches=lambda: [rows[:8], rows[8:]],
     )
-    pixels = Pixels(worker)
-    first = pa.concat_tables(pixels.predicted())
+    pixels = ImageInputs(worker)
+    first = pa.concat_tables(pixels.predict_validation())
     shutil.rmtree(tmp_path / "images")
-    assert pa.concat_tables(pixels.predicted()).equals(first)
+    assert pa.concat_tables(pixels.predict_validation()).equals(first)
     assert first["status"].to_pylist().count("empty") == 1
     assert first["label"].null_count == 1
-    assert pa.concat_tables(Pixels(worker).predicted())["status"].to_pylist() == ["not_found"] * len(rows)
+    assert pa.concat_tables(ImageInputs(worker).predict_validation())["status"].to_pylist() == ["not_found"] * len(rows)

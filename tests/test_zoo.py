@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from benchmarks.faults.inputs import encoded
 from catsdogs.data import sandbox
 from catsdogs.data.decode import DecodeForInference
-from catsdogs.data.sandbox import File, decode_apart
+from catsdogs.data.sandbox import DecodeRequest, decode_in_subprocess
 from catsdogs.images import Preprocessing
 from catsdogs.schema import FILES, OK
 
@@ -223,12 +223,12 @@ def test_a_thousand_mutants_end_no_process_or_cost_a_row(kind, monkeypatch):
     rng = np.random.default_rng(FORMATS.index(kind))
     whole = red_or_blue("red", 1) if kind == "JPEG" else encode(picture(size=(24, 20)), kind)
     pixels = np.zeros((MUTANTS, IMG_SIZE, IMG_SIZE, 3), np.uint8)
-    files = [File(mutant(whole, rng), i, pixels[i]) for i in range(MUTANTS)]
-    counts = Counter(answer.status for answer in decode_apart(STAGE, files))
+    files = [DecodeRequest(mutant(whole, rng), i, pixels[i]) for i in range(MUTANTS)]
+    counts = Counter(result.status for result in decode_in_subprocess(STAGE, files))
     assert counts.total() == MUTANTS
     assert counts.keys() <= {OK, "empty", "unsupported", "truncated", "decode_error", "too_large", "decoder_crash"}
     assert counts[OK] + counts["decode_error"] > MUTANTS / 10
-    assert len(forks) <= 1 + (sandbox.TRIES + 1) * counts["decoder_crash"]
+    assert len(forks) <= 1 + (sandbox.MAX_ATTEMPTS + 1) * counts["decoder_crash"]
 
 
 def mutant(whole, rng):

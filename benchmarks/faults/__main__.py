@@ -28,7 +28,7 @@ from benchmarks.faults.trial import OURS, Trial, cut
 
 USUAL_S = 30.0  # until the first run without faults has ended
 MEASURES = {"planning": measure_planning, "cost": measure_cost}  # beside the table, with nothing else running
-AT_ONCE = 2  # runs, also of those that the others are compared with
+SHARDS_PER_READ = 2  # runs, also of those that the others are compared with
 TOGETHER = 5  # runs of a row that never ends
 BASELINES = {"disk": "none", "s3": "none, on S3", "cluster": "none, on a cluster"}
 
@@ -63,7 +63,7 @@ class Table:
                 rows = [s for s in chosen if s.place == place and self._missing(s, pipeline)]
                 if rows:
                     with contextlib.ExitStack() as stack:
-                        slots = [self._slot(stack, place, i) for i in range(AT_ONCE)]
+                        slots = [self._slot(stack, place, i) for i in range(SHARDS_PER_READ)]
                         for scenario in rows:
                             together = scenario.together and pipeline != OURS
                             self._row(scenario, pipeline, self._more(stack, place, slots) if together else slots)

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catsdogs import data, saved, storage
+from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
 from catsdogs.data import decode as decoding
-from catsdogs.data.sandbox import Answer, Decoder, File
+from catsdogs.data.sandbox import Decoder, DecodeRequest, DecodeResult
 from catsdogs.schema import FILES
-from catsdogs.score.classify import ClassifyOptions, classified
 from catsdogs.start import start_ray
 
 ROWS_PER_FILE = 10_000
 
 
-def decode_here(decoder: Decoder, files: Sequence[File]) -> list[Answer]:
+def decode_here(decoder: Decoder, files: Sequence[DecodeRequest]) -> list[DecodeResult]:
     """Decode in this process."""
     answers = []
     for file in files:
@@ -33,7 +33,7 @@ def decode_here(decoder: Decoder, files: Sequence[File]) -> list[Answer]:
         if decoded.image is not None:
             file.pixels[:] = decoded.image
         seconds = time.perf_counter() - began
-        answers.append(Answer(decoded.status, decoded.error, decoded.width, decoded.height, seconds))
+        answers.append(DecodeResult(decoded.status, decoded.error, decoded.width, decoded.height, seconds))
     return answers
 
 
@@ -43,7 +43,7 @@ class DecodeHere(data.DecodeForInference):
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode one block of files."""
-        vars(decoding)["decode_apart"] = decode_here
+        vars(decoding)["decode_in_subprocess"] = decode_here
         return super().__call__(files)
 
 
@@ -72,10 +72,10 @@ def main() -> None:
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
     files = pa.table(columns, schema=FILES)
     start_ray()
-    classify = ClassifyOptions.of(config, model)
+    classify = ClassifyOptions.from_config(config, model)
     stage = DecodeHere(model.preprocessing, config.max_pixels, config.batch_size)
-    decoded = data.decoded_files(files, stage, classify.share.decode)
-    labelled = classified(decoded, stage, classify)
+    decoded = data.read_and_decode(files, stage, classify.cpus.decode)
+    labelled = add_classifier(decoded, stage, classify)
     write(labelled.iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
 
 

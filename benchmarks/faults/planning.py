@@ -19,12 +19,12 @@ from catsdogs.progress import silent
 from catsdogs.schema import PREDICTIONS, parquet_bytes
 from catsdogs.score.audit import audit
 from catsdogs.score.parts import PartRecord
-from catsdogs.score.plan import MANIFEST, RUN, STATS, Plan, files_table, part_name
-from catsdogs.score.run import Identity, run
+from catsdogs.score.plan import MANIFEST, RUN, STATS, Plan, build_files_table, part_name
+from catsdogs.score.run import RunSettings, run
 
 NUM_SHARDS, SHARD_SIZE, OPEN_EVERY = 10_000, 10_000, 100
 PROVED_SHARDS = 50
-IDENTITY = Identity({"class_names": ["a", "b"], "model_sha256": "0" * 64}, {})
+RUN_SETTINGS = RunSettings({"class_names": ["a", "b"], "model_sha256": "0" * 64}, {})
 
 
 class _PlannedError(BaseException):
@@ -34,7 +34,7 @@ class _PlannedError(BaseException):
 class _Stopper:
     """A labeller that stops, and remembers how much was to be done."""
 
-    slots = dict.fromkeys(("read", "decode", "model"), 1)
+    parallelism = dict.fromkeys(("read", "decode", "model"), 1)
     num_open = 0
 
     def __call__(self, uris: Sequence[str]) -> Iterator[pa.Table]:
@@ -70,13 +70,13 @@ def _path(work: Path) -> Path:
 
 def _generate(output: Path) -> None:
     """Write the plan, and a part for every shard but each hundredth; the parts are one file of many names."""
-    plan = Plan(str(output), [SHARD_SIZE] * NUM_SHARDS, [0], listed_to=None)
+    plan = Plan(str(output), [SHARD_SIZE] * NUM_SHARDS, [0], listing_cursor=None)
     plan.save()
-    storage.write_bytes(f"{output}/{RUN}", json.dumps(dict(IDENTITY.settings)).encode())
+    storage.write_bytes(f"{output}/{RUN}", json.dumps(dict(RUN_SETTINGS.settings)).encode())
     part = output / "_manifest" / "_some-part"
     part.write_bytes(b"its rows are not read")
     for shard in range(NUM_SHARDS):
-        (output / MANIFEST / part_name(shard)).write_bytes(parquet_bytes(files_table(_entries(shard), shard)))
+        (output / MANIFEST / part_name(shard)).write_bytes(parquet_bytes(build_files_table(_entries(shard), shard)))
         if shard % OPEN_EVERY:
             os.link(part, output / part_name(shard))
 
@@ -91,7 +91,7 @@ def _plan_resume(output: str) -> None:
     stopper, began = _Stopper(), time.monotonic()
     config = ScoreConfig(input="s3://photos/2026", checkpoint="none", output=output, shard_size=SHARD_SIZE)
     try:
-        run(config, IDENTITY, stopper, silent)
+        run(config, RUN_SETTINGS, stopper, silent)
     except _PlannedError:
         seconds = time.monotonic() - began
     rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -102,15 +102,15 @@ def _plan_resume(output: str) -> None:
 def _prove(output: Path) -> dict[str, float]:
     """Measure the proof on some shards."""
     shutil.rmtree(output, ignore_errors=True)
-    plan = Plan(str(output), [SHARD_SIZE] * PROVED_SHARDS, [0], listed_to=None)
+    plan = Plan(str(output), [SHARD_SIZE] * PROVED_SHARDS, [0], listing_cursor=None)
     plan.save()
     (output / STATS).mkdir()
     for shard in range(PROVED_SHARDS):
-        files = files_table(_entries(shard), shard)
+        files = build_files_table(_entries(shard), shard)
         storage.write_bytes(plan.manifest_uri(shard), parquet_bytes(files))
         part = _rows(files["path"].to_pylist())
         storage.write_bytes(plan.part_uri(shard), parquet_bytes(part))
-        PartRecord.of(part_name(shard), part).write(str(output))
+        PartRecord.from_table(part_name(shard), part).write(str(output))
     began = time.monotonic()
     totals = audit(plan, silent, lambda record: None)
     seconds = time.monotonic() - began

@@ -16,9 +16,9 @@ from benchmarks.speed.contestants import SCORING, sample
 from catsdogs import checkpoint
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing, decode
-from catsdogs.model import bf16_gain
-from catsdogs.predict import settle
-from catsdogs.train.step import Stepper, Whole, make_optimizer
+from catsdogs.model import measure_bf16_speedup
+from catsdogs.predict import configure_threads_and_malloc
+from catsdogs.train.step import TrainStep, Whole, make_optimizer
 from catsdogs.vision import ResNet
 
 BATCH_SIZE = 32
@@ -37,7 +37,7 @@ def profiles(images: Path, model: Path, work: Path) -> str:
 
 def _step(model: Path) -> str:
     """Time steps on a batch in memory, then one by operators."""
-    settle(1)
+    configure_threads_and_malloc(1)
     given = checkpoint.load(str(model))
     trained = given.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = training_step(trained, trained, given.preprocessing, CPU, BATCH_SIZE)
@@ -52,7 +52,7 @@ def _step(model: Path) -> str:
     shares = ", ".join(f"{kind} {us / total:.0%}" for kind, us in by_kind.most_common())
     return (
         f"A step of training on a batch in memory, bf16: {BATCH_SIZE / min(steps[1:]):.1f} img/s; {shares}. A "
-        f"convolution from the middle of the model is {bf16_gain():.1f} times as fast in bf16 as in fp32."
+        f"convolution from the middle of the model is {measure_bf16_speedup():.1f} times as fast in bf16 as in fp32."
     )
 
 
@@ -66,11 +66,11 @@ def training_step(
     """Make what takes one step of ours in bf16, on a batch in the device's memory."""
     config = TrainConfig(data_dir="", lr=0.001)
     whole = Whole(model, wrapped, preprocessing, device, "bf16")
-    stepper = Stepper(whole, make_optimizer(model, config), config, device, world_size=1)
+    train_step = TrainStep(whole, make_optimizer(model, config), config, device, world_size=1)
     size = preprocessing.img_size
     images_NHWC = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device=device)
     targets_N = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    return partial(stepper.step, images_NHWC, targets_N, 0.001)
+    return partial(train_step.step, images_NHWC, targets_N, 0.001)
 
 
 def _decoding(images: Path, work: Path) -> str:

@@ -5,46 +5,46 @@ be decoded carries zeros there and its reason in `status` and `error`. Where a G
 a column of their own, and `image` is null for what has no pixels.
 """
 
-from catsdogs.data.alone import few_actors
-from catsdogs.data.decode import DecodeForInference, DecodeForTraining, images_of
-from catsdogs.data.held import Held, hold
-from catsdogs.data.inference import decoded_batches, decoded_files, decoded_manifests
+from catsdogs.data.alone import without_cluster_actors
+from catsdogs.data.decode import DecodeForInference, DecodeForTraining, view_images
+from catsdogs.data.decoded_cache import DecodedCache, cache_decoded
+from catsdogs.data.inference import iter_decoded_batches, read_and_decode, read_and_decode_manifests
 from catsdogs.data.runtime import (
-    CpuShare,
+    CpuAllocation,
+    allocate_cpus,
+    configure_ray_data,
+    count_decoders,
+    count_nodes,
     default_num_actors,
-    explain,
     gpus_decode_jpegs,
-    num_decoders,
-    num_nodes,
-    own_error,
-    prepare_decoder,
-    quiet_datasets,
     resolve_use_gpu,
-    share_cpus,
+    to_run_error,
+    unwrap_ray_error,
+    warm_up_decoder,
 )
-from catsdogs.data.training import EpochPlan, epoch_batches
+from catsdogs.data.training import EpochPlan, iter_epoch_batches
 
 __all__ = [
-    "CpuShare",
+    "CpuAllocation",
     "DecodeForInference",
     "DecodeForTraining",
+    "DecodedCache",
     "EpochPlan",
-    "Held",
-    "decoded_batches",
-    "decoded_files",
-    "decoded_manifests",
+    "allocate_cpus",
+    "cache_decoded",
+    "configure_ray_data",
+    "count_decoders",
+    "count_nodes",
     "default_num_actors",
-    "epoch_batches",
-    "explain",
-    "few_actors",
     "gpus_decode_jpegs",
-    "hold",
-    "images_of",
-    "num_decoders",
-    "num_nodes",
-    "own_error",
-    "prepare_decoder",
-    "quiet_datasets",
+    "iter_decoded_batches",
+    "iter_epoch_batches",
+    "read_and_decode",
+    "read_and_decode_manifests",
     "resolve_use_gpu",
-    "share_cpus",
+    "to_run_error",
+    "unwrap_ray_error",
+    "view_images",
+    "warm_up_decoder",
+    "without_cluster_actors",
 ]

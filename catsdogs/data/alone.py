@@ -15,7 +15,7 @@ from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.operators import actor_pool_map_operator
 from ray.data._internal.stats import _StatsManager
 
-from catsdogs.start import joins_cluster, replaced
+from catsdogs.start import on_existing_cluster, replaced
 
 STATISTICS = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics")
 NO_TRACKER = SimpleNamespace(update_actor_location=SimpleNamespace(remote=lambda *_: None))
@@ -37,9 +37,9 @@ class _OneMachine(ClusterAutoscaler):
 
 
 @contextlib.contextmanager
-def few_actors() -> Iterator[None]:
+def without_cluster_actors() -> Iterator[None]:
     """Run datasets without the three actors, where Ray is this command's own."""
-    if joins_cluster():
+    if on_existing_cluster():
         yield
         return
     no_statistics = dict.fromkeys(STATISTICS, staticmethod(lambda *_, **__: None))

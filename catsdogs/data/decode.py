@@ -13,15 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
-from catsdogs.data.sandbox import LIMIT_BYTES, Answer, Decoder, File, decode_apart, groups_of
-from catsdogs.images import Decoded, Pixels, Preprocessing, decode, read_passed_size
+from catsdogs.data.sandbox import (
+    MAX_DECODE_BYTES,
+    Decoder,
+    DecodeRequest,
+    DecodeResult,
+    decode_in_subprocess,
+    group_by_bytes,
+)
+from catsdogs.images import Decoded, ImageArray, Preprocessing, decode, read_gpu_decodable_size
 from catsdogs.schema import OK
 
-PREFETCH = 4  # decoded batches that wait for the model
+PREFETCH_BATCHES = 4  # decoded batches that wait for the model
 READ_BYTES = 64 << 20  # of files that are decoded once all of them are read
-PASSED_BYTES = 128 << 20  # of a batch's files that are passed as they are
+MAX_GPU_JPEG_BYTES = 128 << 20  # of a batch's files that are passed as they are
 
-Passed = Callable[[bytes], tuple[int, int] | None]  # the size of an image that is left to others, as it is
+GpuJpegSize = Callable[[bytes], tuple[int, int] | None]  # the size of an image that is left to others, as it is
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class DecodeForInference:
     preprocessing: Preprocessing
     max_pixels: int
     batch_size: int
-    passes_jpegs: bool = False  # those that a GPU decodes, as they are; `jpegs.py` goes on with them
+    gpu_jpegs: bool = False  # those that a GPU decodes, as they are; `jpegs.py` goes on with them
 
     @property
     def batch_bytes(self) -> int:
@@ -41,11 +48,11 @@ class DecodeForInference:
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode files, a batch at a time; every file stays a row."""
         side = self.preprocessing.img_size
-        passed = self._passed if self.passes_jpegs else None
-        return decode_batches(files, self.batch_size, (side, side, 3), self, passed)
+        gpu_jpeg_size = self._read_gpu_jpeg_size if self.gpu_jpegs else None
+        return decode_batches(files, self.batch_size, (side, side, 3), self, gpu_jpeg_size)
 
-    def _passed(self, image_bytes: bytes) -> tuple[int, int] | None:
-        return read_passed_size(image_bytes, self.max_pixels)
+    def _read_gpu_jpeg_size(self, image_bytes: bytes) -> tuple[int, int] | None:
+        return read_gpu_decodable_size(image_bytes, self.max_pixels)
 
     def decode(self, image_bytes: bytes, _: int) -> Decoded:
         """Decode one file to the model's view, uint8 (S, S, 3)."""
@@ -63,7 +70,7 @@ class DecodeForTraining:
     kind: str
     seed: int
     epochs: tuple[int, ...]
-    passes_jpegs: ClassVar[bool] = False
+    gpu_jpegs: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,11 +92,11 @@ class DecodeForTraining:
         decoded = decode(image_bytes, self.max_pixels)
         return decoded if decoded.image is None else replace(decoded, image=self.views(decoded.image, row))
 
-    def views(self, image: Pixels, row: int) -> Pixels:
+    def views(self, image: ImageArray, row: int) -> ImageArray:
         """Augment a decoded image, uint8 (V*S, S, 3): V views, one below the other."""
         return np.concatenate([self._augmented(image, row, epoch) for epoch in self.epochs])
 
-    def _augmented(self, image: Pixels, row: int, epoch: int) -> Pixels:
+    def _augmented(self, image: ImageArray, row: int, epoch: int) -> ImageArray:
         if self.kind == "none":
             return self.preprocessing(image)
         from catsdogs.images.augment import augment  # not above: torch, which a driver can do without
@@ -98,7 +105,7 @@ class DecodeForTraining:
         return augment(image, self.kind, self.preprocessing.img_size, rng)
 
 
-def images_of(rows: pa.Table, img_size: int) -> Pixels:
+def view_images(rows: pa.Table, img_size: int) -> ImageArray:
     """View the pixels of decoded rows, uint8 (N*V, S, S, 3), the V views of a row together; read-only."""
     column = rows["image"].combine_chunks() if isinstance(rows["image"], pa.ChunkedArray) else rows["image"]
     pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
@@ -107,10 +114,10 @@ def images_of(rows: pa.Table, img_size: int) -> Pixels:
     return pixels[start : start + len(column) * row_bytes].reshape(-1, img_size, img_size, 3)
 
 
-class Read(NamedTuple):
+class FileResult(NamedTuple):
     """What is kept of a file once it is decoded, or `jpeg`, its content, where that is left to others."""
 
-    answer: Answer
+    result: DecodeResult
     size_bytes: int | None
     version: str | None
     retries: int
@@ -122,14 +129,14 @@ def decode_batches(
     batch_size: int,
     shape: tuple[int, int, int],
     decoder: Decoder,
-    passed: Passed | None = None,
+    gpu_jpeg_size: GpuJpegSize | None = None,
 ) -> Iterator[pa.Table]:
     """Decode batch after batch while the files of later ones are read; those that are passed stay as they are."""
     batches = [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
-    groups = [list(groups_of(_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
-    with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), LIMIT_BYTES)) as bodies:
+    groups = [list(group_by_bytes(_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
+    with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), MAX_DECODE_BYTES)) as bodies:
         for batch, of_batch in zip(batches, groups, strict=True):
-            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), shape, decoder, passed)
+            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), shape, decoder, gpu_jpeg_size)
 
 
 def _decode_batch(
@@ -137,34 +144,34 @@ def _decode_batch(
     bodies: Iterable[list[storage.Fetched]],
     shape: tuple[int, int, int],
     decoder: Decoder,
-    passed: Passed | None,
+    gpu_jpeg_size: GpuJpegSize | None,
 ) -> pa.Table:
     began = time.perf_counter()
     images_NHWC = np.zeros((files.num_rows, *shape), dtype=np.uint8)
     numbers = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
     places = zip(numbers, images_NHWC, strict=True)
-    within = _within(PASSED_BYTES, passed)
+    within = _limit_bytes(MAX_GPU_JPEG_BYTES, gpu_jpeg_size)
     done = [read for group in bodies for read in _decode_group(decoder, group, places, within)]
-    decode_s = sum(read.answer.decode_s for read in done)
+    decode_s = sum(read.result.decode_s for read in done)
     read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
-    rows = decoded_table(files, done, images_NHWC, read_s)
-    return rows if passed is None else _with_jpegs(rows, [read.jpeg for read in done], images_NHWC)
+    rows = build_decoded_table(files, done, images_NHWC, read_s)
+    return rows if gpu_jpeg_size is None else _with_jpegs(rows, [read.jpeg for read in done], images_NHWC)
 
 
-def _within(most_bytes: int, passed: Passed | None) -> Passed:
+def _limit_bytes(most_bytes: int, gpu_jpeg_size: GpuJpegSize | None) -> GpuJpegSize:
     """Pass files until they are so many bytes together."""
     left = most_bytes
 
     def within(image_bytes: bytes) -> tuple[int, int] | None:
         nonlocal left
-        size = passed(image_bytes) if passed and len(image_bytes) <= left else None
+        size = gpu_jpeg_size(image_bytes) if gpu_jpeg_size and len(image_bytes) <= left else None
         left -= len(image_bytes) if size else 0
         return size
 
     return within
 
 
-def _with_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: Pixels) -> pa.Table:
+def _with_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: ImageArray) -> pa.Table:
     """Put what was passed into a column of its own; pixels take room where there are some."""
     ok = [status == OK for status in rows["status"].to_pylist()]
     pixels = [image.tobytes() if ok[i] and jpegs[i] is None else None for i, image in enumerate(images_NHWC)]
@@ -172,20 +179,22 @@ def _with_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: Pixe
     return pa.table({name: rows[name] for name in rows.column_names} | columns)
 
 
-def decoded_table(files: pa.Table, done: Sequence[Read], images_NHWC: Pixels, read_s: float) -> pa.Table:
+def build_decoded_table(
+    files: pa.Table, done: Sequence[FileResult], images_NHWC: ImageArray, read_s: float
+) -> pa.Table:
     """Put files, what became of them and their pixels, zeros without an image, into the columns of a batch."""
-    answers = [read.answer for read in done]
+    results = [read.result for read in done]
     image_type = pa.binary(math.prod(images_NHWC.shape[1:]))
     columns = {  # a manifest knows neither size nor version
         "size_bytes": pc.coalesce(files["size_bytes"], pa.array([read.size_bytes for read in done], pa.int64())),
         "version": pc.coalesce(pa.array([read.version for read in done], pa.string()), files["version"]),
-        "status": pa.array([answer.status for answer in answers], pa.string()),
-        "error": pa.array([answer.error for answer in answers], pa.string()),
-        "width": pa.array([answer.width for answer in answers], pa.int32()),
-        "height": pa.array([answer.height for answer in answers], pa.int32()),
+        "status": pa.array([result.status for result in results], pa.string()),
+        "error": pa.array([result.error for result in results], pa.string()),
+        "width": pa.array([result.width for result in results], pa.int32()),
+        "height": pa.array([result.height for result in results], pa.int32()),
         "retries": pa.array([read.retries for read in done], pa.int32()),
         "read_s": pa.array(np.full(files.num_rows, read_s, dtype=np.float32)),
-        "decode_s": pa.array([answer.decode_s for answer in answers], pa.float32()),
+        "decode_s": pa.array([result.decode_s for result in results], pa.float32()),
         "image": pa.Array.from_buffers(image_type, files.num_rows, [None, pa.py_buffer(images_NHWC)]),
     }
     kept = files.drop_columns(["size_bytes", "version"])
@@ -195,28 +204,36 @@ def decoded_table(files: pa.Table, done: Sequence[Read], images_NHWC: Pixels, re
 def _decode_group(
     decoder: Decoder,
     fetched: Sequence[storage.Fetched],
-    places: Iterator[tuple[int, Pixels]],
-    passed: Passed,
-) -> list[Read]:
+    places: Iterator[tuple[int, ImageArray]],
+    gpu_jpeg_size: GpuJpegSize,
+) -> list[FileResult]:
     """Decode what came of files that were read together; each takes a row's number and where its pixels go."""
     numbered = [(file, *next(places)) for file in fetched]
-    sizes = [None if file.image_bytes is None else passed(file.image_bytes) for file in fetched]
+    sizes = [None if file.image_bytes is None else gpu_jpeg_size(file.image_bytes) for file in fetched]
     found = [
-        File(file.image_bytes, row, pixels)
+        DecodeRequest(file.image_bytes, row, pixels)
         for (file, row, pixels), size in zip(numbered, sizes, strict=True)
         if file.image_bytes is not None and size is None
     ]
-    answers = iter(decode_apart(decoder, found))
+    results = iter(decode_in_subprocess(decoder, found))
     done = []
     for file, size in zip(fetched, sizes, strict=True):
         if file.image_bytes is None:
-            done.append(Read(Answer(file.status, file.error, None, None, 0.0), None, file.version, file.retries))
+            done.append(
+                FileResult(DecodeResult(file.status, file.error, None, None, 0.0), None, file.version, file.retries)
+            )
         elif size is not None:
             done.append(
-                Read(Answer(OK, None, *size, 0.0), len(file.image_bytes), file.version, file.retries, file.image_bytes)
+                FileResult(
+                    DecodeResult(OK, None, *size, 0.0),
+                    len(file.image_bytes),
+                    file.version,
+                    file.retries,
+                    file.image_bytes,
+                )
             )
         else:
-            done.append(Read(next(answers), len(file.image_bytes), file.version, file.retries))
+            done.append(FileResult(next(results), len(file.image_bytes), file.version, file.retries))
     return done
 
 

@@ -11,7 +11,7 @@ from ray.data import DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from catsdogs.errors import CatsdogsError, InputError, RunError
-from catsdogs.start import joins_cluster
+from catsdogs.start import on_existing_cluster
 
 # Ray's own lines about a dataset's plan and a trainer's state would drown ours; its logs keep them.
 QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
@@ -19,27 +19,27 @@ QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 # Ray Data retries a task whose process dies for ever, which is right when machines come and go. What ends a block that
 # never gets through is this time without any finished one: longer than a store's patience, a key that always breaks
 # off (30 tries of 25 s), and a block of images that all hang (33 times 30 s).
-STUCK_S = 1800.0
+NO_PROGRESS_TIMEOUT_S = 1800.0
 
 # NVIDIA's for data centres since the A100 (developer.nvidia.com/nvjpeg). An H100 decodes 25,900 photographs/s, 16 cores
 # beside it decode and resize 8,400 (2026-11); without such hardware little is gained (pytorch/vision#2786).
 JPEG_GPUS = {"A100", "H100", "H200", "B200"}
 
 
-def quiet_datasets() -> None:
+def configure_ray_data() -> None:
     """Show no progress of Ray Data's own in this process; ours is told by who runs the dataset."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray's own would lose ours on the way between processes
-    context.execution_no_progress_timeout_s = STUCK_S
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
-class CpuShare:
+class CpuAllocation:
     """CPUs that each model process and each decoding task reserves, and what models leave free on their machine."""
 
     model: float
@@ -47,7 +47,7 @@ class CpuShare:
     free: float
 
 
-def share_cpus(num_models: int) -> CpuShare:
+def allocate_cpus(num_models: int) -> CpuAllocation:
     """Reserve less than all CPUs of a machine for models, or what feeds them would never be scheduled (ray#44687).
 
     A model reserves less than one CPU whatever its threads: the reservation is for scheduling, threads are set apart.
@@ -55,10 +55,10 @@ def share_cpus(num_models: int) -> CpuShare:
     for the model in one process.
     """
     smallest = min((cpus for node in ray.nodes() if (cpus := _cpus(node))), default=1.0)
-    here = math.ceil(num_models / num_nodes())
+    here = math.ceil(num_models / count_nodes())
     models = 0.9 * min(float(here), max(smallest - 1, smallest / 2))
     model = max(1e-4, math.floor(models / here * 1e4) / 1e4)  # Ray counts in ten-thousandths
-    return CpuShare(model=model, decode=min(1.0, smallest / 2), free=smallest - model * here)
+    return CpuAllocation(model=model, decode=min(1.0, smallest / 2), free=smallest - model * here)
 
 
 def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
@@ -69,7 +69,7 @@ def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
     """
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     wanted = use_gpu == "true" or (use_gpu == "auto" and num_gpus > 0)
-    if wanted and num_gpus < num_models and not joins_cluster():
+    if wanted and num_gpus < num_models and not on_existing_cluster():
         raise InputError(
             f"--use-gpu {use_gpu}: expected {num_models} GPUs on this machine, one for each model, found {num_gpus}; "
             "lower --num-workers or --num-actors, or use --use-gpu false"
@@ -84,12 +84,12 @@ def gpus_decode_jpegs() -> bool:
     return bool(kinds) and kinds <= JPEG_GPUS
 
 
-def num_nodes() -> int:
+def count_nodes() -> int:
     """Count the machines of the cluster that have CPUs for our tasks."""
     return max(1, len([node for node in ray.nodes() if _cpus(node)]))
 
 
-def smallest_store() -> float:
+def min_object_store_bytes() -> float:
     """Find the least object store of a machine that has CPUs for our tasks, in bytes."""
     return min((node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if _cpus(node)), default=0.0)
 
@@ -100,10 +100,10 @@ def _cpus(node: dict[str, Any]) -> float:
 
 def default_num_actors(use_gpu: bool) -> int:
     """Run one model per GPU, or one per machine, which takes all its cores."""
-    return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else num_nodes()
+    return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else count_nodes()
 
 
-def prepare_decoder(num_cpus: float) -> None:
+def warm_up_decoder(num_cpus: float) -> None:
     """Let a process of Ray's on this machine import what decoding takes, which is then at hand: 7 s of a core.
 
     Args:
@@ -117,12 +117,12 @@ def _import_decoder() -> None:
     importlib.import_module("catsdogs.images.augment")
 
 
-def num_decoders(share: CpuShare) -> int:
+def count_decoders(share: CpuAllocation) -> int:
     """Estimate how many decoding tasks run at once beside the models."""
-    return max(1, int(share.free / share.decode)) * num_nodes()
+    return max(1, int(share.free / share.decode)) * count_nodes()
 
 
-def own_error(error: BaseException) -> CatsdogsError | None:
+def unwrap_ray_error(error: BaseException) -> CatsdogsError | None:
     """Find the error that one of our stages raised in what Ray makes of it."""
     cause: BaseException | None = error
     while cause is not None:
@@ -133,9 +133,9 @@ def own_error(error: BaseException) -> CatsdogsError | None:
     return None
 
 
-def explain(error: BaseException, what: str, kept: str) -> CatsdogsError:
+def to_run_error(error: BaseException, what: str, kept: str) -> CatsdogsError:
     """Find the error that one of our stages raised in what Ray makes of it; else say what Ray says."""
-    own = own_error(error)
+    own = unwrap_ray_error(error)
     if own is not None:
         return type(own)(f"{own}; {kept}")
     reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -21,13 +21,13 @@ from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from catsdogs.images import Decoded, Pixels
+from catsdogs.images import Decoded, ImageArray
 
-LIMIT_S = 30.0  # of one image
-LIMIT_BYTES = 2 << 30  # beyond what the process holds when it is forked
-TOGETHER_BYTES = 16 << 20  # of files that are decoded in one go
-TRIES = 2  # of one image alone: its process may have died of something else
-OUT_OF_MEMORY = 77  # exit status
+MAX_DECODE_S = 30.0  # of one image
+MAX_DECODE_BYTES = 2 << 30  # beyond what the process holds when it is forked
+GROUP_BYTES = 16 << 20  # of files that are decoded in one go
+MAX_ATTEMPTS = 2  # of one image alone: its process may have died of something else
+OUT_OF_MEMORY_EXIT_CODE = 77  # exit status
 FATAL_SIGNALS = ("SIGABRT", "SIGALRM", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTERM")
 T = TypeVar("T")
 
@@ -39,15 +39,15 @@ class Decoder(Protocol):
         """Decode a file to pixels of the model's size; `row` is its number, where randomness goes by it."""
 
 
-class File(NamedTuple):
+class DecodeRequest(NamedTuple):
     """A file to be decoded, its row's number, and where its pixels go: uint8 (V*S, S, 3), V views."""
 
     image_bytes: bytes
     row: int
-    pixels: Pixels
+    pixels: ImageArray
 
 
-class Answer(NamedTuple):
+class DecodeResult(NamedTuple):
     """What became of a file; its pixels are where they were to go, and how long they took is in seconds."""
 
     status: str
@@ -57,14 +57,14 @@ class Answer(NamedTuple):
     decode_s: float
 
 
-def decode_apart(decoder: Decoder, files: Sequence[File]) -> list[Answer]:
+def decode_in_subprocess(decoder: Decoder, files: Sequence[DecodeRequest]) -> list[DecodeResult]:
     """Decode files in a child process; `decoder_crash` for one that it died of."""
     with _lock:
-        groups = groups_of(files, lambda file: len(file.image_bytes), TOGETHER_BYTES)
-        return [answer for group in groups for answer in _decode_group(decoder, group)]
+        groups = group_by_bytes(files, lambda file: len(file.image_bytes), GROUP_BYTES)
+        return [result for group in groups for result in _decode_group(decoder, group)]
 
 
-def groups_of(files: Iterable[T], bytes_of: Callable[[T], int], most_bytes: int) -> Iterator[list[T]]:
+def group_by_bytes(files: Iterable[T], bytes_of: Callable[[T], int], most_bytes: int) -> Iterator[list[T]]:
     """Cut files into groups of so many bytes, or one."""
     group: list[T] = []
     group_bytes = 0
@@ -79,9 +79,9 @@ def groups_of(files: Iterable[T], bytes_of: Callable[[T], int], most_bytes: int)
         yield group
 
 
-def _decode_group(decoder: Decoder, group: list[File]) -> list[Answer]:
+def _decode_group(decoder: Decoder, group: list[DecodeRequest]) -> list[DecodeResult]:
     if len(group) > 1:
-        child = _child_for(decoder, group)
+        child = _get_child(decoder, group)
         try:
             return child.decode(group)
         except (EOFError, OSError):
@@ -89,11 +89,11 @@ def _decode_group(decoder: Decoder, group: list[File]) -> list[Answer]:
     return [_decode_alone(decoder, file) for file in group]
 
 
-def _decode_alone(decoder: Decoder, file: File) -> Answer:
+def _decode_alone(decoder: Decoder, file: DecodeRequest) -> DecodeResult:
     began = time.perf_counter()
     code = 0
-    for _ in range(TRIES):
-        child = _child_for(decoder, [file])
+    for _ in range(MAX_ATTEMPTS):
+        child = _get_child(decoder, [file])
         try:
             return child.decode([file])[0]
         except (EOFError, OSError):
@@ -101,14 +101,14 @@ def _decode_alone(decoder: Decoder, file: File) -> Answer:
             if code == -signal.SIGALRM:
                 break
     file.pixels[:] = 0
-    return Answer("decoder_crash", _how(code), None, None, time.perf_counter() - began)
+    return DecodeResult("decoder_crash", _describe_exit(code), None, None, time.perf_counter() - began)
 
 
-def _how(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code == -signal.SIGALRM:
-        return f"decoding took more than {LIMIT_S:g} s"
-    if code == OUT_OF_MEMORY:
-        return f"decoding took more than {LIMIT_BYTES >> 30} GiB of memory"
+        return f"decoding took more than {MAX_DECODE_S:g} s"
+    if code == OUT_OF_MEMORY_EXIT_CODE:
+        return f"decoding took more than {MAX_DECODE_BYTES >> 30} GiB of memory"
     return f"the decoder died of {signal.Signals(-code).name}" if code < 0 else f"the decoder ended with status {code}"
 
 
@@ -127,14 +127,14 @@ class _Child:
             _serve(decoder, theirs, self.shared)
         theirs.close()
 
-    def decode(self, files: list[File]) -> list[Answer]:
+    def decode(self, files: list[DecodeRequest]) -> list[DecodeResult]:
         """Decode files.
 
         Raises:
             EOFError, OSError: the child is dead.
         """
         try:
-            answers = self._ask(files)
+            results = self._request(files)
         except (EOFError, OSError):
             raise
         except BaseException:  # a cancelled task: what the child says next answers nobody's question
@@ -142,30 +142,30 @@ class _Child:
             _end_child()
             raise
         images = _cut(self.shared, files)
-        for file, answer, image in zip(files, answers, images, strict=True):
-            if answer.status == "ok":
+        for file, result, image in zip(files, results, images, strict=True):
+            if result.status == "ok":
                 file.pixels[:] = image
-        return answers
+        return results
 
-    def _ask(self, files: list[File]) -> list[Answer]:
+    def _request(self, files: list[DecodeRequest]) -> list[DecodeResult]:
         self.connection.send([file.row for file in files])
         for file in files:
             self.connection.send_bytes(file.image_bytes)
-        answers: list[Answer] = self.connection.recv()
-        return answers
+        results: list[DecodeResult] = self.connection.recv()
+        return results
 
 
 _lock = threading.Lock()
 _children: list[_Child] = []  # one at most
 
 
-def _cut(shared: Pixels, files: Sequence[File]) -> Pixels:
+def _cut(shared: ImageArray, files: Sequence[DecodeRequest]) -> ImageArray:
     """View the images of files, which are of one size, in the memory that both sides see."""
     shape = (len(files), *files[0].pixels.shape)
     return shared[: math.prod(shape)].reshape(shape)
 
 
-def _child_for(decoder: Decoder, files: list[File]) -> _Child:
+def _get_child(decoder: Decoder, files: list[DecodeRequest]) -> _Child:
     num_bytes = len(files) * files[0].pixels.nbytes
     if _children and _children[0].owner != os.getpid():  # forked: it is the parent's
         _children.clear()
@@ -186,36 +186,36 @@ def _end_child() -> int:
         return 0
 
 
-def _serve(decoder: Decoder, connection: Connection, shared: Pixels) -> NoReturn:
+def _serve(decoder: Decoder, connection: Connection, shared: ImageArray) -> NoReturn:
     """Decode until the parent is gone."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, LIMIT_S)  # also where something else hangs than a decoder
-        _limit(connection)
+        signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)  # also where something else hangs than a decoder
+        _restrict_child(connection)
         while True:
             signal.setitimer(signal.ITIMER_REAL, 0)
             rows = connection.recv()
-            signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+            signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
             contents = [connection.recv_bytes() for _ in rows]
-            answers = []
+            results = []
             for i, (row, image_bytes) in enumerate(zip(rows, contents, strict=True)):
                 began = time.perf_counter()
-                signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+                signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
                 decoded = decoder.decode(image_bytes, row)
                 if decoded.image is not None:
                     size = decoded.image.nbytes
                     shared[i * size : (i + 1) * size] = decoded.image.ravel()
                 decode_s = time.perf_counter() - began
-                answers.append(Answer(decoded.status, decoded.error, decoded.width, decoded.height, decode_s))
-            connection.send(answers)
+                results.append(DecodeResult(decoded.status, decoded.error, decoded.width, decoded.height, decode_s))
+            connection.send(results)
     except MemoryError:
-        os._exit(OUT_OF_MEMORY)
+        os._exit(OUT_OF_MEMORY_EXIT_CODE)
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:  # noqa: BLE001 nothing may get back into what was forked
         os._exit(1)
 
 
-def _limit(connection: Connection) -> None:
+def _restrict_child(connection: Connection) -> None:
     """Give up what is the parent's; die at once and without a trace where something goes wrong."""
     faulthandler.disable()
     for name in FATAL_SIGNALS:
@@ -227,8 +227,8 @@ def _limit(connection: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(FileNotFoundError):  # only Linux tells
         with open("/proc/self/statm") as file:
-            held = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + LIMIT_BYTES, held + LIMIT_BYTES))
+            decoded_cache = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (decoded_cache + MAX_DECODE_BYTES, decoded_cache + MAX_DECODE_BYTES))
     import torch
 
     torch.set_num_threads(1)  # the threads of the parent's pool are not here

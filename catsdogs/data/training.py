@@ -9,12 +9,12 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-from catsdogs.data.decode import PREFETCH, DecodeForTraining
-from catsdogs.data.held import Held, ViewsOfHeld
-from catsdogs.data.runtime import quiet_datasets
+from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForTraining
+from catsdogs.data.decoded_cache import AugmentCached, DecodedCache
+from catsdogs.data.runtime import configure_ray_data
 from catsdogs.images import MAX_PIXELS, Preprocessing
 
-Rows = np.ndarray[Any, np.dtype[np.int64]]
+RowIndices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class EpochPlan:
         """Steps an epoch, the same for every worker; the last may be smaller."""
         return -(-self.num_rows // self.global_batch_size)
 
-    def steps(self, epoch: int) -> list[Rows]:
+    def steps(self, epoch: int) -> list[RowIndices]:
         """List this worker's rows of each step; those of the last step may be none."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
         starts = range(0, self.num_rows, self.global_batch_size)
@@ -52,14 +52,14 @@ class EpochPlan:
         return min(self.global_batch_size, self.num_rows - step * self.global_batch_size)
 
 
-def epoch_batches(
+def iter_epoch_batches(
     files: pa.Table,
     plan: EpochPlan,
     epoch: int,
     preprocessing: Preprocessing,
     kind: str,
     num_cpus: float,
-    held: Held | None = None,
+    decoded_cache: DecodedCache | None = None,
 ) -> Iterator[pa.Table]:
     """Read, decode and augment a worker's rows of one epoch, a batch a step.
 
@@ -71,16 +71,18 @@ def epoch_batches(
     steps = [rows for rows in plan.steps(epoch) if len(rows)]
     if not steps:
         return
-    quiet_datasets()
+    configure_ray_data()
     DataContext.get_current().execution_options.preserve_order = True
     blocks = [files.take(pa.array(rows)).append_column("row", pa.array(rows)) for rows in steps]
     stage = DecodeForTraining(preprocessing, MAX_PIXELS, plan.batch_size, kind, plan.seed, (epoch,))
     # A decoder's failure is a row, so a stage that raises has a bug or lost its store: the job ends.
     dataset = ray.data.from_arrow(blocks).map_batches(
-        stage if held is None else ViewsOfHeld(held, stage),
+        stage if decoded_cache is None else AugmentCached(decoded_cache, stage),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=num_cpus,
     )
-    yield from dataset.iter_batches(batch_size=plan.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH)
+    yield from dataset.iter_batches(
+        batch_size=plan.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
+    )

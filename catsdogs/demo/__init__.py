@@ -18,7 +18,7 @@ from catsdogs.demo.drawings import KINDS, draw, draw_dataset
 from catsdogs.demo.page import write_page
 from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
-from catsdogs.progress import Message, Progress, Step, silent
+from catsdogs.progress import Message, Progress, StageProgress, silent
 from catsdogs.score import score
 from catsdogs.start import start_ray
 from catsdogs.train import train
@@ -75,7 +75,7 @@ def _draw(folder: Path, seed: int, progress: Progress) -> str:
         num_train=NUM_TRAIN,
         num_validation=NUM_VALIDATION,
         seed=seed,
-        progress=lambda done, total: progress(Step("draw", done, total)),
+        progress=lambda done, total: progress(StageProgress("draw", done, total)),
     )
     _draw_unlabelled(folder / "unlabelled", seed)
     return f"{NUM_TRAIN + NUM_VALIDATION:,} labelled and {NUM_UNLABELLED} unlabelled pictures, 4 broken files"

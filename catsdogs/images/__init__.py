@@ -3,16 +3,16 @@
 Between stages an image is a NumPy array, uint8 (H, W, 3), RGB. torch is imported by `augment` and `tensors` alone.
 """
 
-from catsdogs.images.decode import MAX_PIXELS, Decoded, decode, read_passed_size
-from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels, Preprocessing
+from catsdogs.images.decode import MAX_PIXELS, Decoded, decode, read_gpu_decodable_size
+from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImageArray, Preprocessing
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MAX_PIXELS",
     "Decoded",
-    "Pixels",
+    "ImageArray",
     "Preprocessing",
     "decode",
-    "read_passed_size",
+    "read_gpu_decodable_size",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 
 from catsdogs.errors import InputError
-from catsdogs.images.preprocess import Pixels
+from catsdogs.images.preprocess import ImageArray
 from catsdogs.images.tensors import to_pixels, to_tensor
 from catsdogs.vision import InterpolationMode, functional
 
@@ -28,7 +28,7 @@ _SHEAR = 0.2  # radians, as Keras read it then; later releases read degrees, whi
 _ZOOM = 0.2
 
 
-def augment(image: Pixels, kind: str, img_size: int, rng: np.random.Generator) -> Pixels:
+def augment(image: ImageArray, kind: str, img_size: int, rng: np.random.Generator) -> ImageArray:
     """Draw one random view of an image.
 
     Args:
@@ -55,7 +55,7 @@ def _resize(image_CHW: torch.Tensor, size: int) -> torch.Tensor:
     return resized
 
 
-def _random_resized_crop(image: Pixels, size: int, rng: np.random.Generator) -> torch.Tensor:
+def _random_resized_crop(image: ImageArray, size: int, rng: np.random.Generator) -> torch.Tensor:
     height, width = image.shape[:2]
     crop_height, crop_width = _draw_crop(height, width, rng)
     top = int(rng.integers(height - crop_height + 1))

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from catsdogs.images.formats import JpegHeader, ends_early, read_jpeg_header, read_plain_jpeg, read_size, sniff
 from catsdogs.images.pillow import is_upright, open_image, read_rgb, stored_size
-from catsdogs.images.preprocess import LONGEST
+from catsdogs.images.preprocess import MAX_ASPECT_RATIO
 
 MAX_PIXELS = 178_956_970
 
 _HUFFMAN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: the rest is left to Pillow
 _SOURCE_PATH = re.compile(r"^\w+, \S+\.cpp:\d+, ")
-_LARGEST_INT32 = 2**31 - 1
+_MAX_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
     size = (header.width, header.height)
     if _is_too_large(size, max_pixels):
         return _too_large(size, max_pixels)
-    if not _suits_torchvision(header):
+    if not _decodable_by_fast_decoder(header):
         return _decode_with_pillow("JPEG", image_bytes, max_pixels)
     from catsdogs.images.tensors import decode_jpeg  # not above: torch, which a driver can do without
 
@@ -77,7 +77,7 @@ def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
     return Decoded("ok", image, None, *size)
 
 
-def read_passed_size(image_bytes: bytes, max_pixels: int) -> tuple[int, int] | None:
+def read_gpu_decodable_size(image_bytes: bytes, max_pixels: int) -> tuple[int, int] | None:
     """Read width and height of a JPEG that a decoder without our rules turns into the pixels that `decode` does.
 
     None for all else: other formats and colours, pictures that lie on their side, strips, and files that `decode` would
@@ -87,12 +87,12 @@ def read_passed_size(image_bytes: bytes, max_pixels: int) -> tuple[int, int] | N
     if plain is None:
         return None
     size = (plain.width, plain.height)
-    if _is_too_large(size, max_pixels) or max(size) > LONGEST * min(size) or not is_upright(plain.exif):
+    if _is_too_large(size, max_pixels) or max(size) > MAX_ASPECT_RATIO * min(size) or not is_upright(plain.exif):
         return None
     return size
 
 
-def _suits_torchvision(header: JpegHeader) -> bool:
+def _decodable_by_fast_decoder(header: JpegHeader) -> bool:
     """Leave CMYK and YCCK (four components) to Pillow, which knows Adobe's inverted ones."""
     return header.num_components in (1, 3) and header.marker in _HUFFMAN
 
@@ -119,7 +119,7 @@ def _is_too_large(size: tuple[int, int], max_pixels: int) -> bool:
 
 def _too_large(size: tuple[int, int], max_pixels: int) -> Decoded:
     error = f"{size[0]} x {size[1]} pixels, more than {max_pixels}"
-    if max(size) > _LARGEST_INT32:  # a damaged header; the output's columns are int32
+    if max(size) > _MAX_INT32:  # a damaged header; the output's columns are int32
         return Decoded("too_large", None, error, None, None)
     return Decoded("too_large", None, error, *size)
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from catsdogs.errors import InputError
 
-Pixels = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 
 # Of ImageNet's training images, as in every ResNet50_Weights of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-LONGEST = 32  # long side / short side beyond which only the middle is resized
+MAX_ASPECT_RATIO = 32  # long side / short side beyond which only the middle is resized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Preprocessing:
         """The short side before the crop: floor(img_size / crop_pct), exact in decimals."""
         return floor(self.img_size / Fraction(str(self.crop_pct)))
 
-    def __call__(self, image: Pixels) -> Pixels:
+    def __call__(self, image: ImageArray) -> ImageArray:
         """Resize the short side and crop the centre as torchvision's v2 Resize and CenterCrop do.
 
         Args:
@@ -59,14 +59,14 @@ class Preprocessing:
         return resize_and_crop(_middle(image), self.resize_size, self.img_size)
 
 
-def _middle(image: Pixels) -> Pixels:
+def _middle(image: ImageArray) -> ImageArray:
     """Cut the far ends off a strip: resizing all of 1 x 5000 to a short side of 232 would take 800 MB.
 
     What is cut is symmetric and keeps the parity of the length, so that the centre stays where it was.
     """
     height, width = image.shape[:2]
     short = min(height, width)
-    excess = max(height, width) - LONGEST * short
+    excess = max(height, width) - MAX_ASPECT_RATIO * short
     if excess <= 0:
         return image
     cut = excess // 2

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from catsdogs.images.preprocess import Pixels
+from catsdogs.images.preprocess import ImageArray
 
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
-def decode_jpeg(image_bytes: bytes) -> Pixels:
+def decode_jpeg(image_bytes: bytes) -> ImageArray:
     """Decode to uint8 (H, W, 3), upright.
 
     Raises:
@@ -27,7 +27,7 @@ def decode_jpeg(image_bytes: bytes) -> Pixels:
     return np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
 
 
-def to_device(array: Pixels, device: torch.device) -> torch.Tensor:
+def to_device(array: ImageArray, device: torch.device) -> torch.Tensor:
     """Copy uint8 of any shape, which may be read-only; to a GPU through pinned memory, which nobody waits for."""
     if device.type != "cuda":
         return torch.tensor(array, device=device)
@@ -62,7 +62,7 @@ def decode_jpegs(encoded: Sequence[torch.Tensor], short_side: int, size: int, de
     return views_NCHW.round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def resize_and_crop(image: Pixels, short_side: int, size: int) -> Pixels:
+def resize_and_crop(image: ImageArray, short_side: int, size: int) -> ImageArray:
     """Resize the short side of uint8 (H, W, 3) and cut the centre out, uint8 (size, size, 3)."""
     image_1CHW = _shared(image)[None].permute(0, 3, 1, 2)
     return to_pixels(_resized_and_cropped(image_1CHW, short_side, size)[0])
@@ -86,15 +86,15 @@ def normalize(
     return images_NCHW.float().mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
 
 
-def to_tensor(image: Pixels) -> torch.Tensor:
+def to_tensor(image: ImageArray) -> torch.Tensor:
     """View uint8 (H, W, 3) as (3, H, W); a copy only where torch cannot share it (read-only, flipped)."""
     return _shared(image).permute(2, 0, 1)
 
 
-def _shared(image: Pixels) -> torch.Tensor:
+def _shared(image: ImageArray) -> torch.Tensor:
     return torch.from_numpy(np.require(image, np.uint8, ["C", "W"]))
 
 
-def to_pixels(image_CHW: torch.Tensor) -> Pixels:
+def to_pixels(image_CHW: torch.Tensor) -> ImageArray:
     """Copy uint8 (3, H, W) to a contiguous (H, W, 3) that owns its memory."""
     return np.array(image_CHW.permute(1, 2, 0).numpy(), order="C")

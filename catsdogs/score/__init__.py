@@ -20,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 
 from catsdogs import data, saved, storage
+from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
 from catsdogs.progress import Message, Progress, silent
-from catsdogs.score.classify import ClassifyOptions, classified
-from catsdogs.score.parts import CARRIED, file_metadata
-from catsdogs.score.run import Identity, run
+from catsdogs.score.parts import PASSTHROUGH_COLUMNS, build_file_metadata
+from catsdogs.score.run import RunSettings, run
 from catsdogs.score.verify import verify
 from catsdogs.start import start_ray
 
@@ -46,7 +46,7 @@ def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
     return run(config, _identity(config, model), _Pipeline(config, model, progress), progress)
 
 
-def _identity(config: ScoreConfig, model: saved.Saved) -> Identity:
+def _identity(config: ScoreConfig, model: saved.CheckpointFiles) -> RunSettings:
     settings = {
         "input": config.input,
         "limit": config.limit,
@@ -59,17 +59,17 @@ def _identity(config: ScoreConfig, model: saved.Saved) -> Identity:
     }
     if config.save_embeddings:
         settings["save_embeddings"] = True
-    return Identity(settings, file_metadata(model))
+    return RunSettings(settings, build_file_metadata(model))
 
 
 class _Pipeline:
     """Reads, decodes and labels with Ray Data, which starts with the first files."""
 
-    def __init__(self, config: ScoreConfig, model: saved.Saved, progress: Progress) -> None:
+    def __init__(self, config: ScoreConfig, model: saved.CheckpointFiles, progress: Progress) -> None:
         self._config = config
         self._model = model
         self._progress = progress
-        self.slots: dict[str, int] = {}
+        self.parallelism: dict[str, int] = {}
 
     def __call__(self, uris: Sequence[str]) -> Iterator[pa.Table]:
         """Label the files of manifests.
@@ -78,18 +78,18 @@ class _Pipeline:
             CatsdogsError: one of our stages says that going on is of no use.
         """
         start_ray()
-        options = ClassifyOptions.of(self._config, self._model, fastest=True)
-        if not self.slots:
+        options = ClassifyOptions.from_config(self._config, self._model, allow_gpu_jpegs=True)
+        if not self.parallelism:
             self._progress(Message(f"labelling with {options.num_actors} x {options.device_name}"))
-        self.slots = options.slots
+        self.parallelism = options.parallelism
         stage = options.stage(self._config.max_pixels)
-        decoded = data.decoded_manifests(uris, stage, options.share.decode)
+        decoded = data.read_and_decode_manifests(uris, stage, options.cpus.decode)
         try:
-            labelled = classified(decoded, stage, options, CARRIED, self._config.save_embeddings)
-            with data.few_actors():
+            labelled = add_classifier(decoded, stage, options, PASSTHROUGH_COLUMNS, self._config.save_embeddings)
+            with data.without_cluster_actors():
                 yield from labelled.iter_batches(batch_size=None, batch_format="pyarrow")
         except Exception as error:
-            own = data.own_error(error)
+            own = data.unwrap_ray_error(error)
             if own is None:
                 raise
             raise own from error

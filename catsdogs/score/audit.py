@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Progress, Step
-from catsdogs.schema import OK, STATUSES, table_of
-from catsdogs.score.entries import path_key
+from catsdogs.progress import Progress, StageProgress
+from catsdogs.schema import OK, STATUSES, read_table
+from catsdogs.score.entries import sort_key
 from catsdogs.score.parts import NUM_BINS, PartRecord, read_records, unreadable
 from catsdogs.score.plan import MANIFEST, Plan, part_name, read_files
 
-AT_ONCE = 8  # shards whose files are read together
-EXAMPLES = 50  # failed rows that the report names
+SHARDS_PER_READ = 8  # shards whose files are read together
+MAX_EXAMPLES = 50  # failed rows that the report names
 COLUMNS = ["path", "status", "label", "prob", "error"]
 
 
@@ -43,12 +43,12 @@ class Totals:
         self.by_status.update(record.by_status)
         self.by_label.update(record.by_label)
         self.histogram = [a + b for a, b in zip(self.histogram, record.histogram, strict=True)]
-        if len(self.examples) < EXAMPLES and set(record.by_status) != {OK}:
-            failed = table.filter(pc.not_equal(table["status"], OK)).slice(0, EXAMPLES - len(self.examples))
+        if len(self.examples) < MAX_EXAMPLES and set(record.by_status) != {OK}:
+            failed = table.filter(pc.not_equal(table["status"], OK)).slice(0, MAX_EXAMPLES - len(self.examples))
             self.examples += [(row["path"], row["status"], row["error"] or "") for row in failed.to_pylist()]
 
 
-def audit(plan: Plan, progress: Progress, on_stale: Callable[[PartRecord], None]) -> Totals:
+def audit(plan: Plan, progress: Progress, on_mismatch: Callable[[PartRecord], None]) -> Totals:
     """Read everything back and compare both ways.
 
     Args:
@@ -60,25 +60,25 @@ def audit(plan: Plan, progress: Progress, on_stale: Callable[[PartRecord], None]
     _check_names(plan)
     totals = Totals()
     last: dict[int, bytes] = {}
-    for start in range(0, len(plan.sizes), AT_ONCE):
-        shards = range(start, min(start + AT_ONCE, len(plan.sizes)))
+    for start in range(0, len(plan.sizes), SHARDS_PER_READ):
+        shards = range(start, min(start + SHARDS_PER_READ, len(plan.sizes)))
         records = read_records(plan.output, shards)
-        for shard, table, record in zip(shards, _checked_parts(plan, shards, last), records, strict=True):
-            found = PartRecord.of(part_name(shard), table)
+        for shard, table, record in zip(shards, _iter_checked_parts(plan, shards, last), records, strict=True):
+            found = PartRecord.from_table(part_name(shard), table)
             if found != record:
-                on_stale(found)
+                on_mismatch(found)
             totals.add(found, table)
-            progress(Step("check", totals.rows, plan.num_files))
+            progress(StageProgress("check", totals.rows, plan.num_files))
     _check_listings(plan)
     return totals
 
 
 def _check_names(plan: Plan) -> None:
-    if plan.listed_to is not None:
+    if plan.listing_cursor is not None:
         raise RunError(f"{plan.output}: its listing is not finished")
-    waiting = plan.redo_shards()
-    if waiting:
-        raise RunError(f"{plan.output}: rows of {len(waiting)} parts wait to be labelled again")
+    incomplete = plan.rescore_shards()
+    if incomplete:
+        raise RunError(f"{plan.output}: rows of {len(incomplete)} parts wait to be labelled again")
     found = {name for name in storage.list_names(plan.output) if name.startswith("part-")}
     expected = {part_name(shard) for shard in range(len(plan.sizes))}
     if missing := sorted(expected - found):
@@ -87,7 +87,7 @@ def _check_names(plan: Plan) -> None:
         raise RunError(f"{plan.output}/{foreign[0]}: no part of this scoring; move it away")
 
 
-def _checked_parts(plan: Plan, shards: range, last: dict[int, bytes]) -> Iterator[pa.Table]:
+def _iter_checked_parts(plan: Plan, shards: range, last: dict[int, bytes]) -> Iterator[pa.Table]:
     uris = [uri for shard in shards for uri in (plan.part_uri(shard), plan.manifest_uri(shard))]
     fetched = storage.fetch([storage.Entry(uri) for uri in uris])
     tables = [_table(uri, file) for uri, file in zip(uris, fetched, strict=True)]
@@ -95,7 +95,7 @@ def _checked_parts(plan: Plan, shards: range, last: dict[int, bytes]) -> Iterato
         part, manifest = tables[2 * i : 2 * i + 2]
         _check_shard(plan, shard, part, manifest)
         keys = _keys(manifest["path"])
-        generation = max(first for first in plan.generations if first <= shard)
+        generation = max(first for first in plan.listing_first_shards if first <= shard)
         ascending = np.asarray(pc.less(keys[:-1], keys[1:])) if len(keys) > 1 else np.array([True])
         if not ascending.all() or keys[0].as_py() <= last.get(generation, b""):
             raise RunError(f"{plan.manifest_uri(shard)}: expected ascending paths, each once")
@@ -108,7 +108,7 @@ def _table(uri: str, fetched: storage.Fetched) -> pa.Table:
         if fetched.image_bytes is None:
             raise InputError(f"it cannot be read: {fetched.error}")
         columns = ["path"] if f"/{MANIFEST}/" in uri else COLUMNS
-        return table_of(fetched.image_bytes, columns)
+        return read_table(fetched.image_bytes, columns)
     except (InputError, pa.ArrowException) as error:
         raise unreadable(uri, error) from error
 
@@ -132,15 +132,15 @@ _REMOVE = "remove it"
 def _keys(paths: pa.ChunkedArray) -> pa.Array:
     quoted = pc.any(pc.starts_with(paths, "file://")).as_py()
     if quoted:
-        return pa.array([path_key(path) for path in paths.to_pylist()], pa.binary())
+        return pa.array([sort_key(path) for path in paths.to_pylist()], pa.binary())
     return paths.combine_chunks().cast(pa.binary())
 
 
 def _check_listings(plan: Plan) -> None:
     """Make sure that no path is in two listings."""
-    if len(plan.generations) < 2:
+    if len(plan.listing_first_shards) < 2:
         return
-    ends = pairwise([*plan.generations, len(plan.sizes)])
+    ends = pairwise([*plan.listing_first_shards, len(plan.sizes)])
     merged = heapq.merge(*(_paths(plan, first, end) for first, end in ends))
     for path, following in pairwise(merged):
         if path == following:
@@ -149,4 +149,4 @@ def _check_listings(plan: Plan) -> None:
 
 def _paths(plan: Plan, first: int, end: int) -> Iterator[bytes]:
     for shard in range(first, end):
-        yield from map(path_key, read_files(plan.manifest_uri(shard))["path"].to_pylist())
+        yield from map(sort_key, read_files(plan.manifest_uri(shard))["path"].to_pylist())

@@ -16,12 +16,12 @@ from catsdogs.progress import Progress
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".txt")
 
 
-def path_key(path: str) -> bytes:
+def sort_key(path: str) -> bytes:
     """Order paths as a listing does: by their own bytes, also where a `file://` URI quotes them."""
     return storage.local_path(path) if path.startswith("file://") else path.encode()
 
 
-def entries_of(
+def list_inputs(
     config: ScoreConfig, progress: Progress, unlisted: dict[str, str], start_after: str
 ) -> Iterator[storage.Entry]:
     """Stream the input's files that come after a path; what cannot be listed goes into `unlisted`.
@@ -30,18 +30,20 @@ def entries_of(
         InputError: the input cannot be listed, or the manifest cannot be read.
     """
     if config.input.lower().endswith(MANIFEST_SUFFIXES):
-        after = path_key(start_after)
-        yield from (storage.Entry(path) for path in _named(config) if path_key(path) > after)
+        after = sort_key(start_after)
+        yield from (storage.Entry(path) for path in _read_manifest(config) if sort_key(path) > after)
         return
-    yield from storage.Listing(config.input, progress, unlisted=unlisted, start_after=start_after, notes_folders=False)
+    yield from storage.Listing(
+        config.input, progress, unlisted=unlisted, start_after=start_after, collect_folders=False
+    )
 
 
-def _named(config: ScoreConfig) -> Iterator[str]:
+def _read_manifest(config: ScoreConfig) -> Iterator[str]:
     """Stream a manifest's paths; one that is not in order is sorted first, which takes the memory of all of them."""
     content = storage.read_bytes(config.input)
-    if all(path_key(one) < path_key(following) for one, following in pairwise(_paths(config.input, content))):
+    if all(sort_key(one) < sort_key(following) for one, following in pairwise(_paths(config.input, content))):
         return _paths(config.input, content)
-    return iter(sorted(set(_paths(config.input, content)), key=path_key))
+    return iter(sorted(set(_paths(config.input, content)), key=sort_key))
 
 
 def _paths(manifest: str, content: bytes) -> Iterator[str]:

@@ -104,7 +104,7 @@ class Lease:
         if found is None:
             taken = storage.create_bytes(self._uri, self._content())
         else:
-            self._outlast(*found)
+            self._wait_until_expired(*found)
             taken = storage.replace_bytes(self._uri, self._content(), found[1])
             time.sleep(SETTLE_S)
         if not taken:
@@ -121,7 +121,7 @@ class Lease:
     def _content(self) -> bytes:
         return json.dumps(self._mine | {"renewed": time.time()}, indent=2).encode()
 
-    def _outlast(self, content: bytes, version: str) -> None:
+    def _wait_until_expired(self, content: bytes, version: str) -> None:
         """Return as soon as a lease binds nobody.
 
         Raises:
@@ -135,7 +135,7 @@ class Lease:
             if holder["pid"] == os.getpid() and holder.get("token") not in _held:  # could not be given back
                 return
             if time.time() - float(holder.get("renewed", 0)) < LEASE_S:
-                raise self._refusal(who)
+                raise self._check_fatal(who)
             return
         self._progress(
             Message(f"another scoring ({who}) held {self._output}: waiting up to {LEASE_S:.0f} s until its lease ends")
@@ -147,9 +147,9 @@ class Lease:
             if found is None:
                 return
             if found[1] != version:
-                raise self._refusal(who)
+                raise self._check_fatal(who)
 
-    def _refusal(self, who: str) -> InputError:
+    def _check_fatal(self, who: str) -> InputError:
         return InputError(
             f"--output {self._output}: another scoring ({who}) is writing there; wait for it, or give another --output"
         )

@@ -17,15 +17,15 @@ import pyarrow.compute as pc
 
 from catsdogs import __version__, storage
 from catsdogs.errors import InputError, RunError
-from catsdogs.saved import Saved
-from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, table_of
-from catsdogs.score.plan import STATS, Plan, Work, part_name, read_files, replace_rows
+from catsdogs.saved import CheckpointFiles
+from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_table
+from catsdogs.score.plan import STATS, PendingShard, Plan, part_name, read_files, replace_rows
 
 NUM_BINS = 20
-READ_AT_ONCE = 64  # small files
+RECORDS_PER_READ = 64  # small files
 # What passes through the model's stage beside the columns of the output: the shard, the version of the file that was
 # read, and what the row cost.
-CARRIED = ("shard", "version", "retries", "read_s", "decode_s")
+PASSTHROUGH_COLUMNS = ("shard", "version", "retries", "read_s", "decode_s")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PartRecord:
     histogram: list[int]
 
     @classmethod
-    def of(cls, part: str, table: pa.Table) -> "PartRecord":
+    def from_table(cls, part: str, table: pa.Table) -> "PartRecord":
         """Count the rows of a part."""
         histogram = np.histogram(table["prob"].drop_null().to_numpy(), bins=NUM_BINS, range=(0, 1))[0]
         by_status, by_label = (_counts(table[name].drop_null()) for name in ("status", "label"))
@@ -62,8 +62,10 @@ def read_records(output: str, shards: Sequence[int]) -> list[PartRecord | None]:
     """Read the records of parts; None for one that is missing or damaged."""
     entries = [storage.Entry(_record_uri(output, part_name(shard))) for shard in shards]
     records: list[PartRecord | None] = []
-    for start in range(0, len(entries), READ_AT_ONCE):
-        records += [_parsed(fetched.image_bytes) for fetched in storage.fetch(entries[start : start + READ_AT_ONCE])]
+    for start in range(0, len(entries), RECORDS_PER_READ):
+        records += [
+            _parsed(fetched.image_bytes) for fetched in storage.fetch(entries[start : start + RECORDS_PER_READ])
+        ]
     return records
 
 
@@ -81,7 +83,7 @@ def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
         RunError: it cannot be read; names it.
     """
     try:
-        return table_of(storage.read_bytes(uri), columns)
+        return read_table(storage.read_bytes(uri), columns)
     except (InputError, pa.ArrowException) as error:
         raise unreadable(uri, error) from error
 
@@ -91,7 +93,7 @@ def unreadable(uri: str, error: Exception) -> RunError:
     return RunError(f"{uri}: expected a finished part, but {error}; remove it")
 
 
-def file_metadata(model: Saved) -> dict[str, str]:
+def build_file_metadata(model: CheckpointFiles) -> dict[str, str]:
     """Say in a part's metadata which model made it."""
     preprocessing = model.preprocessing
     return {
@@ -111,27 +113,29 @@ def file_metadata(model: Saved) -> dict[str, str]:
     }
 
 
-class Collector:
+class PartWriter:
     """Gathers the rows of each open shard and commits its part as soon as the last is there.
 
     It runs in the driver, which holds the lease: when the driver dies nobody is left who commits.
     """
 
-    def __init__(self, plan: Plan, work: dict[int, Work], metadata: dict[str, str], guard: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: Plan, pending: dict[int, PendingShard], metadata: dict[str, str], check_lease: Callable[[], None]
+    ) -> None:
         self._plan = plan
-        self._work = work
+        self._work = pending
         self._metadata = metadata
-        self._guard = guard
+        self._check_lease = check_lease
         self._gathered: dict[int, list[pa.Table]] = {}
         self.num_rows = 0
         self.num_committed = 0
         self.by_status: Counter[str] = Counter()
-        self.by_engine: Counter[str] = Counter()
+        self.by_device_precision: Counter[str] = Counter()
         self.retries = 0
         self.busy_s: defaultdict[str, float] = defaultdict(float)
 
     @property
-    def waiting(self) -> list[int]:
+    def incomplete(self) -> list[int]:
         """Shards of which some rows came, not all."""
         return list(self._gathered)
 
@@ -152,59 +156,61 @@ class Collector:
                 self.busy_s["write"] += time.monotonic() - began
                 self.num_committed += 1
 
-    def forget_waiting(self) -> None:
+    def drop_incomplete(self) -> None:
         """Take back the rows of shards that were not committed: they will come again."""
         for tables in self._gathered.values():
             for rows in tables:
                 self.num_rows -= rows.num_rows
                 self.by_status.subtract(_counts(rows["status"]))
-                self.by_engine.subtract(_counts(rows["engine"]))
+                self.by_device_precision.subtract(_counts(rows["device_precision"]))
         self._gathered.clear()
 
     def _count(self, rows: pa.Table) -> None:
         self.num_rows += rows.num_rows
         self.by_status.update(_counts(rows["status"]))
-        self.by_engine.update(_counts(rows["engine"]))
+        self.by_device_precision.update(_counts(rows["device_precision"]))
         self.retries += int(rows["retries"].to_numpy().sum())
         for stage in ("read", "decode", "model"):
             self.busy_s[stage] += float(rows[f"{stage}_s"].to_numpy().sum())
 
-    def _commit(self, work: Work, rows: pa.Table) -> None:
+    def _commit(self, pending: PendingShard, rows: pa.Table) -> None:
         schema = WITH_EMBEDDINGS if "embedding" in rows.column_names else PREDICTIONS
         table = rows.select(schema.names).sort_by("path").cast(schema)
-        planned = sorted(read_files(work.uri)["path"].to_pylist())
-        assert table["path"].to_pylist() == planned, f"rows of shard {work.shard} are not those of its plan"
-        if work.redo:
-            self._replace(work, table, rows)
+        iter_planned_files = sorted(read_files(pending.uri)["path"].to_pylist())
+        assert table["path"].to_pylist() == iter_planned_files, (
+            f"rows of shard {pending.shard} are not those of its plan"
+        )
+        if pending.is_rescore:
+            self._replace(pending, table, rows)
         else:
-            self._guard()
-            if not storage.create_bytes(self._plan.part_uri(work.shard), self._part_bytes(table)):
-                raise self._overtaken(work)
-            PartRecord.of(part_name(work.shard), table).write(self._plan.output)
+            self._check_lease()
+            if not storage.create_bytes(self._plan.part_uri(pending.shard), self._part_bytes(table)):
+                raise self._overtaken(pending)
+            PartRecord.from_table(part_name(pending.shard), table).write(self._plan.output)
 
-    def _replace(self, work: Work, table: pa.Table, rows: pa.Table) -> None:
+    def _replace(self, pending: PendingShard, table: pa.Table, rows: pa.Table) -> None:
         """Put rows into a finished part; then into its manifest, and the order to do so is done."""
-        uri = self._plan.part_uri(work.shard)
+        uri = self._plan.part_uri(pending.shard)
         found = storage.read_versioned(uri)
         if found is None:
-            raise self._overtaken(work)
+            raise self._overtaken(pending)
         try:
-            table = replace_rows(table_of(found[0]), table)
+            table = replace_rows(read_table(found[0]), table)
         except pa.ArrowException as error:
             raise unreadable(uri, error) from error
-        self._guard()
+        self._check_lease()
         if not storage.replace_bytes(uri, self._part_bytes(table), found[1]):
-            raise self._overtaken(work)
-        PartRecord.of(part_name(work.shard), table).write(self._plan.output)
+            raise self._overtaken(pending)
+        PartRecord.from_table(part_name(pending.shard), table).write(self._plan.output)
         # Of a file that could not be read the version stays as it was listed.
-        self._plan.note_versions(work.shard, rows.filter(pc.is_valid(rows["version"])))
-        storage.remove(work.uri)
+        self._plan.update_versions(pending.shard, rows.filter(pc.is_valid(rows["version"])))
+        storage.remove(pending.uri)
 
     def _part_bytes(self, table: pa.Table) -> bytes:
         return parquet_bytes(table.replace_schema_metadata(self._metadata))
 
-    def _overtaken(self, work: Work) -> RunError:
+    def _overtaken(self, pending: PendingShard) -> RunError:
         return RunError(
-            f"{self._plan.part_uri(work.shard)} was written or removed by somebody else: this scoring stops until no "
+            f"{self._plan.part_uri(pending.shard)} was written or removed by somebody else: this scoring stops until no "
             "other runs there"
         )

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from catsdogs import storage
 from catsdogs.errors import InputError, RunError
-from catsdogs.schema import FILES, parquet_bytes, table_of
+from catsdogs.schema import FILES, parquet_bytes, read_table
 
-MANIFEST, REDO, PLAN = "_manifest", "_redo", "_plan.json"
+MANIFEST, RESCORE, PLAN = "_manifest", "_redo", "_plan.json"
 RUN, SUMMARY, SUCCESS, REPORT, STATS = "_run.json", "_summary.json", "_SUCCESS", "_report.html", "_stats"
 PLANNED = FILES.append(pa.field("shard", pa.int32(), nullable=False))
 
@@ -30,13 +30,13 @@ def part_name(shard: int) -> str:
 
 
 @dataclass(frozen=True)
-class Work:
+class PendingShard:
     """Files of one shard to label: all of them, or some again."""
 
     shard: int
     uri: str
     num_rows: int
-    redo: bool
+    is_rescore: bool
 
 
 @dataclass
@@ -54,9 +54,9 @@ class Plan:
 
     output: str
     sizes: list[int] = field(default_factory=list)
-    generations: list[int] = field(default_factory=list)
+    listing_first_shards: list[int] = field(default_factory=list)
     unlisted: dict[str, str] = field(default_factory=dict)
-    listed_to: str | None = ""
+    listing_cursor: str | None = ""
     relisting: bool = False
     version: str | None = None
 
@@ -103,52 +103,52 @@ class Plan:
         """Name the list of a shard's files."""
         return storage.join(self.output, MANIFEST, part_name(shard))
 
-    def redo_uri(self, shard: int) -> str:
+    def rescore_uri(self, shard: int) -> str:
         """Name the list of a finished part's rows that are to be labelled again."""
-        return storage.join(self.output, MANIFEST, REDO, part_name(shard))
+        return storage.join(self.output, MANIFEST, RESCORE, part_name(shard))
 
     def part_uri(self, shard: int) -> str:
         """Name a shard's part."""
         return storage.join(self.output, part_name(shard))
 
-    def open_work(self) -> dict[int, Work]:
+    def pending_shards(self) -> dict[int, PendingShard]:
         """Find what is to be labelled yet, by shard."""
         finished = set(storage.list_names(self.output))
-        work = {
-            shard: Work(shard, self.manifest_uri(shard), size, redo=False)
+        pending = {
+            shard: PendingShard(shard, self.manifest_uri(shard), size, is_rescore=False)
             for shard, size in enumerate(self.sizes)
             if part_name(shard) not in finished
         }
-        for shard in self.redo_shards():
-            files = read_files(self.redo_uri(shard))
-            if shard in work:  # the part is gone since: its files are labelled as the redo names them
-                self.note_versions(shard, files)
-                storage.remove(self.redo_uri(shard))
+        for shard in self.rescore_shards():
+            files = read_files(self.rescore_uri(shard))
+            if shard in pending:  # the part is gone since: its files are labelled as the redo names them
+                self.update_versions(shard, files)
+                storage.remove(self.rescore_uri(shard))
             else:
-                work[shard] = Work(shard, self.redo_uri(shard), files.num_rows, redo=True)
-        return work
+                pending[shard] = PendingShard(shard, self.rescore_uri(shard), files.num_rows, is_rescore=True)
+        return pending
 
-    def redo_shards(self) -> list[int]:
+    def rescore_shards(self) -> list[int]:
         """Find the finished parts of which rows are to be labelled again."""
-        names = storage.list_names(storage.join(self.output, MANIFEST, REDO))
+        names = storage.list_names(storage.join(self.output, MANIFEST, RESCORE))
         return [int(found[1]) for name in names if (found := re.fullmatch(r"part-(\d+)\.parquet", name))]
 
-    def note_versions(self, shard: int, files: pa.Table) -> None:
+    def update_versions(self, shard: int, files: pa.Table) -> None:
         """Put files into a shard's manifest as they were read last."""
         storage.write_bytes(
             self.manifest_uri(shard), parquet_bytes(replace_rows(read_files(self.manifest_uri(shard)), files))
         )
 
-    def add_redo(self, shard: int, files: pa.Table) -> None:
+    def request_rescore(self, shard: int, files: pa.Table) -> None:
         """Order rows of a finished part to be labelled again, beside those ordered before."""
-        before = storage.read_versioned(self.redo_uri(shard))
+        before = storage.read_versioned(self.rescore_uri(shard))
         if before is not None:
-            ordered = table_of(before[0])
+            ordered = read_table(before[0])
             files = pa.concat_tables([ordered.filter(_others(ordered, files)), files])
-        storage.write_bytes(self.redo_uri(shard), parquet_bytes(files))
+        storage.write_bytes(self.rescore_uri(shard), parquet_bytes(files))
 
 
-def files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:
+def build_files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:
     """Lay listed files out as rows of a manifest."""
     listed = list(entries)
     columns = [
@@ -162,7 +162,7 @@ def files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:
 
 def read_files(uri: str) -> pa.Table:
     """Read one file of a manifest."""
-    return table_of(storage.read_bytes(uri))
+    return read_table(storage.read_bytes(uri))
 
 
 def replace_rows(table: pa.Table, rows: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from catsdogs.progress import Progress, silent
 from catsdogs.score.audit import audit
 from catsdogs.score.parts import PartRecord
 from catsdogs.score.plan import RUN, SUCCESS, SUMMARY, Plan
-from catsdogs.score.show import totals_of
+from catsdogs.score.summary import summarize_rows
 
 
 def verify(config: VerifyConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _proved(output: str, class_names: Sequence[str], progress: Progress) -> dict
     def differs(record: PartRecord) -> NoReturn:
         raise RunError(f"{output}: the record of {record.part} is missing or wrong")
 
-    added_up = totals_of(plan, audit(plan, progress, differs), class_names)
+    added_up = summarize_rows(plan, audit(plan, progress, differs), class_names)
     if storage.read_versioned(storage.join(output, SUCCESS)) is None:
         raise RunError(f"{output}: all rows are there, but no {SUCCESS}")
     summary = json.loads(storage.read_bytes(storage.join(output, SUMMARY)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catsdogs.errors import InputError
-from catsdogs.progress import Progress, Step, silent
+from catsdogs.progress import Progress, StageProgress, silent
 from catsdogs.storage.objects import list_objects
 from catsdogs.storage.s3 import split_s3
 from catsdogs.storage.uris import (
@@ -67,7 +67,7 @@ class Listing:
     unlisted: dict[str, str] = field(default_factory=dict)
     num_files: int = 0
     start_after: str = ""
-    notes_folders: bool = True
+    collect_folders: bool = True
 
     def __iter__(self) -> Iterator[Entry]:
         """List the files.
@@ -78,9 +78,9 @@ class Listing:
         for entry in self._entries():
             self.num_files += 1
             if self.num_files % REPORT_EVERY == 0:
-                self.progress(Step("list", self.num_files))
+                self.progress(StageProgress("list", self.num_files))
             yield entry
-        self.progress(Step("list", self.num_files, self.num_files))
+        self.progress(StageProgress("list", self.num_files, self.num_files))
 
     def relative(self, path: str) -> str:
         """Cut the root off a listed path."""
@@ -96,8 +96,8 @@ class Listing:
             return self._local()
         return self._s3() if self.root.startswith("s3://") else self._other()
 
-    def _note_folder(self, parts: list[str]) -> None:
-        for depth in range(1, min(len(parts), 2) + 1) if self.notes_folders else ():
+    def _add_folder(self, parts: list[str]) -> None:
+        for depth in range(1, min(len(parts), 2) + 1) if self.collect_folders else ():
             self.folders.add("/".join(parts[:depth]))
 
     def _local(self) -> Iterator[Entry]:
@@ -120,7 +120,7 @@ class Listing:
             *parts, name = item["Key"][len(prefix) :].split("/")
             if any(is_hidden(part) for part in parts):
                 continue
-            self._note_folder(parts)
+            self._add_folder(parts)
             if is_image(name):
                 yield _s3_entry(bucket, item)
         if not found and not self.start_after:
@@ -142,7 +142,7 @@ class Listing:
         for path in sorted(found):
             *parts, name = path[len(root) + 1 :].split("/") if path != root else [path.rpartition("/")[2]]
             if not any(is_hidden(part) for part in parts):
-                self._note_folder(parts)
+                self._add_folder(parts)
                 uri = fs.unstrip_protocol(path)
                 if is_image(name) and uri > self.start_after:
                     yield Entry(uri, found[path].get("size"))
@@ -162,7 +162,7 @@ class _LocalWalk:
     followed: list[bytes] = field(default_factory=list)
 
     def walk(self, folder: bytes, parts: list[str]) -> Iterator[Entry]:
-        self.listing._note_folder(parts)
+        self.listing._add_folder(parts)
         if len(parts) > MAX_DEPTH:
             self.listing.unlisted[local_uri(folder)] = f"more than {MAX_DEPTH} folders deep"
             return

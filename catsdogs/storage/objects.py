@@ -9,7 +9,16 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from catsdogs.storage.retrying import BrokenBodyError, transport_errors
-from catsdogs.storage.s3 import MISSING, STORE_ERRORS, Response, check_credentials, code_of, failure, request, wait_for
+from catsdogs.storage.s3 import (
+    MISSING,
+    STORE_ERRORS,
+    Response,
+    check_credentials,
+    read_error_code,
+    request,
+    run_sync,
+    to_store_error,
+)
 
 BODY_S, BODY_BYTES_PER_S = 20.0, 100_000  # a body takes no longer than the first, and a second for so many bytes
 NO_LIMIT = 1 << 62
@@ -34,7 +43,7 @@ def check_length(num_bytes: int, limit_bytes: int) -> None:
 
 def request_now(operation: str, **parameters: Any) -> Response:
     """Make a request and wait for its answer."""
-    answer: tuple[Response, int] = wait_for(request, operation, **parameters)
+    answer: tuple[Response, int] = run_sync(request, operation, **parameters)
     return answer[0]
 
 
@@ -66,7 +75,9 @@ def list_objects(uri: str, bucket: str, prefix: str, start_after: str = "") -> I
             yield from page.get("Contents", ())
     except STORE_ERRORS as error:
         check_credentials(error)
-        raise failure(error, f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint") from error
+        raise to_store_error(
+            error, f"cannot list {uri}: {error}; check the bucket, its policy and the endpoint"
+        ) from error
 
 
 def names_under(bucket: str, folder: str) -> list[str]:
@@ -91,7 +102,7 @@ def object_exists(bucket: str, key: str) -> bool:
         try:
             request_now("head_bucket", Bucket=bucket)
         except ClientError as error:
-            if code_of(error) in MISSING | {"NoSuchBucket"}:
+            if read_error_code(error) in MISSING | {"NoSuchBucket"}:
                 return False
             raise
         return True
@@ -153,7 +164,7 @@ def head_object(bucket: str, key: str) -> str | None:
     try:
         return str(request_now("head_object", Bucket=bucket, Key=key)["ETag"]).strip('"')
     except ClientError as error:
-        if code_of(error) in MISSING:
+        if read_error_code(error) in MISSING:
             return None
         raise
 
@@ -169,12 +180,12 @@ def put_object(bucket: str, key: str, content: bytes, only_over: str | None = No
     try:
         request_now("put_object", Bucket=bucket, Key=key, Body=content, **condition)
     except ClientError as error:
-        if not condition or code_of(error) not in PRECONDITION | MISSING | UNSUPPORTED:
+        if not condition or read_error_code(error) not in PRECONDITION | MISSING | UNSUPPORTED:
             raise
-        if code_of(error) in PRECONDITION:  # by an earlier try of ours, whose answer got lost?
+        if read_error_code(error) in PRECONDITION:  # by an earlier try of ours, whose answer got lost?
             found = read_object(bucket, key)
             return found is not None and found[0] == content
-        if code_of(error) in MISSING or head_object(bucket, key) != only_over:
+        if read_error_code(error) in MISSING or head_object(bucket, key) != only_over:
             return False
         request_now("put_object", Bucket=bucket, Key=key, Body=content)  # a store that knows no conditions
     return True
@@ -188,9 +199,9 @@ def delete_object(bucket: str, key: str) -> None:
 def read_object(bucket: str, key: str) -> tuple[bytes, str] | None:
     """Read one object and its etag; None where there is none."""
     try:
-        content, etag, _ = wait_for(get_object, bucket, key)
+        content, etag, _ = run_sync(get_object, bucket, key)
     except ClientError as error:
-        if code_of(error) in MISSING:
+        if read_error_code(error) in MISSING:
             return None
         raise
     return content, etag

@@ -21,11 +21,11 @@ from catsdogs.storage.s3 import (
     MISSING,
     REFUSED,
     STORE_ERRORS,
-    begin,
     check_credentials,
-    code_of,
-    failure,
+    read_error_code,
     split_s3,
+    submit,
+    to_store_error,
 )
 from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
 
@@ -69,15 +69,15 @@ def fetch_ahead(groups: Iterable[Sequence[Entry]], limit_bytes: int = NO_LIMIT) 
     A group waits for its slowest file; meanwhile the next are read. Raises as `fetch` does.
     """
     todo = deque(groups)
-    begun: deque[_Group] = deque()
+    started: deque[_Group] = deque()
     try:
-        while todo or begun:
-            while todo and sum(group.num_bytes for group in begun) < AHEAD_BYTES:
-                begun.append(_Group(todo.popleft(), limit_bytes))
-            yield begun[0].wait()
-            begun.popleft()
+        while todo or started:
+            while todo and sum(group.num_bytes for group in started) < AHEAD_BYTES:
+                started.append(_Group(todo.popleft(), limit_bytes))
+            yield started[0].wait()
+            started.popleft()
     finally:
-        for group in begun:
+        for group in started:
             group.cancel()
 
 
@@ -94,11 +94,14 @@ class _Group:
         self._limit_bytes = limit_bytes
         self.num_bytes = sum(map(listed_bytes, entries))
         remote = [entry for entry in entries if _is_s3(entry)]
-        self._reading = begin(_fetch_many, remote, limit_bytes) if remote else None
+        self._reading = submit(_fetch_many, remote, limit_bytes) if remote else None
 
     def wait(self) -> list[Fetched]:
         bodies = iter(self._reading.result() if self._reading else ())
-        return [next(bodies) if _is_s3(entry) else _fetch_here(entry, self._limit_bytes) for entry in self._entries]
+        return [
+            next(bodies) if _is_s3(entry) else _fetch_local_or_fsspec(entry, self._limit_bytes)
+            for entry in self._entries
+        ]
 
     def cancel(self) -> None:
         if self._reading:
@@ -141,7 +144,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
         check_credentials(error)
         if _status(error) == "not_found":
             return None
-        raise failure(error, f"cannot read {uri}: {_words(error)}") from error
+        raise to_store_error(error, f"cannot read {uri}: {_message(error)}") from error
 
 
 def local_version(found: os.stat_result) -> str:
@@ -158,13 +161,13 @@ def _read_local(uri: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
         return file.read(), found
 
 
-def _fetch_here(entry: Entry, limit_bytes: int) -> Fetched:
+def _fetch_local_or_fsspec(entry: Entry, limit_bytes: int) -> Fetched:
     if not is_local(entry.path):
         return _fetch_other(entry)
     try:
         content, found = _read_local(entry.path, limit_bytes)
     except (OSError, ValueError) as error:  # a ValueError: the name holds a zero byte
-        return Fetched(_status(error), error=_words(error))
+        return Fetched(_status(error), error=_message(error))
     return _unchanged(entry, content, str(found.st_mtime_ns))
 
 
@@ -178,7 +181,7 @@ def _fetch_other(entry: Entry) -> Fetched:
     try:
         content = fs.cat_file(fs_path(entry.path))
     except Exception as error:  # noqa: BLE001 - the file systems' errors share no base class
-        return Fetched(_status(error), error=_words(error))
+        return Fetched(_status(error), error=_message(error))
     return _unchanged(entry, content, entry.version)
 
 
@@ -209,7 +212,7 @@ async def _fetch_s3(entry: Entry, limit_bytes: int) -> Fetched:
         )
     except STORE_ERRORS as error:
         check_credentials(error)
-        return Fetched(_status(error), error=_words(error))
+        return Fetched(_status(error), error=_message(error))
     return _unchanged(entry, content, etag, retries)
 
 
@@ -225,11 +228,11 @@ def _unchanged(entry: Entry, content: bytes, version: str | None, retries: int =
 def _status(error: BaseException) -> str:
     if isinstance(error, TooLongError):
         return "decoder_crash"
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or code_of(error) in NOWHERE:
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or read_error_code(error) in NOWHERE:
         return "not_found"
-    return "access_denied" if isinstance(error, PermissionError) or code_of(error) in REFUSED else "read_error"
+    return "access_denied" if isinstance(error, PermissionError) or read_error_code(error) in REFUSED else "read_error"
 
 
-def _words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split()) or type(error).__name__

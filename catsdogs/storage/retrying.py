@@ -24,12 +24,12 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from catsdogs.errors import RunError
 
-MAX_TRIES = 30  # of one key, while others come through
+MAX_ATTEMPTS = 30  # of one key, while others come through
 BASE_S, CAP_S = 0.1, 5.0  # the longest pause before the first, and before any further try
 MOVING_CAP_S = 1.0  # the same while others come through: a batch waits for its slowest key
 PATIENCE_S = 300.0  # without an answer of any kind, or with one key throttled
 FIRST_PATIENCE_S = 20.0  # where this process never had any: the address may be wrong
-RETRIED_CODES = {
+RETRYABLE_CODES = {
     "BandwidthLimitExceeded",
     "ConditionalRequestConflict",
     "InternalError",
@@ -68,12 +68,12 @@ def transport_errors() -> tuple[type[Exception], ...]:
     )
 
 
-def may_pass(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Whether the same request may get through later."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "")
-        return code in RETRIED_CODES or status == 429 or (status >= 500 and status != 501)
+        return code in RETRYABLE_CODES or status == 429 or (status >= 500 and status != 501)
     return isinstance(error, transport_errors())
 
 
@@ -85,10 +85,10 @@ class _Answers:
     heard: bool = False
 
 
-answers = _Answers()
+contact = _Answers()
 
 
-async def retried(ask: Callable[[], Awaitable[T]], canary: Callable[[], Awaitable[Any]]) -> tuple[T, int]:
+async def with_retries(make_request: Callable[[], Awaitable[T]], probe: Callable[[], Awaitable[Any]]) -> tuple[T, int]:
     """Ask until there is an answer; the answer, and how often it was asked again.
 
     Args:
@@ -100,38 +100,40 @@ async def retried(ask: Callable[[], Awaitable[T]], canary: Callable[[], Awaitabl
         RunError: the store does not answer.
     """
     began = time.monotonic()
-    tries = 0
+    attempts = 0
     while True:
         try:
-            result = await ask()
+            result = await make_request()
         except Exception as error:
-            answers.heard = answers.heard or isinstance(error, ClientError)
-            if not may_pass(error):
+            contact.heard = contact.heard or isinstance(error, ClientError)
+            if not is_retryable(error):
                 if isinstance(error, ClientError):
-                    answers.last_s = time.monotonic()
+                    contact.last_s = time.monotonic()
                 raise
-            tries += 1
-            await _go_on(error, tries, began, canary)
+            attempts += 1
+            await _wait_before_retry(error, attempts, began, probe)
         else:
-            answers.last_s, answers.heard = time.monotonic(), True
-            return result, tries
+            contact.last_s, contact.heard = time.monotonic(), True
+            return result, attempts
 
 
-async def _go_on(error: Exception, tries: int, began: float, canary: Callable[[], Awaitable[Any]]) -> None:
+async def _wait_before_retry(
+    error: Exception, attempts: int, began: float, probe: Callable[[], Awaitable[Any]]
+) -> None:
     """Wait for the next try, or raise what ends them."""
     now = time.monotonic()
-    patience_s = PATIENCE_S if answers.heard else FIRST_PATIENCE_S
-    silent_s = now - max(began, answers.last_s or began)
-    given_up = tries >= MAX_TRIES and (not _throttles(error) or now - began > PATIENCE_S)
+    patience_s = PATIENCE_S if contact.heard else FIRST_PATIENCE_S
+    silent_s = now - max(began, contact.last_s or began)
+    given_up = attempts >= MAX_ATTEMPTS and (not _throttles(error) or now - began > PATIENCE_S)
     if given_up or silent_s > patience_s:
-        if (answers.last_s or 0.0) > began or await _answers_at_all(canary):
+        if (contact.last_s or 0.0) > began or await _answers_at_all(probe):
             if given_up:
                 raise error
         elif silent_s > patience_s:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network") from error
     cap_s = min(CAP_S, MOVING_CAP_S) if silent_s < MOVING_CAP_S else CAP_S
-    await asyncio.sleep(random.uniform(0, min(cap_s, BASE_S * 2 ** min(tries, 10))))
+    await asyncio.sleep(random.uniform(0, min(cap_s, BASE_S * 2 ** min(attempts, 10))))
 
 
 def _throttles(error: Exception) -> bool:
@@ -140,11 +142,11 @@ def _throttles(error: Exception) -> bool:
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) in (429, 503)
 
 
-async def _answers_at_all(canary: Callable[[], Awaitable[Any]]) -> bool:
+async def _answers_at_all(probe: Callable[[], Awaitable[Any]]) -> bool:
     try:
-        await canary()
+        await probe()
     except Exception as error:  # noqa: BLE001 every answer counts, a refusal too
-        if may_pass(error) or not isinstance(error, ClientError):
+        if is_retryable(error) or not isinstance(error, ClientError):
             return False
-    answers.last_s = time.monotonic()
+    contact.last_s = time.monotonic()
     return True

@@ -21,7 +21,7 @@ from botocore.exceptions import (
 )
 
 from catsdogs.errors import CatsdogsError, InputError, RunError
-from catsdogs.storage.retrying import may_pass, retried
+from catsdogs.storage.retrying import is_retryable, with_retries
 
 # What a call to a store raises: s3fs translates most of botocore's errors into OSErrors.
 STORE_ERRORS = (OSError, ClientError, BotoCoreError)
@@ -72,7 +72,7 @@ def split_s3(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def code_of(error: BaseException) -> str:
+def read_error_code(error: BaseException) -> str:
     """Name an answer's error, or nothing where there was no answer."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
@@ -105,23 +105,23 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
             raise CredentialRetrievalError(provider="the AWS chain", error_msg=error) from error
         return response if read is None else await read(response)
 
-    return await retried(ask, lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1))
+    return await with_retries(ask, lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1))
 
 
-def begin(ask: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> Future[T]:
+def submit(ask: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> Future[T]:
     """Begin a coroutine of requests on the client's own loop."""
     loop = fsspec.filesystem("s3", **S3_OPTIONS).loop
     return asyncio.run_coroutine_threadsafe(ask(*arguments, **parameters), loop)
 
 
-def wait_for(ask: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> T:
+def run_sync(ask: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> T:
     """Run a coroutine of requests on the client's own loop, and wait."""
-    return begin(ask, *arguments, **parameters).result()
+    return submit(ask, *arguments, **parameters).result()
 
 
-def failure(error: BaseException, message: str) -> CatsdogsError:
+def to_store_error(error: BaseException, message: str) -> CatsdogsError:
     """Make the error of a request that failed: ours to go on from where it may pass, else the user's to mend."""
-    return RunError(message) if may_pass(error) else InputError(message)
+    return RunError(message) if is_retryable(error) else InputError(message)
 
 
 def check_credentials(error: BaseException) -> None:
@@ -132,8 +132,8 @@ def check_credentials(error: BaseException) -> None:
     """
     cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
     fetching = isinstance(cause, ClientError) and cause.operation_name in CREDENTIAL_REQUESTS
-    if fetching or code_of(cause) in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
+    if fetching or read_error_code(cause) in CREDENTIAL_CODES or isinstance(cause, CREDENTIAL_ERRORS):
         raise RunError(
-            f"the S3 credentials are missing, wrong or expired ({code_of(cause) or type(cause).__name__}): renew them "
+            f"the S3 credentials are missing, wrong or expired ({read_error_code(cause) or type(cause).__name__}): renew them "
             "in the standard AWS chain (environment, ~/.aws, instance profile) and run again"
         ) from error

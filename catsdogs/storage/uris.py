@@ -9,7 +9,7 @@ import fsspec
 
 from catsdogs.errors import InputError
 from catsdogs.storage.objects import names_under, object_exists
-from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, code_of, failure, split_s3
+from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 
 # Of a URL that is a key by itself: S3's two kinds, Google's, Azure's.
 SIGNATURE = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
@@ -123,7 +123,7 @@ def exists(uri: str) -> bool:
         return bool(filesystem(uri).exists(fs_path(uri)))
     except STORE_ERRORS as error:
         check_credentials(error)
-        raise failure(error, f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
+        raise to_store_error(error, f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
 
 
 def list_names(uri: str) -> list[str]:
@@ -145,7 +145,7 @@ def list_names(uri: str) -> list[str]:
         return []
     except STORE_ERRORS as error:
         check_credentials(error)
-        if code_of(error) == "NoSuchBucket":
+        if read_error_code(error) == "NoSuchBucket":
             raise InputError(f"no such bucket: {uri}") from error
-        raise failure(error, f"cannot list {uri}: {error}; check its permissions") from error
+        raise to_store_error(error, f"cannot list {uri}: {error}; check its permissions") from error
     return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})

@@ -34,11 +34,11 @@ from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, list_training
 from catsdogs.model import build
 from catsdogs.progress import Message, Progress, silent
-from catsdogs.start import joins_cluster, start_ray
+from catsdogs.start import on_existing_cluster, start_ray
 from catsdogs.train import settings
 from catsdogs.train.loop import train_loop_per_worker
-from catsdogs.train.show import EventTeller, write_report
-from catsdogs.train.state import ARGS, RunFolder
+from catsdogs.train.reporting import ProgressReporter, write_report
+from catsdogs.train.run_folder import ARGS, RunFolder
 from catsdogs.train.trainer import Trainer
 from catsdogs.train.worker import RunSpec
 from catsdogs.vision import ResNet
@@ -65,23 +65,23 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     """
     config = settings.resolve(config)
     uri = storage.join(config.storage_path, config.name or "")
-    config = settings.take_over(config, uri)
+    config = settings.restore_settings(config, uri)
     train_files, validation_files = list_training(config.data_dir, config.val_split, progress)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size))
-    settings.check_classes_before(folder.class_names, uri)
+    settings.check_restored_classes(folder.class_names, uri)
     progress(Message(_describe(config, train_files, validation_files)))
     model = build(len(folder.class_names), config.seed)
     if not folder.has_state():
         progress(Message(checkpoint.load_pretrained(model, config.weights, folder.class_names)))
     start_ray()
-    data.quiet_datasets()
+    data.configure_ray_data()
     config = settings.resolve_gpu(config)
-    storage.write_bytes(folder.path(ARGS), settings.args_yaml(config))
-    teller = EventTeller(config, folder, progress)
-    _fit(config, folder, (train_files.files, validation_files.files), model, teller)
-    write_report(teller.config, folder, teller.history, train_files)
-    best = teller.history.rows[teller.history.best_epoch - 1]
-    return TrainResult(uri, best["val_accuracy"], teller.history.best_epoch)
+    storage.write_bytes(folder.path(ARGS), settings.format_args_yaml(config))
+    reporter = ProgressReporter(config, folder, progress)
+    _fit(config, folder, (train_files.files, validation_files.files), model, reporter)
+    write_report(reporter.config, folder, reporter.history, train_files)
+    best = reporter.history.rows[reporter.history.best_epoch - 1]
+    return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
 
 
 def _describe(config: TrainConfig, train_files: LabelledFiles, validation_files: LabelledFiles) -> str:
@@ -94,11 +94,11 @@ def _describe(config: TrainConfig, train_files: LabelledFiles, validation_files:
 
 
 def _fit(
-    config: TrainConfig, folder: RunFolder, files: tuple[pa.Table, pa.Table], model: ResNet, teller: EventTeller
+    config: TrainConfig, folder: RunFolder, files: tuple[pa.Table, pa.Table], model: ResNet, reporter: ProgressReporter
 ) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lives as long as the driver
-    decode_cpus = data.share_cpus(config.num_workers).decode
+    decode_cpus = data.allocate_cpus(config.num_workers).decode
     spec = RunSpec(
         config=config,
         folder=folder,
@@ -107,27 +107,29 @@ def _fit(
         initial_state=ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()}),
         events=events,
         decode_cpus=decode_cpus,
-        held=_hold(config, files[0], decode_cpus, teller),
-        alone=config.num_workers == 1 and not joins_cluster(),
+        decoded_cache=_hold(config, files[0], decode_cpus, reporter),
+        on_local_ray=config.num_workers == 1 and not on_existing_cluster(),
     )
     try:
-        with tempfile.TemporaryDirectory() as unused, _told(events, teller):
+        with tempfile.TemporaryDirectory() as unused, _forward_events(events, reporter):
             _run(_make_trainer(spec, unused))
     except TrainingFailedError as error:
-        raise _explain(error, teller) from error
-    if teller.refused:
-        raise teller.refused
+        raise _explain(error, reporter) from error
+    if reporter.fatal_error:
+        raise reporter.fatal_error
 
 
-def _hold(config: TrainConfig, files: pa.Table, decode_cpus: float, teller: EventTeller) -> data.Held | None:
+def _hold(
+    config: TrainConfig, files: pa.Table, decode_cpus: float, reporter: ProgressReporter
+) -> data.DecodedCache | None:
     """Decode the training images now where several epochs will see them."""
     if config.freeze == "backbone" or config.epochs == 1 or not _waits_for_images(config):
         return None
     try:
-        with data.few_actors():
-            return data.hold(files, decode_cpus, teller.progress)
+        with data.without_cluster_actors():
+            return data.cache_decoded(files, decode_cpus, reporter.progress)
     except Exception as error:
-        raise _explain(error, teller) from error
+        raise _explain(error, reporter) from error
 
 
 def _waits_for_images(config: TrainConfig) -> bool:
@@ -140,7 +142,7 @@ def _make_trainer(spec: RunSpec, unused: str) -> Trainer:
     config = spec.config
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell nobody
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # so long each report of an epoch may wait
-    resources = {"CPU": data.share_cpus(config.num_workers).model}
+    resources = {"CPU": data.allocate_cpus(config.num_workers).model}
     if config.use_gpu == "true":
         resources["GPU"] = 1.0
     return Trainer(
@@ -157,7 +159,7 @@ def _make_trainer(spec: RunSpec, unused: str) -> Trainer:
 
 
 @contextlib.contextmanager
-def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
+def _forward_events(events: Queue, reporter: ProgressReporter) -> Iterator[None]:
     """Tell what the workers send while the trainer keeps this thread."""
     done = threading.Event()
     failures: list[Exception] = []
@@ -167,7 +169,7 @@ def _told(events: Queue, teller: EventTeller) -> Iterator[None]:
             with contextlib.suppress(Empty):
                 event = events.get(timeout=0.5)
                 try:
-                    teller.tell(pickle.loads(event))
+                    reporter.on_event(pickle.loads(event))
                 except Exception as error:  # noqa: BLE001 - raised below, in the thread that can
                     failures.append(error)
 
@@ -198,11 +200,13 @@ def _run(trainer: Trainer) -> None:
             signal.signal(signal.SIGINT, before)
 
 
-def _explain(error: Exception, teller: EventTeller) -> CatsdogsError:
+def _explain(error: Exception, reporter: ProgressReporter) -> CatsdogsError:
     """Find the cause that a worker gave; say what is kept and how to go on."""
     failure = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    kept = f"{teller.num_kept} finished epochs are kept" if teller.num_kept else "no epoch was finished"
-    return data.explain(failure, "training", f"{kept}; the same command with --name {teller.name} --resume goes on")
+    kept = f"{reporter.num_saved} finished epochs are kept" if reporter.num_saved else "no epoch was finished"
+    return data.to_run_error(
+        failure, "training", f"{kept}; the same command with --name {reporter.name} --resume goes on"
+    )
 
 
 __all__ = ["TrainResult", "train"]

@@ -26,35 +26,35 @@ from catsdogs import __version__, data, storage
 from catsdogs.errors import InputError, RunError
 from catsdogs.images import MAX_PIXELS
 from catsdogs.model import HEAD, NUM_FEATURES
-from catsdogs.predict import BATCH_SIZE, Predictor, predictions, probabilities
+from catsdogs.predict import VALIDATION_BATCH_SIZE, Predictor, build_predictions, compute_probs
 from catsdogs.progress import Message
-from catsdogs.schema import RETRIED, parquet_bytes, table_of
-from catsdogs.train.worker import Batch, Worker, agreed, have_image
+from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes, read_table
+from catsdogs.train.worker import Batch, TrainWorker, broadcast, decoded_ok
 
-FEATURES, DONE = "features", "features.json"
+FEATURES, COMPLETE_MARKER = "features", "features.json"
 TRAIN, VALIDATION = "train", "validation"
 PART_ROWS = 256  # a multiple of every batch
 
 
 @dataclass(frozen=True)
-class Embedded:
+class FeatureTable:
     """Files with the features of their views, float32 (N, V, D); those of a file without an image are zeros."""
 
     rows: pa.Table
     features_NVD: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-class Features:
+class FeatureInputs:
     """A worker's features, computed where no run has them yet."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: TrainWorker) -> None:
         self._worker = worker
-        folder = _folder_of(worker)
-        self._train = load(folder, TRAIN, worker.train_files.num_rows, worker.spec.config.num_views)
-        self._validation = load(folder, VALIDATION, worker.validation_files.num_rows, 1)
+        folder = _find_or_compute(worker)
+        self._train = load_features(folder, TRAIN, worker.train_files.num_rows, worker.spec.config.num_views)
+        self._validation = load_features(folder, VALIDATION, worker.validation_files.num_rows, 1)
         if worker.rank == 0:
             _finish(folder, self._train.rows, self._validation.rows)
-        self._ok_N = have_image(self._train.rows)
+        self._ok_N = decoded_ok(self._train.rows)
         self._targets_N = torch.tensor(self._train.rows["true_index"].to_numpy(), dtype=torch.int64)
         if worker.rank == 0:
             worker.leave_out(self._train.rows.filter(pa.array(~self._ok_N)))
@@ -67,45 +67,45 @@ class Features:
             features_ND = torch.from_numpy(self._train.features_NVD[rows_N, view])
             yield features_ND.to(self._worker.device), self._targets_N[rows_N].to(self._worker.device)
 
-    def predicted(self) -> Iterator[pa.Table]:
+    def predict_validation(self) -> Iterator[pa.Table]:
         """Label this worker's validation rows, in the batches in which their images would be labelled."""
         worker = self._worker
         for rows_N in worker.own_validation_batches():
             features_ND = torch.from_numpy(self._validation.features_NVD[rows_N, 0]).to(worker.device)
             with torch.inference_mode():
-                probs_NK = probabilities(worker.model.fc, features_ND)
+                probs_NK = compute_probs(worker.model.fc, features_ND)
             rows = self._validation.rows.take(pa.array(rows_N))
-            yield predictions(rows, probs_NK, worker.spec.folder.class_names)
+            yield build_predictions(rows, probs_NK, worker.spec.folder.class_names)
 
 
-def _folder_of(worker: Worker) -> str:
+def _find_or_compute(worker: TrainWorker) -> str:
     """Find the features that this run needs, or make them."""
-    name = agreed(_name_of(worker) if worker.rank == 0 else "", worker.rank, worker.world_size)
-    found = agreed(_find(worker, name) if worker.rank == 0 else None, worker.rank, worker.world_size)
+    name = broadcast(_fingerprint(worker) if worker.rank == 0 else "", worker.rank, worker.world_size)
+    found = broadcast(_find(worker, name) if worker.rank == 0 else None, worker.rank, worker.world_size)
     if found is not None:
-        worker.tell(Message(f"features taken from {found}"))
+        worker.send_event(Message(f"features taken from {found}"))
         return found
     began = time.monotonic()
     predictor = Predictor(worker.model, worker.spec.folder.preprocessing, worker.precision, worker.device)
     folder = worker.spec.folder.path(FEATURES, name)
     views = worker.spec.config.num_views
     for split, files, num_views in ((TRAIN, worker.train_files, views), (VALIDATION, worker.validation_files, 1)):
-        _Embedding(worker, predictor, folder, split, files, num_views).run()
+        FeatureWriter(worker, predictor, folder, split, files, num_views).run()
     if worker.world_size > 1:
         dist.barrier()
-    worker.tell(Message(f"features computed in {time.monotonic() - began:.1f} s, kept in {folder}"))
+    worker.send_event(Message(f"features computed in {time.monotonic() - began:.1f} s, kept in {folder}"))
     return folder
 
 
 def _finish(folder: str, *splits: pa.Table) -> None:
     """Let other runs take the features, unless an image may do better another time."""
-    uri = storage.join(folder, DONE)
-    passing = any(status in RETRIED for rows in splits for status in rows["status"].to_pylist())
+    uri = storage.join(folder, COMPLETE_MARKER)
+    passing = any(status in RETRYABLE_STATUSES for rows in splits for status in rows["status"].to_pylist())
     if not passing and not storage.exists(uri):
         storage.write_bytes(uri, json.dumps({"rows": [rows.num_rows for rows in splits]}).encode())
 
 
-def _name_of(worker: Worker) -> str:
+def _fingerprint(worker: TrainWorker) -> str:
     """Name features by all that decides them: backbone, precision, preprocessing, files, views."""
     config, digest = worker.spec.config, hashlib.sha256()
     for name, tensor in worker.model.state_dict().items():
@@ -118,23 +118,23 @@ def _name_of(worker: Worker) -> str:
     return digest.hexdigest()[:16]
 
 
-def _find(worker: Worker, name: str) -> str | None:
+def _find(worker: TrainWorker, name: str) -> str | None:
     """Look for finished features in this run, then in those beside it."""
     config = worker.spec.config
     own = worker.spec.folder.path(FEATURES, name)
     beside = (storage.join(config.storage_path, run, FEATURES, name) for run in storage.list_names(config.storage_path))
-    return next((uri for uri in [own, *beside] if storage.exists(storage.join(uri, DONE))), None)
+    return next((uri for uri in [own, *beside] if storage.exists(storage.join(uri, COMPLETE_MARKER))), None)
 
 
 def _part_uri(folder: str, split: str, part: int) -> str:
     return storage.join(folder, f"{split}-{part:05}.parquet")
 
 
-class _Embedding:
+class FeatureWriter:
     """Computes the features of one split: the parts that are missing, shared among the workers."""
 
     def __init__(
-        self, worker: Worker, predictor: Predictor, folder: str, split: str, files: pa.Table, num_views: int
+        self, worker: TrainWorker, predictor: Predictor, folder: str, split: str, files: pa.Table, num_views: int
     ) -> None:
         self._worker = worker
         self._predictor = predictor
@@ -149,7 +149,7 @@ class _Embedding:
         parts = range(-(-self._files.num_rows // PART_ROWS))
         there = set(storage.list_names(self._folder)) if worker.rank == 0 else set()
         missing = [part for part in parts if f"{self._split}-{part:05}.parquet" not in there]
-        own = agreed(missing, worker.rank, worker.world_size)[worker.rank :: worker.world_size]
+        own = broadcast(missing, worker.rank, worker.world_size)[worker.rank :: worker.world_size]
         if not own:
             return
         rows = np.concatenate([np.arange(part * PART_ROWS, self._end(part)) for part in own])
@@ -166,19 +166,19 @@ class _Embedding:
     @property
     def _batch_size(self) -> int:
         """Files whose views make a batch of images: a power of two, which cuts a part without a rest."""
-        return 1 << int(math.log2(max(1, BATCH_SIZE // self._num_views)))
+        return 1 << int(math.log2(max(1, VALIDATION_BATCH_SIZE // self._num_views)))
 
     def _embedded(self, files: pa.Table) -> Iterator[pa.Table]:
         worker = self._worker
         size = worker.spec.folder.preprocessing.img_size
         done = 0
-        for rows in data.decoded_batches(files, self._stage(), worker.spec.decode_cpus):
-            features_ND = self._predictor.embed(data.images_of(rows, size)).reshape(rows.num_rows, -1)
-            features_ND[~have_image(rows)] = 0
+        for rows in data.iter_decoded_batches(files, self._stage(), worker.spec.decode_cpus):
+            features_ND = self._predictor.embed(data.view_images(rows, size)).reshape(rows.num_rows, -1)
+            features_ND[~decoded_ok(rows)] = 0
             kind = pa.list_(pa.float32(), self._num_views * NUM_FEATURES)
             values = pa.FixedSizeListArray.from_arrays(pa.array(features_ND.ravel()), type=kind)
             done += rows.num_rows
-            worker.tell_step("embed", done, files.num_rows, self._split)  # the first worker's share speaks for all
+            worker.send_progress("embed", done, files.num_rows, self._split)  # the first worker's share speaks for all
             yield rows.drop_columns(["image"]).append_column("features", values)
 
     def _stage(self) -> data.DecodeForInference | data.DecodeForTraining:
@@ -190,7 +190,7 @@ class _Embedding:
         return data.DecodeForTraining(preprocessing, MAX_PIXELS, self._batch_size, config.augment, config.seed, epochs)
 
 
-def load(folder: str, split: str, num_rows: int, num_views: int) -> Embedded:
+def load_features(folder: str, split: str, num_rows: int, num_views: int) -> FeatureTable:
     """Map the features of one split from a file on the local disk that nobody else sees.
 
     Raises:
@@ -209,7 +209,7 @@ def load(folder: str, split: str, num_rows: int, num_views: int) -> Embedded:
     for part, start in enumerate(range(0, num_rows, PART_ROWS)):
         uri = _part_uri(folder, split, part)
         try:
-            table = table_of(storage.read_bytes(uri))
+            table = read_table(storage.read_bytes(uri))
             end = start + table.num_rows
             features_NVD[start:end] = table["features"].combine_chunks().flatten().to_numpy().reshape(-1, *shape[1:])
         except (InputError, pa.ArrowException, KeyError, ValueError) as error:
@@ -218,4 +218,4 @@ def load(folder: str, split: str, num_rows: int, num_views: int) -> Embedded:
     rows = pa.concat_tables(tables)
     if rows.num_rows != num_rows:
         raise RunError(f"{folder}: expected {num_rows} rows of {split}, found {rows.num_rows}; remove it")
-    return Embedded(rows, features_NVD)
+    return FeatureTable(rows, features_NVD)

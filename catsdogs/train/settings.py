@@ -10,7 +10,7 @@ from catsdogs import data, saved, storage
 from catsdogs.config import TrainConfig
 from catsdogs.errors import InputError
 from catsdogs.labels import check_same_classes
-from catsdogs.train.state import ARGS, LAST, STATE
+from catsdogs.train.run_folder import ARGS, LAST, STATE
 
 # What may differ when a run goes on.
 FREE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}
@@ -40,13 +40,13 @@ def resolve_gpu(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
 
 
-def args_yaml(config: TrainConfig) -> bytes:
+def format_args_yaml(config: TrainConfig) -> bytes:
     """Lay the settings out as `args.yaml`."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "resume"}
     return yaml.safe_dump(settings, sort_keys=False).encode()
 
 
-def take_over(config: TrainConfig, uri: str) -> TrainConfig:
+def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
     """Compare with the run to go on with; what was chosen for it then is chosen now.
 
     Raises:
@@ -66,7 +66,7 @@ def take_over(config: TrainConfig, uri: str) -> TrainConfig:
     return dataclasses.replace(config, precision=before["precision"])
 
 
-def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
+def check_restored_classes(class_names: tuple[str, ...], uri: str) -> None:
     """Compare the data's classes with those of the run to go on with, where it has finished an epoch.
 
     Raises:
@@ -77,7 +77,7 @@ def check_classes_before(class_names: tuple[str, ...], uri: str) -> None:
         check_same_classes(before, class_names, uri, "--data-dir")
 
 
-def precision_of(args: str) -> str:
+def read_precision(args: str) -> str:
     """Read the precision of a run, `auto` until a worker has chosen one."""
     return str(_read_args(args)["precision"])
 

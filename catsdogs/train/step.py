@@ -39,11 +39,11 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (total - warmup + 1)))
 
 
-class Trained(Protocol):
+class TrainModel(Protocol):
     """What a step trains."""
 
     @property
-    def nothing(self) -> torch.Tensor:
+    def dummy_input(self) -> torch.Tensor:
         """One row of inputs that weighs nothing, for a worker that has none."""
 
     def __call__(self, inputs: torch.Tensor, num_rows: int, /) -> torch.Tensor:
@@ -51,7 +51,7 @@ class Trained(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullModel:
     """All layers, which see uint8 images, (N, H, W, C)."""
 
     model: ResNet
@@ -61,7 +61,7 @@ class Whole:
     precision: Precision
 
     @property
-    def nothing(self) -> torch.Tensor:
+    def dummy_input(self) -> torch.Tensor:
         """One black image."""
         side = self.preprocessing.img_size
         return torch.zeros((1, side, side, 3), dtype=torch.uint8, device=self.device)
@@ -76,14 +76,14 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadOnly:
     """The head alone, which sees a frozen backbone's features, float32 (N, NUM_FEATURES)."""
 
     wrapped: nn.Module  # as DDP sees it
     device: torch.device
 
     @property
-    def nothing(self) -> torch.Tensor:
+    def dummy_input(self) -> torch.Tensor:
         """The features of nothing."""
         return torch.zeros((1, NUM_FEATURES), device=self.device)
 
@@ -94,10 +94,10 @@ class Head:
 
 
 @dataclass
-class Stepper:
+class TrainStep:
     """What a step needs."""
 
-    trained: Trained
+    trained: TrainModel
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     device: torch.device
@@ -121,7 +121,7 @@ class Stepper:
         if not num_rows and not rows_everywhere.item():  # no worker has one: nothing to learn from
             return torch.zeros(3, dtype=torch.float64, device=self.device)
         if not num_rows:  # DDP needs every worker's backward
-            inputs, targets_N = self.trained.nothing, torch.zeros(1, dtype=torch.int64, device=self.device)
+            inputs, targets_N = self.trained.dummy_input, torch.zeros(1, dtype=torch.int64, device=self.device)
         logits_NK = self.trained(inputs, num_rows)
         smoothing = self.config.label_smoothing
         objective = F.cross_entropy(logits_NK, targets_N, reduction="sum", label_smoothing=smoothing)

@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from catsdogs.start import joins_cluster
+from catsdogs.start import on_existing_cluster
 
 
 class Trainer(TorchTrainer):
@@ -29,7 +29,7 @@ class Trainer(TorchTrainer):
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        if not joins_cluster():
+        if not on_existing_cluster():
             arguments["scaling_policy"] = _ask_nobody(arguments["scaling_policy"])
         return super()._initialize_and_run_controller(**arguments)
 

@@ -19,24 +19,24 @@ from catsdogs import data, storage
 from catsdogs.checkpoint import load_state
 from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError
-from catsdogs.model import Precision, build, compute_exactly, freeze_backbone, resolve_precision
-from catsdogs.predict import BATCH_SIZE, settle
-from catsdogs.progress import Message, Step
+from catsdogs.model import Precision, build, disable_tf32, freeze_backbone, resolve_precision
+from catsdogs.predict import VALIDATION_BATCH_SIZE, configure_threads_and_malloc
+from catsdogs.progress import Message, StageProgress
 from catsdogs.schema import OK
 from catsdogs.train import settings
-from catsdogs.train.compiled import LEAST_STEPS, Compiled
-from catsdogs.train.state import ARGS, EpochRow, History, RunFolder
-from catsdogs.train.step import Head, Stepper, Trained, Whole, make_optimizer
+from catsdogs.train.compiled import MIN_STEPS, CompiledModel
+from catsdogs.train.run_folder import ARGS, EpochRow, History, RunFolder
+from catsdogs.train.step import FullModel, HeadOnly, TrainModel, TrainStep, make_optimizer
 from catsdogs.vision import ResNet
 
-TELL_EVERY_S = 1.0
+PROGRESS_INTERVAL_S = 1.0
 T = TypeVar("T")
-Rows = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+RowIndices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and classes of a step
-NUM_NAMED = 10  # bad images in the log; all stand in a file
+MAX_NAMED_IMAGES = 10  # bad images in the log; all stand in a file
 
 
-def have_image(rows: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def decoded_ok(rows: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Tell of each decoded row whether there is an image."""
     return np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
 
@@ -55,7 +55,7 @@ class EpochFinished:
     """An epoch is over; `history` holds it and those before, of which the first `num_kept` are written."""
 
     history: list[EpochRow]
-    num_kept: int
+    num_saved: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Refused:
+class FatalError:
     """No worker can go on, and none could after a restart."""
 
     error: CatsdogsError
@@ -83,8 +83,8 @@ class RunSpec:
     initial_state: ray.ObjectRef[dict[str, np.ndarray[Any, Any]]]
     events: Queue
     decode_cpus: float
-    held: data.Held | None
-    alone: bool  # one worker on a Ray of the command's own: its datasets share with nobody
+    decoded_cache: data.DecodedCache | None
+    on_local_ray: bool  # one worker on a Ray of the command's own: its datasets share with nobody
 
 
 class Inputs(Protocol):
@@ -93,12 +93,12 @@ class Inputs(Protocol):
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Give inputs and classes of the worker's rows for each step of an epoch; there may be none of a step."""
 
-    def predicted(self) -> Iterator[pa.Table]:
+    def predict_validation(self) -> Iterator[pa.Table]:
         """Label the worker's validation rows as the model stands, a table a batch."""
 
 
 @dataclass
-class Worker:
+class TrainWorker:
     """One worker's part of the run."""
 
     spec: RunSpec
@@ -109,12 +109,12 @@ class Worker:
     model: ResNet
     train_files: pa.Table
     validation_files: pa.Table
-    stepper: Stepper
+    train_step: TrainStep
     history: History = field(default_factory=History)
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
-    told_left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
-    told_unlabelled: bool = False
-    told_at: float = 0.0
+    reported_left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    reported_failed: bool = False
+    reported_at: float = 0.0
 
     @property
     def plan(self) -> data.EpochPlan:
@@ -128,31 +128,31 @@ class Worker:
             world_size=self.world_size,
         )
 
-    def own_validation_batches(self) -> list[Rows]:
+    def own_validation_batches(self) -> list[RowIndices]:
         """Deal the batches of validation among the workers, whole: they are the same whatever the number of workers."""
         rows = np.arange(self.validation_files.num_rows)
-        starts = range(self.rank * BATCH_SIZE, len(rows), self.world_size * BATCH_SIZE)
-        return [rows[start : start + BATCH_SIZE] for start in starts]
+        starts = range(self.rank * VALIDATION_BATCH_SIZE, len(rows), self.world_size * VALIDATION_BATCH_SIZE)
+        return [rows[start : start + VALIDATION_BATCH_SIZE] for start in starts]
 
     def leave_out(self, rows: pa.Table) -> None:
         """Remember training rows without an image."""
         bad = rows.select(["path", "status", "error"]).to_pylist()
         self.left_out |= {row["path"]: (row["status"], row["error"]) for row in bad}
 
-    def tell(self, event: object) -> None:
+    def send_event(self, event: object) -> None:
         """Send an event to the driver, from the first worker alone."""
         if self.rank == 0:
             self.spec.events.put(pickle.dumps(event))  # as bytes, or the queue's process would import torch to hold it
 
-    def tell_step(self, stage: str, done: int, total: int, note: str) -> None:
+    def send_progress(self, stage: str, done: int, total: int, note: str) -> None:
         """Tell how far a stage is, about once a second."""
         now = time.monotonic()
-        if now - self.told_at >= TELL_EVERY_S:
-            self.told_at = now
-            self.tell(Step(stage, min(done, total), total, note))
+        if now - self.reported_at >= PROGRESS_INTERVAL_S:
+            self.reported_at = now
+            self.send_event(StageProgress(stage, min(done, total), total, note))
 
 
-def make_worker(spec: RunSpec) -> Worker:
+def build_worker(spec: RunSpec) -> TrainWorker:
     """Build the model, its optimizer and the state to go on from."""
     context = ray.train.get_context()
     if not storage.exists(spec.folder.path(ARGS)):
@@ -160,16 +160,16 @@ def make_worker(spec: RunSpec) -> Worker:
             f"--storage-path: the run's folder {spec.folder.uri} is not visible from node "
             f"{ray.util.get_node_ip_address()}; expected storage that all nodes share, such as s3://bucket/prefix"
         )
-    settle(context.get_local_world_size())
+    configure_threads_and_malloc(context.get_local_world_size())
     device = ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    chosen = settings.precision_of(spec.folder.path(ARGS))  # a restart keeps the precision of the first start
-    precision = agreed(resolve_precision(chosen, device), rank, world_size)
-    compute_exactly(precision, device)
+    chosen = settings.read_precision(spec.folder.path(ARGS))  # a restart keeps the precision of the first start
+    precision = broadcast(resolve_precision(chosen, device), rank, world_size)
+    disable_tf32(precision, device)
     model = _make_model(spec, device)
     state = spec.folder.load_state() if spec.folder.has_state() else None
     history = History(state["history"]) if state is not None else History()
-    worker = Worker(
+    worker = TrainWorker(
         spec=spec,
         rank=rank,
         world_size=world_size,
@@ -178,7 +178,7 @@ def make_worker(spec: RunSpec) -> Worker:
         model=model,
         train_files=ray.get(spec.train_files),
         validation_files=ray.get(spec.validation_files),
-        stepper=Stepper(
+        train_step=TrainStep(
             trained=_what_trains(spec, model, device, precision, history),
             optimizer=make_optimizer(model, spec.config),
             config=spec.config,
@@ -189,11 +189,11 @@ def make_worker(spec: RunSpec) -> Worker:
     )
     if state is not None:
         load_state(model, state["model"], spec.folder.uri)
-        worker.stepper.optimizer.load_state_dict(state["optimizer"])
+        worker.train_step.optimizer.load_state_dict(state["optimizer"])
     return worker
 
 
-def agreed(value: T, rank: int, world_size: int) -> T:
+def broadcast(value: T, rank: int, world_size: int) -> T:
     """Take the first worker's value on all of them."""
     values = [value if rank == 0 else None]
     if world_size > 1:
@@ -210,7 +210,9 @@ def _make_model(spec: RunSpec, device: torch.device) -> ResNet:
     return model.to(device=device, memory_format=torch.channels_last)
 
 
-def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: Precision, history: History) -> Trained:
+def _what_trains(
+    spec: RunSpec, model: ResNet, device: torch.device, precision: Precision, history: History
+) -> TrainModel:
     config, frozen = spec.config, spec.config.freeze == "backbone"
     wrapped = ray.train.torch.prepare_model(
         model.fc if frozen else model,
@@ -218,9 +220,9 @@ def _what_trains(spec: RunSpec, model: ResNet, device: torch.device, precision: 
         parallel_strategy_kwargs={"gradient_as_bucket_view": True},
     )
     if frozen:
-        return Head(wrapped, device)
+        return HeadOnly(wrapped, device)
     num_steps = (config.epochs - history.epoch) * (ray.get(spec.train_files).num_rows // config.batch_size)
-    if device.type == "cuda" and config.num_workers == 1 and num_steps >= LEAST_STEPS:
-        compiled = Compiled(wrapped, config.batch_size, lambda text: spec.events.put(pickle.dumps(Message(text))))
-        return Whole(model, compiled, spec.folder.preprocessing, device, precision)
-    return Whole(model, wrapped, spec.folder.preprocessing, device, precision)
+    if device.type == "cuda" and config.num_workers == 1 and num_steps >= MIN_STEPS:
+        compiled = CompiledModel(wrapped, config.batch_size, lambda text: spec.events.put(pickle.dumps(Message(text))))
+        return FullModel(model, compiled, spec.folder.preprocessing, device, precision)
+    return FullModel(model, wrapped, spec.folder.preprocessing, device, precision)

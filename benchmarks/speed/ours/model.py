@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.speed.peers.common import BATCH_SIZE, DEVICE, arguments, tell
 from catsdogs import checkpoint
-from catsdogs.predict import checked_predictor, settle
+from catsdogs.predict import build_checked_predictor, configure_threads_and_malloc
 
 NUM_BATCHES = 15 if DEVICE.type == "cpu" else 400
 
@@ -15,9 +15,9 @@ def main() -> None:
     options = arguments()
     model = checkpoint.load(options.checkpoint)
     size = model.preprocessing.img_size
-    settle(1)
-    predictor, engine = checked_predictor(model.model, model.preprocessing, "auto", DEVICE)
-    print(engine)
+    configure_threads_and_malloc(1)
+    predictor, device_precision = build_checked_predictor(model.model, model.preprocessing, "auto", DEVICE)
+    print(device_precision)
     drawn_NHWC = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, size, size, 3), dtype=np.uint8)
     images_NHWC = drawn_NHWC if DEVICE.type == "cpu" else torch.tensor(drawn_NHWC, device=DEVICE)
     for _ in range(NUM_BATCHES):

@@ -11,7 +11,7 @@ import torch
 from benchmarks.speed.peers.common import arguments, tell
 from catsdogs import checkpoint, data, storage
 from catsdogs.images import MAX_PIXELS
-from catsdogs.predict import BATCH_SIZE, checked_predictor, predictions, settle
+from catsdogs.predict import BATCH_SIZE, build_checked_predictor, build_predictions, configure_threads_and_malloc
 from catsdogs.schema import FILES
 
 AHEAD = 4  # batches
@@ -38,12 +38,12 @@ def main() -> None:
     entries = list(storage.Listing(storage.absolute(options.images)))
     columns = [[getattr(entry, name) for entry in entries] for name in FILES.names]
     stage = data.DecodeForInference(model.preprocessing, MAX_PIXELS, BATCH_SIZE)
-    settle(1)
-    predictor, _ = checked_predictor(model.model, model.preprocessing, "auto", torch.device("cpu"))
+    configure_threads_and_malloc(1)
+    predictor, _ = build_checked_predictor(model.model, model.preprocessing, "auto", torch.device("cpu"))
     labelled = []
     for rows in ahead(stage(pa.table(columns, schema=FILES))):
-        probs_NK = predictor(data.images_of(rows, model.preprocessing.img_size))
-        labelled.append(predictions(rows, probs_NK, model.class_names))
+        probs_NK = predictor(data.view_images(rows, model.preprocessing.img_size))
+        labelled.append(build_predictions(rows, probs_NK, model.class_names))
         tell(rows.num_rows)
     pq.write_table(pa.concat_tables(labelled), options.output)
 

@@ -13,25 +13,25 @@ from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError
 from catsdogs.images import decode
 from catsdogs.labels import LabelledFiles
-from catsdogs.metrics import Sums
-from catsdogs.progress import Message, Progress, Step
-from catsdogs.train.settings import args_yaml
-from catsdogs.train.state import ARGS, LEFT_OUT, PREDICTIONS, REPORT, History, RunFolder
-from catsdogs.train.worker import NUM_NAMED, EpochFinished, LeftOut, Refused, Started
+from catsdogs.metrics import MetricSums
+from catsdogs.progress import Message, Progress, StageProgress
+from catsdogs.train.run_folder import ARGS, LEFT_OUT, REPORT, VAL_PREDICTIONS, History, RunFolder
+from catsdogs.train.settings import format_args_yaml
+from catsdogs.train.worker import MAX_NAMED_IMAGES, EpochFinished, FatalError, LeftOut, Started
 
 NUM_PICTURES = 24  # of a section of the report
 
 
-class EventTeller:
+class ProgressReporter:
     """Turns what workers send into lines, and keeps the history."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, progress: Progress) -> None:
         self.progress = progress
         self.history = History()
-        self.num_kept = 0
+        self.num_saved = 0
         self.config = config
         self._folder = folder
-        self.refused: CatsdogsError | None = None
+        self.fatal_error: CatsdogsError | None = None
         self._num_starts = 0
 
     @property
@@ -39,28 +39,28 @@ class EventTeller:
         """The run's name."""
         return self.config.name or ""
 
-    def tell(self, event: object) -> None:
+    def on_event(self, event: object) -> None:
         """Show one event."""
         if isinstance(event, Started):
             self._started(event)
         elif isinstance(event, EpochFinished):
-            self.history, self.num_kept = History(event.history), event.num_kept
+            self.history, self.num_saved = History(event.history), event.num_saved
             self.progress(Message(self._epoch_line()))
         elif isinstance(event, LeftOut):
             self._left_out(event)
-        elif isinstance(event, Refused):
-            self.refused = event.error
-        elif isinstance(event, Step | Message):
+        elif isinstance(event, FatalError):
+            self.fatal_error = event.error
+        elif isinstance(event, StageProgress | Message):
             self.progress(event)
 
     def _started(self, event: Started) -> None:
-        self.history, self.num_kept = History(event.history), len(event.history)
+        self.history, self.num_saved = History(event.history), len(event.history)
         self._num_starts += 1
         if self._num_starts > 1:
             self.progress(Message(f"a worker died: the group restarted after epoch {self.history.epoch}"))
             return
         self.config = dataclasses.replace(self.config, precision=event.precision)
-        storage.write_bytes(self._folder.path(ARGS), args_yaml(self.config))
+        storage.write_bytes(self._folder.path(ARGS), format_args_yaml(self.config))
         where = f"training on {self.config.num_workers} x {event.device} in {event.precision}"
         going_on = f", going on after epoch {self.history.epoch}" if self.config.resume else ""
         self.progress(Message(where + going_on))
@@ -78,7 +78,7 @@ class EventTeller:
 
     def _left_out(self, event: LeftOut) -> None:
         self.progress(Message(f"left out {len(event.rows)} training images; all in {self._folder.path(LEFT_OUT)}"))
-        for path, status, error in event.rows[:NUM_NAMED]:
+        for path, status, error in event.rows[:MAX_NAMED_IMAGES]:
             self.progress(Message(f"  {path}: {status}, {error}"))
 
 
@@ -86,9 +86,9 @@ def report_sections(
     config: TrainConfig, folder: RunFolder, history: History, train_files: LabelledFiles
 ) -> list[report.Section]:
     """Build the sections of a run's page."""
-    predictions = pq.read_table(pa.BufferReader(storage.read_bytes(folder.path(PREDICTIONS))))
+    predictions = pq.read_table(pa.BufferReader(storage.read_bytes(folder.path(VAL_PREDICTIONS))))
     best = history.rows[history.best_epoch - 1]
-    sums = Sums.of(predictions, folder.class_names)
+    sums = MetricSums.from_predictions(predictions, folder.class_names)
     return [
         report.facts(
             {

@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 
 from catsdogs.data.decode import DecodeForInference
-from catsdogs.data.sandbox import Answer, File, decode_apart, groups_of
+from catsdogs.data.sandbox import DecodeRequest, DecodeResult, decode_in_subprocess, group_by_bytes
 from catsdogs.images.tensors import decode_jpegs, to_device
 
-MOST_PIXELS = 1 << 28  # of files that are decoded at once: 3 bytes each
-ANSWERED = ("status", "error", "width", "height", "decode_s")  # columns that decoding fills
-APART_BATCHES = 64  # after a restart: what the process died of, perhaps an image, comes again
+MAX_GPU_PIXELS = 1 << 28  # of files that are decoded at once: 3 bytes each
+DECODE_COLUMNS = ("status", "error", "width", "height", "decode_s")  # columns that decoding fills
+SANDBOXED_BATCHES = 64  # after a restart: what the process died of, perhaps an image, comes again
 Jpeg = tuple[int, torch.Tensor]  # its row and its content, uint8
 
 
@@ -29,7 +29,7 @@ class JpegDecoder:
     def __init__(self, stage: DecodeForInference, device: torch.device, restarted: bool) -> None:
         self._stage = stage
         self._device = device
-        self._num_apart = APART_BATCHES if restarted else 0
+        self._sandboxed_batches_left = SANDBOXED_BATCHES if restarted else 0
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, torch.Tensor]:
         """Decode a batch of a stage that passes JPEGs.
@@ -43,15 +43,15 @@ class JpegDecoder:
         if pixels:
             decoded = np.frombuffer(b"".join(pixels.values()), np.uint8).reshape(-1, size, size, 3)
             images_NHWC[list(pixels)] = to_device(decoded, self._device)
-        refused = passed = _contents(rows["jpeg"].combine_chunks())
-        if self._num_apart:
-            self._num_apart -= 1
+        refused = passed = _split_jpegs(rows["jpeg"].combine_chunks())
+        if self._sandboxed_batches_left:
+            self._sandboxed_batches_left -= 1
         else:
             sides = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
-            groups = groups_of(passed, lambda one: math.prod(sides[one[0]]), MOST_PIXELS)
+            groups = group_by_bytes(passed, lambda one: math.prod(sides[one[0]]), MAX_GPU_PIXELS)
             refused = [one for group in groups for one in self._decode(group, images_NHWC)]
-        answers = self._decode_apart(refused, images_NHWC) if refused else {}
-        return _answered(rows, answers), images_NHWC
+        results = self._decode_in_subprocess(refused, images_NHWC) if refused else {}
+        return _with_results(rows, results), images_NHWC
 
     def _decode(self, group: list[Jpeg], images_NHWC: torch.Tensor) -> list[Jpeg]:
         """Decode files on the device; those that it refuses come back."""
@@ -60,7 +60,7 @@ class JpegDecoder:
         try:
             views = decode_jpegs(encoded, preprocessing.resize_size, preprocessing.img_size, self._device)
         except RuntimeError:  # it does not tell which
-            _await(self._device)
+            _synchronize(self._device)
             if len(group) == 1:
                 return group
             half = len(group) // 2
@@ -68,17 +68,18 @@ class JpegDecoder:
         images_NHWC[list(numbers)] = views
         return []
 
-    def _decode_apart(self, refused: Sequence[Jpeg], images_NHWC: torch.Tensor) -> dict[int, Answer]:
+    def _decode_in_subprocess(self, refused: Sequence[Jpeg], images_NHWC: torch.Tensor) -> dict[int, DecodeResult]:
         pixels = np.zeros((len(refused), *images_NHWC.shape[1:]), dtype=np.uint8)
         files = [
-            File(content.numpy().tobytes(), row, image) for (row, content), image in zip(refused, pixels, strict=True)
+            DecodeRequest(content.numpy().tobytes(), row, image)
+            for (row, content), image in zip(refused, pixels, strict=True)
         ]
-        answers = decode_apart(self._stage, files)
+        results = decode_in_subprocess(self._stage, files)
         images_NHWC[[row for row, _ in refused]] = to_device(pixels, self._device)
-        return {row: answer for (row, _), answer in zip(refused, answers, strict=True)}
+        return {row: answer for (row, _), answer in zip(refused, results, strict=True)}
 
 
-def _await(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     """Wait until a decoder that failed writes no more; a process whose GPU is lost ends, and Ray starts it anew."""
     if device.type == "cuda":
         try:
@@ -87,7 +88,7 @@ def _await(device: torch.device) -> None:
             os._exit(1)
 
 
-def _contents(column: pa.LargeBinaryArray) -> list[Jpeg]:
+def _split_jpegs(column: pa.LargeBinaryArray) -> list[Jpeg]:
     """List what is not null, copied once for all: torch wants it writable."""
     _, offsets, content = column.buffers()
     ends = np.frombuffer(offsets, np.int64)[column.offset :].tolist()
@@ -96,11 +97,11 @@ def _contents(column: pa.LargeBinaryArray) -> list[Jpeg]:
     return [(row, encoded[ends[row] : ends[row + 1]]) for row in rows]
 
 
-def _answered(rows: pa.Table, answers: dict[int, Answer]) -> pa.Table:
+def _with_results(rows: pa.Table, results: dict[int, DecodeResult]) -> pa.Table:
     """Put answers into the columns of their rows."""
     columns = {name: rows[name] for name in rows.column_names if name not in ("image", "jpeg")}
-    for name in ANSWERED:
+    for name in DECODE_COLUMNS:
         before = enumerate(rows[name].to_pylist())
-        values = [getattr(answers[row], name) if row in answers else value for row, value in before]
+        values = [getattr(results[row], name) if row in results else value for row, value in before]
         columns[name] = pa.array(values, rows.schema.field(name).type)
     return pa.table(columns)

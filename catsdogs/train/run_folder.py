@@ -32,7 +32,7 @@ SUMMARY_COLUMNS = (
 )
 BEST, LAST, STATE = "best", "last", "training_state.pt"
 ARGS, SUMMARY, REPORT = "args.yaml", "summary.csv", "report.html"
-PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
+VAL_PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
 
 EpochRow = dict[str, float]
 
@@ -81,7 +81,7 @@ class RunFolder:
         """Write a finished epoch: the best one where it is new, last, then the state that makes it count."""
         if best is not None:
             checkpoint.save(self.path(BEST), best.model, self.class_names, self.preprocessing)
-            storage.write_bytes(self.path(PREDICTIONS), parquet_bytes(best.predictions))
+            storage.write_bytes(self.path(VAL_PREDICTIONS), parquet_bytes(best.predictions))
         checkpoint.save(self.path(LAST), model, self.class_names, self.preprocessing)
         storage.write_bytes(self.path(SUMMARY), summary_csv(history))
         state = {"history": history.rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}

@@ -9,10 +9,10 @@ from conftest import encode, solid
 from PIL import Image
 
 from catsdogs import data, storage
-from catsdogs.data import held as held_module
+from catsdogs.data import decoded_cache as held_module
 from catsdogs.data import runtime
 from catsdogs.images import Preprocessing
-from catsdogs.progress import Step, silent
+from catsdogs.progress import StageProgress, silent
 from catsdogs.schema import LABELLED_FILES
 from catsdogs.start import start_ray
 
@@ -46,29 +46,29 @@ def files(ray_cluster, tmp_path):
     return pa.table([*columns, [i % 2 for i in range(len(entries))]], schema=LABELLED_FILES)
 
 
-def views(files, epoch, kind, held=None):
+def views(files, epoch, kind, decoded_cache=None):
     plan = data.EpochPlan(num_rows=files.num_rows, seed=3, batch_size=16, rank=0, world_size=1)
-    batches = list(data.epoch_batches(files, plan, epoch, PREPROCESSING, kind, 1.0, held))
+    batches = list(data.iter_epoch_batches(files, plan, epoch, PREPROCESSING, kind, 1.0, decoded_cache))
     return [batch.select(["path", "true_index", "row", "status", "error", "image"]) for batch in batches]
 
 
 @pytest.mark.parametrize("kind", ["none", "light"])
 def test_what_is_held_gives_the_views_of_the_files(files, kind):
     told = []
-    held = data.hold(files, 1.0, told.append)
-    assert told[-1] == Step("decode", files.num_rows, files.num_rows)
+    decoded_cache = data.cache_decoded(files, 1.0, told.append)
+    assert told[-1] == StageProgress("decode", files.num_rows, files.num_rows)
     for epoch in (1, 2):
-        expected, found = views(files, epoch, kind), views(files, epoch, kind, held)
+        expected, found = views(files, epoch, kind), views(files, epoch, kind, decoded_cache)
         assert [batch.num_rows for batch in found] == [16, 16, 16, 6]
         assert [batch.to_pylist() for batch in found] == [batch.to_pylist() for batch in expected]
 
 
 def test_later_epochs_read_only_what_is_not_held(files, tmp_path):
-    held = data.hold(files, 1.0, silent)
+    decoded_cache = data.cache_decoded(files, 1.0, silent)
     expected = pa.concat_tables(views(files, 1, "light"))
     for path in tmp_path.glob("*.jpg"):
         path.unlink()
-    found = pa.concat_tables(views(files, 1, "light", held))
+    found = pa.concat_tables(views(files, 1, "light", decoded_cache))
     changed = [
         (row["path"].rpartition("/")[2], now["status"])
         for row, now in zip(expected.to_pylist(), found.to_pylist(), strict=True)
@@ -78,21 +78,21 @@ def test_later_epochs_read_only_what_is_not_held(files, tmp_path):
 
 
 def test_a_file_that_comes_back_is_read_again(files, tmp_path):
-    held = data.hold(files, 1.0, silent)
+    decoded_cache = data.cache_decoded(files, 1.0, silent)
     (tmp_path / "gone.jpg").write_bytes(BACK)
-    statuses = pa.concat_tables(views(files, 1, "none", held)).sort_by("row")["status"].to_pylist()
+    statuses = pa.concat_tables(views(files, 1, "none", decoded_cache)).sort_by("row")["status"].to_pylist()
     assert statuses == ["ok" if "damaged" not in path else "truncated" for path in files["path"].to_pylist()]
 
 
 def test_nothing_is_held_where_it_may_not_fit(files, monkeypatch):
-    room = files.num_rows * held_module.SIDE**2 * 3 / held_module.MOST_SHARE
-    monkeypatch.setattr(held_module, "smallest_store", lambda: room - 1)
-    assert data.hold(files, 1.0, silent) is None
-    monkeypatch.setattr(held_module, "smallest_store", lambda: room + 1)
-    assert data.hold(files, 1.0, silent) is not None
+    room = files.num_rows * held_module.MAX_SIDE**2 * 3 / held_module.MAX_STORE_SHARE
+    monkeypatch.setattr(held_module, "min_object_store_bytes", lambda: room - 1)
+    assert data.cache_decoded(files, 1.0, silent) is None
+    monkeypatch.setattr(held_module, "min_object_store_bytes", lambda: room + 1)
+    assert data.cache_decoded(files, 1.0, silent) is not None
 
 
 def test_the_smallest_machine_decides(monkeypatch):
     nodes = [{"CPU": 8, "object_store_memory": 5e9}, {"CPU": 2, "object_store_memory": 2e9}, {"object_store_memory": 1}]
     monkeypatch.setattr(runtime.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    assert runtime.smallest_store() == 2e9
+    assert runtime.min_object_store_bytes() == 2e9

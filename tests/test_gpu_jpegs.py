@@ -13,13 +13,13 @@ from conftest import encode, solid
 from PIL import Image
 
 from catsdogs import data, storage
+from catsdogs.classify import default_batch_size
 from catsdogs.data import decode as decode_module
-from catsdogs.data import jpegs
-from catsdogs.data.jpegs import JpegDecoder
-from catsdogs.images import Preprocessing, decode, read_passed_size
+from catsdogs.data import gpu_jpegs
+from catsdogs.data.gpu_jpegs import JpegDecoder
+from catsdogs.images import Preprocessing, decode, read_gpu_decodable_size
 from catsdogs.images.tensors import decode_jpegs
 from catsdogs.schema import FILES
-from catsdogs.score.classify import default_batch_size
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(img_size=32)
@@ -103,23 +103,23 @@ MAX = 10**6  # pixels; large.jpg has more
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_jpeg_is_left_to_the_device(name):
-    assert read_passed_size(PLAIN[name], MAX) == Image.open(io.BytesIO(PLAIN[name])).size
+    assert read_gpu_decodable_size(PLAIN[name], MAX) == Image.open(io.BytesIO(PLAIN[name])).size
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_needs_care_is_not(name):
-    assert read_passed_size(OTHERS[name], MAX) is None
+    assert read_gpu_decodable_size(OTHERS[name], MAX) is None
 
 
 def test_no_cut_and_no_damage_trips_the_reader():
     content = with_orientation(1)
-    assert all(read_passed_size(content[:length], MAX) is None for length in range(len(content)))
+    assert all(read_gpu_decodable_size(content[:length], MAX) is None for length in range(len(content)))
     rng = np.random.default_rng(0)
     for _ in range(2000):
         damaged = bytearray(content)
         for at in rng.integers(2, 700, 3):
             damaged[at] = rng.integers(256)
-        size = read_passed_size(bytes(damaged), MAX)
+        size = read_gpu_decodable_size(bytes(damaged), MAX)
         decoded = decode(bytes(damaged), MAX)
         assert size is None or decoded.status != "ok" or (decoded.width, decoded.height) == size
 
@@ -141,8 +141,8 @@ def files(tmp_path):
     return pa.table([[getattr(entry, name) for entry in entries] for name in FILES.names], schema=FILES)
 
 
-def stage(passes_jpegs):
-    return data.DecodeForInference(PREPROCESSING, MAX, batch_size=8, passes_jpegs=passes_jpegs)
+def stage(gpu_jpegs):
+    return data.DecodeForInference(PREPROCESSING, MAX, batch_size=8, gpu_jpegs=gpu_jpegs)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -153,14 +153,14 @@ def test_rows_and_pixels_are_those_of_the_usual_way(files, restarted, monkeypatc
         asked.extend(content.numpy().tobytes() for content in encoded)
         return decode_jpegs(encoded, *given)
 
-    monkeypatch.setattr(jpegs, "decode_jpegs", decode_and_note)
+    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", decode_and_note)
     decoder = JpegDecoder(stage(True), CPU, restarted)
     num_rows = 0
     for passed, usual in zip(stage(True)(files), stage(False)(files), strict=True):
         rows, images_NHWC = decoder(passed)
         names = [name for name in usual.column_names if name not in ("image", "read_s", "decode_s")]
         assert rows.select(names).equals(usual.select(names))
-        expected = data.images_of(usual, PREPROCESSING.img_size)
+        expected = data.view_images(usual, PREPROCESSING.img_size)
         assert np.abs(images_NHWC.numpy().astype(int) - expected).max() <= (0 if restarted else 1)
         num_rows += rows.num_rows
     assert num_rows == len(PLAIN) + len(OTHERS) + 1
@@ -180,17 +180,17 @@ def test_a_batch_holds_the_files_and_no_empty_pixels(files):
 
 def test_many_pixels_are_decoded_in_turns(files, monkeypatch):
     calls = []
-    monkeypatch.setattr(jpegs, "MOST_PIXELS", 60 * 40)
-    monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: calls.append(len(given[0])) or decode_jpegs(*given))
+    monkeypatch.setattr(gpu_jpegs, "MAX_GPU_PIXELS", 60 * 40)
+    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", lambda *given: calls.append(len(given[0])) or decode_jpegs(*given))
     for rows in stage(True)(files):
         JpegDecoder(stage(True), CPU, restarted=False)(rows)
     assert calls == [1] * len(PLAIN)
 
 
 def test_after_a_restart_the_device_is_used_again(files, monkeypatch):
-    monkeypatch.setattr(jpegs, "APART_BATCHES", 2)
+    monkeypatch.setattr(gpu_jpegs, "SANDBOXED_BATCHES", 2)
     asked = []
-    monkeypatch.setattr(jpegs, "decode_jpegs", lambda *given: asked.append(len(given[0])) or decode_jpegs(*given))
+    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", lambda *given: asked.append(len(given[0])) or decode_jpegs(*given))
     decoder = JpegDecoder(stage(True), CPU, restarted=True)
     (rows,) = (rows for rows in stage(True)(files) if "small.jpg" in "".join(rows["path"].to_pylist()))
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_after_a_restart_the_device_is_used_again(files, monkeypatch):
 
 
 def test_of_large_files_few_travel_together(files, monkeypatch):
-    monkeypatch.setattr(decode_module, "PASSED_BYTES", len(PLAIN["small.jpg"]))
+    monkeypatch.setattr(decode_module, "MAX_GPU_JPEG_BYTES", len(PLAIN["small.jpg"]))
     passed = [content for rows in stage(True)(files) for content in rows["jpeg"].to_pylist() if content is not None]
     assert 0 < len(passed) < len(PLAIN)
 
@@ -224,23 +224,24 @@ SCORING = """
 import sys
 import ray
 from catsdogs.config import ScoreConfig
-from catsdogs.score import classify, score
+from catsdogs import classify
+from catsdogs.score import score
 
 class WithoutCuda(classify.Classifier):
     def __init__(self, *given):
         import torch
         from catsdogs import predict
-        from catsdogs.data import jpegs
-        predict.device_of = lambda gpus: torch.device("cpu")
-        decode = jpegs.decode_jpegs
-        jpegs.decode_jpegs = lambda *given: open(TOLD, "a").write(f"{len(given[0])} ") and decode(*given)
+        from catsdogs.data import gpu_jpegs
+        predict.select_device = lambda gpus: torch.device("cpu")
+        decode = gpu_jpegs.decode_jpegs
+        gpu_jpegs.decode_jpegs = lambda *given: open(TOLD, "a").write(f"{len(given[0])} ") and decode(*given)
         super().__init__(*given)
 
 TOLD = sys.argv[4]
 classify.Classifier = WithoutCuda
 ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
 summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=16), print)
-print(summary["by_status"], summary["by_label"], list(summary["engines"]))
+print(summary["by_status"], summary["by_label"], list(summary["device_precisions"]))
 """
 
 

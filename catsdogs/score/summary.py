@@ -17,7 +17,7 @@ from catsdogs.score.plan import REPORT, Plan
 PACKAGES = ("catsdogs", "ray", "torch", "torchvision", "pyarrow", "pillow")
 
 
-def totals_of(plan: Plan, totals: Totals, class_names: Sequence[str]) -> dict[str, Any]:
+def summarize_rows(plan: Plan, totals: Totals, class_names: Sequence[str]) -> dict[str, Any]:
     """Make the part of `_summary.json` that the files alone give."""
     return {
         "listed": plan.num_files,
@@ -28,7 +28,7 @@ def totals_of(plan: Plan, totals: Totals, class_names: Sequence[str]) -> dict[st
     }
 
 
-def costs_of(scored: int, seconds: float, retries: int, stage_s: Mapping[str, float]) -> dict[str, Any]:
+def summarize_costs(scored: int, seconds: float, retries: int, stage_s: Mapping[str, float]) -> dict[str, Any]:
     """Make the part of `_summary.json` that tells of the last command alone.
 
     Args:
