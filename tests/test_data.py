@@ -1,63 +1,60 @@
-"""What Ray makes of our errors and of a machine's CPUs."""
+"""Settings of Ray Data, and how CPUs and GPUs are shared."""
 
-import subprocess
-import sys
+import logging
 
+import pyarrow as pa
 import pytest
 import ray.data
+from conftest import encode, solid
+from ray.data import DataContext
 from ray.data._internal import stats
-from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
-from ray.data._internal.execution.operators import actor_pool_map_operator as pool
-from ray.data._internal.utils import cached_ray_internals
 
-from catsdogs import data
+from catsdogs import data, start
 from catsdogs.data import runtime
-from catsdogs.errors import RunError
+from catsdogs.errors import InputError
+from catsdogs.images import Preprocessing
+from catsdogs.progress import silent
+from catsdogs.schema import FILES, LABELLED_FILES
 from catsdogs.start import start_ray
 
 
-def test_our_error_comes_back_out_of_a_task(ray_cluster):
+def test_the_callers_settings_stay_as_they_are(ray_cluster, tmp_path):
     start_ray()
-    data.configure_ray_data()
+    context, loggers = DataContext.get_current(), [logging.getLogger(name) for name in runtime.QUIET_LOGGERS]
+    context.execution_options.preserve_order = False
+    before, levels = str(context.copy()), [logger.level for logger in loggers]
+    (tmp_path / "a.jpg").write_bytes(encode(solid((1, 2, 3))))
+    files = pa.table([[str(tmp_path / "a.jpg")], [None], [None], [0]], schema=LABELLED_FILES)
+    stage = data.DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=4)
+    plan = data.EpochPlan(num_rows=1, seed=0, batch_size=4, rank=0, world_size=1)
 
-    def raise_ours(_):
-        raise RunError("the S3 credentials are expired: renew them")
+    with data.quiet_ray_loggers():
+        data.read_and_decode(files.select(FILES.names), stage, 1.0).take_all()
+        list(data.iter_decoded_batches(files, stage, 1.0))
+        list(data.iter_epoch_batches(files, plan, 1, stage.preprocessing, "none", 1.0))
+        data.cache_decoded(files, 1.0, silent)
 
-    with pytest.raises(Exception, match="expired") as caught:
-        ray.data.range(1).map_batches(raise_ours).materialize()
-    explained = data.to_run_error(caught.value, "scoring", "2 finished parts are kept")
-    assert type(explained) is RunError
-    assert str(explained) == "the S3 credentials are expired: renew them; 2 finished parts are kept"
-
-
-def test_other_errors_keep_their_last_line():
-    assert str(data.to_run_error(AssertionError(), "scoring", "kept")) == "scoring failed: AssertionError; kept"
+    assert DataContext.get_current() is context
+    assert str(context) == before
+    assert [logger.level for logger in loggers] == levels
 
 
-@pytest.mark.parametrize("joined", [False, True], ids=["own Ray", "a cluster"])
-def test_only_a_cluster_has_the_actors_that_serve_one(ray_cluster, monkeypatch, joined):
+def test_each_dataset_has_its_own_settings(ray_cluster):
     start_ray()
-    if not joined:
-        monkeypatch.delenv("RAY_ADDRESS")
-    asked = []
-    for module, name in (
-        (stats, "get_or_create_stats_actor"),
-        (coordinator, "get_or_create_autoscaling_coordinator"),
-        (pool, "get_or_create_actor_location_tracker"),
-        (cached_ray_internals, "get_or_create_actor_location_tracker"),
-    ):
-        made = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda name=name, made=made: asked.append(name) or made())
+    ordered = data.configure_ray_data(ray.data.range(1), preserve_order=True)
+    other = data.configure_ray_data(ray.data.range(1))
+    assert [each.context.execution_options.preserve_order for each in (ordered, other)] == [True, False]
+    assert not other.map_batches(lambda batch: batch).context.enable_progress_bars
 
-    class Successor:  # in an actor
-        def __call__(self, rows):
-            return {"id": rows["id"] + 1}
 
-    with data.without_cluster_actors():
-        rows = ray.data.range(100, override_num_blocks=2).map_batches(Successor, concurrency=1).take_all()
-
-    assert sorted(row["id"] for row in rows) == list(range(1, 101))
-    assert len(set(asked)) == (3 if joined else 0)
+@pytest.mark.parametrize("on_local_ray", [False, True])
+def test_actors_are_left_out_only_on_a_ray_of_the_commands_own(monkeypatch, on_local_ray):
+    monkeypatch.delenv("CATSDOGS_STOCK_RAY", raising=False)
+    monkeypatch.setattr(start, "on_existing_cluster", lambda: not on_local_ray)
+    before = vars(stats)["get_or_create_stats_actor"]
+    for found in (None, on_local_ray):  # in the driver; in a worker
+        with data.without_cluster_actors(found):
+            assert (vars(stats)["get_or_create_stats_actor"] is before) is not on_local_ray
 
 
 @pytest.mark.parametrize("nodes", [[1], [2], [2, 2], [1, 1], [0, 8], [16]])
@@ -72,36 +69,21 @@ def test_a_decoding_task_fits_beside_the_models_of_every_machine(monkeypatch, no
     assert here * share.model + share.decode <= min(with_cpus)
 
 
-@pytest.mark.parametrize(("use_gpu", "expected"), [("auto", False), ("false", False)])
-def test_without_gpus_auto_takes_the_cpu(monkeypatch, use_gpu, expected):
+@pytest.mark.parametrize("use_gpu", ["auto", "false"])
+def test_without_gpus_the_cpu_is_used(monkeypatch, use_gpu):
     monkeypatch.setattr(ray, "cluster_resources", dict)
-    assert runtime.resolve_use_gpu(use_gpu, 1) is expected
+    assert runtime.resolve_use_gpu(use_gpu, 1) is False
 
 
-PREPARED = """
-import time
-from contextlib import suppress
-from pathlib import Path
-
-import psutil
-
-from catsdogs import data
-from catsdogs.start import start_ray
-
-def holds_torchvision(process):
-    with suppress(OSError):  # it has ended
-        return "torchvision" in Path(f"/proc/{process.pid}/maps").read_text()
-
-start_ray()
-data.warm_up_decoder(1.0)
-while not any(map(holds_torchvision, psutil.Process().children(recursive=True))):
-    time.sleep(0.2)
-print("prepared")
-"""
+def test_missing_gpus_are_an_error_unless_a_cluster_may_add_them(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(start, "on_existing_cluster", lambda: False)
+    with pytest.raises(InputError, match="expected 2 GPUs on this machine, one for each model, found 1"):
+        runtime.resolve_use_gpu("true", 2)
+    monkeypatch.setattr(start, "on_existing_cluster", lambda: True)
+    assert runtime.resolve_use_gpu("true", 2)
 
 
-def test_a_process_is_prepared_to_decode(tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    words = [sys.executable, "-c", PREPARED]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
-    assert done.stdout == "prepared\n"
+def test_the_warm_up_imports_torch_in_a_decoding_process(own_ray):
+    """own_ray.py waits for the process; without a warm-up there is none."""
+    assert own_ray["with_torch_before_the_warm_up"] == []

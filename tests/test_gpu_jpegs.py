@@ -1,4 +1,4 @@
-"""JPEGs that a model's device decodes: the rows and nearly the pixels of the usual way, on a CPU here."""
+"""JPEGs decoded on the device of the model: the rows and nearly the pixels of the sandbox. Here the device is a CPU."""
 
 import io
 import subprocess
@@ -17,8 +17,9 @@ from catsdogs.classify import default_batch_size
 from catsdogs.data import decode as decode_module
 from catsdogs.data import gpu_jpegs
 from catsdogs.data.gpu_jpegs import JpegDecoder
-from catsdogs.images import Preprocessing, decode, read_gpu_decodable_size
-from catsdogs.images.tensors import decode_jpegs
+from catsdogs.images import Preprocessing, decode_image, read_gpu_decodable_size
+from catsdogs.images.tensors import resize_and_crop_tensors
+from catsdogs.images.torch_decoders import decode_jpegs
 from catsdogs.schema import FILES
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ PREPROCESSING = Preprocessing(img_size=32)
 
 
 def smooth(width, height):
-    """Slopes of colour, which no two decoders show far apart."""
+    """Draw smooth gradients, on which decoders differ little."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=2).astype(np.uint8))
 
@@ -50,14 +51,14 @@ def with_damaged_exif():
 
 
 def segment(content, marker):
-    """Cut a segment out; what is left and the segment."""
+    """Return the file without a segment, and the segment."""
     at = content.index(marker)
     end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
     return content[:at] + content[end:], content[at:end]
 
 
 def late(content, marker):
-    """Move a segment behind the frame header, where libjpeg still reads it."""
+    """Move a segment after the frame header, where libjpeg still reads it."""
     rest, moved = segment(content, marker)
     return rest.replace(b"\xff\xda", moved + b"\xff\xda", 1)
 
@@ -68,7 +69,7 @@ def twice(content, marker):
 
 
 def broken_inside():
-    """Damaged where only a decoder finds it: a Huffman table that cannot be."""
+    """Damage a file where only a decoder notices: an impossible Huffman table."""
     content = bytearray(jpeg(smooth(60, 40)))
     at = content.index(b"\xff\xc4") + 5
     content[at : at + 16] = b"\xff" * 16
@@ -102,16 +103,16 @@ MAX = 10**6  # pixels; large.jpg has more
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_plain_jpeg_is_left_to_the_device(name):
+def test_a_plain_jpeg_is_gpu_decodable(name):
     assert read_gpu_decodable_size(PLAIN[name], MAX) == Image.open(io.BytesIO(PLAIN[name])).size
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_needs_care_is_not(name):
+def test_any_other_file_is_not_gpu_decodable(name):
     assert read_gpu_decodable_size(OTHERS[name], MAX) is None
 
 
-def test_no_cut_and_no_damage_trips_the_reader():
+def test_cut_and_damaged_files_do_not_break_the_header_reader():
     content = with_orientation(1)
     assert all(read_gpu_decodable_size(content[:length], MAX) is None for length in range(len(content)))
     rng = np.random.default_rng(0)
@@ -120,15 +121,16 @@ def test_no_cut_and_no_damage_trips_the_reader():
         for at in rng.integers(2, 700, 3):
             damaged[at] = rng.integers(256)
         size = read_gpu_decodable_size(bytes(damaged), MAX)
-        decoded = decode(bytes(damaged), MAX)
+        decoded = decode_image(bytes(damaged), MAX)
         assert size is None or decoded.status != "ok" or (decoded.width, decoded.height) == size
 
 
 @pytest.mark.parametrize("size", [(60, 40), (41, 67), (500, 374), (32, 32), (33, 900)])
-def test_the_devices_view_is_that_of_the_preprocessing(size):
+def test_the_device_computes_the_preprocessing(size):
     content = jpeg(smooth(*size), quality=95)
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    (view,) = decode_jpegs([encoded], PREPROCESSING.resize_size, PREPROCESSING.img_size, CPU).numpy()
+    images = decode_jpegs([encoded], CPU)
+    (view,) = resize_and_crop_tensors(images, PREPROCESSING.resize_size, PREPROCESSING.img_size).numpy()
     expected = PREPROCESSING(np.asarray(Image.open(io.BytesIO(content))))
     assert np.abs(view.astype(int) - expected).max() <= 1
 
@@ -145,40 +147,45 @@ def stage(gpu_jpegs):
     return data.DecodeForInference(PREPROCESSING, MAX, batch_size=8, gpu_jpegs=gpu_jpegs)
 
 
-@pytest.mark.parametrize("restarted", [False, True])
-def test_rows_and_pixels_are_those_of_the_usual_way(files, restarted, monkeypatch):
-    asked = []
+def decode_all(files):
+    decoder = JpegDecoder(stage(True), CPU, restarted=False)
+    return [decoder(rows) for rows in stage(True)(files)]
 
-    def decode_and_note(encoded, *given):
-        asked.extend(content.numpy().tobytes() for content in encoded)
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_rows_and_pixels_equal_those_of_the_sandbox(files, restarted, monkeypatch):
+    decoded_on_device = []
+
+    def decode_and_record(encoded, *given):
+        decoded_on_device.extend(content.numpy().tobytes() for content in encoded)
         return decode_jpegs(encoded, *given)
 
-    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", decode_and_note)
+    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", decode_and_record)
     decoder = JpegDecoder(stage(True), CPU, restarted)
     num_rows = 0
-    for passed, usual in zip(stage(True)(files), stage(False)(files), strict=True):
-        rows, images_NHWC = decoder(passed)
-        names = [name for name in usual.column_names if name not in ("image", "read_s", "decode_s")]
-        assert rows.select(names).equals(usual.select(names))
-        expected = data.view_images(usual, PREPROCESSING.img_size)
+    for encoded, expected_rows in zip(stage(True)(files), stage(False)(files), strict=True):
+        rows, images_NHWC = decoder(encoded)
+        names = [name for name in expected_rows.column_names if name not in ("image", "read_s", "decode_s")]
+        assert rows.select(names).equals(expected_rows.select(names))
+        expected = data.view_images(expected_rows, PREPROCESSING.img_size)
         assert np.abs(images_NHWC.numpy().astype(int) - expected).max() <= (0 if restarted else 1)
         num_rows += rows.num_rows
     assert num_rows == len(PLAIN) + len(OTHERS) + 1
-    assert set(asked) == (set() if restarted else set(PLAIN.values()))
+    assert set(decoded_on_device) == (set() if restarted else set(PLAIN.values()))
 
 
-def test_a_batch_holds_the_files_and_no_empty_pixels(files):
+def test_a_batch_takes_the_bytes_of_its_files_and_no_empty_pixels(files):
     tables = list(stage(True)(files))
     pixels = PREPROCESSING.img_size**2 * 3
     decoded = sum(column is not None for table in tables for column in table["image"].to_pylist())
     jpegs_bytes = sum(len(content) for content in PLAIN.values())
     assert decoded == sum(status == "ok" for table in tables for status in table["status"].to_pylist()) - len(PLAIN)
 
-    held = sum(table.select(["image", "jpeg"]).nbytes for table in tables)
-    assert held == pytest.approx(decoded * pixels + jpegs_bytes, rel=0.05)
+    num_bytes = sum(table.select(["image", "jpeg"]).nbytes for table in tables)
+    assert num_bytes == pytest.approx(decoded * pixels + jpegs_bytes, rel=0.05)
 
 
-def test_many_pixels_are_decoded_in_turns(files, monkeypatch):
+def test_many_pixels_are_decoded_in_groups(files, monkeypatch):
     calls = []
     monkeypatch.setattr(gpu_jpegs, "MAX_GPU_PIXELS", 60 * 40)
     monkeypatch.setattr(gpu_jpegs, "decode_jpegs", lambda *given: calls.append(len(given[0])) or decode_jpegs(*given))
@@ -187,20 +194,39 @@ def test_many_pixels_are_decoded_in_turns(files, monkeypatch):
     assert calls == [1] * len(PLAIN)
 
 
+@pytest.mark.parametrize("name", ["decode_jpegs", "resize_and_crop_tensors"])
+def test_an_exception_that_is_no_refusal_is_raised(name, files, monkeypatch):
+    def fail(*_):
+        raise NameError("name 'widht' is not defined")
+
+    monkeypatch.setattr(gpu_jpegs, name, fail)
+    with pytest.raises(NameError, match="widht"):
+        decode_all(files)
+
+
+def test_an_error_after_decoding_is_no_refusal(files, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr(gpu_jpegs, "resize_and_crop_tensors", fail)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        decode_all(files)
+
+
 def test_after_a_restart_the_device_is_used_again(files, monkeypatch):
     monkeypatch.setattr(gpu_jpegs, "SANDBOXED_BATCHES", 2)
-    asked = []
-    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", lambda *given: asked.append(len(given[0])) or decode_jpegs(*given))
+    calls = []
+    monkeypatch.setattr(gpu_jpegs, "decode_jpegs", lambda *given: calls.append(len(given[0])) or decode_jpegs(*given))
     decoder = JpegDecoder(stage(True), CPU, restarted=True)
     (rows,) = (rows for rows in stage(True)(files) if "small.jpg" in "".join(rows["path"].to_pylist()))
     for _ in range(3):
         decoder(rows)
-        asked.append(None)
-    assert asked[:2] == [None, None]
-    assert asked[2] is not None
+        calls.append(None)
+    assert calls[:2] == [None, None]
+    assert calls[2] is not None
 
 
-def test_of_large_files_few_travel_together(files, monkeypatch):
+def test_a_batch_has_few_large_encoded_files(files, monkeypatch):
     monkeypatch.setattr(decode_module, "MAX_GPU_JPEG_BYTES", len(PLAIN["small.jpg"]))
     passed = [content for rows in stage(True)(files) for content in rows["jpeg"].to_pylist() if content is not None]
     assert 0 < len(passed) < len(PLAIN)
@@ -230,36 +256,36 @@ from catsdogs.score import score
 class WithoutCuda(classify.Classifier):
     def __init__(self, *given):
         import torch
-        from catsdogs import predict
+        from catsdogs import process_setup
         from catsdogs.data import gpu_jpegs
-        predict.select_device = lambda gpus: torch.device("cpu")
+        process_setup.select_device = lambda gpus: torch.device("cpu")
         decode = gpu_jpegs.decode_jpegs
-        gpu_jpegs.decode_jpegs = lambda *given: open(TOLD, "a").write(f"{len(given[0])} ") and decode(*given)
+        gpu_jpegs.decode_jpegs = lambda *given: open(CALLS_FILE, "a").write(f"{len(given[0])} ") and decode(*given)
         super().__init__(*given)
 
-TOLD = sys.argv[4]
+CALLS_FILE = sys.argv[4]
 classify.Classifier = WithoutCuda
 ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
-summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=16), print)
+summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=4), print)
 print(summary["by_status"], summary["by_label"], list(summary["device_precisions"]))
 """
 
 
 def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path):
-    """The machine has none: everything is as on a GPU but where the model runs."""
+    """The machine has no GPU: all is as with a GPU, but the model runs on the CPU."""
     source = tmp_path / "in"
     source.mkdir()
     broken = {"0.jpg": broken_inside(), "1.png": encode(solid((250, 9, 9)), "PNG"), "2.jpg": b""}
     for name, content in broken.items():
         (source / name).write_bytes(content)
-    for i in range(40):
+    for i in range(12):
         (source / f"blue{i:02}.jpg").write_bytes(jpeg(solid((9, 9, 200 + i))))
-    words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out", tmp_path / "told"]
+    words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out", tmp_path / "calls"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert "labelling with 1 x gpu" in done.stdout, done.stderr
+    assert "classifying with 1 x gpu" in done.stdout, done.stderr
     found = done.stdout.splitlines()[-1]
-    assert found.startswith("{'decode_error': 1, 'empty': 1, 'ok': 41} {'blue': 40, 'red': 1} ['cpu, "), found
-    assert 16 in map(int, (tmp_path / "told").read_text().split())  # JPEGs travelled, a batch together
+    assert found.startswith("{'decode_error': 1, 'empty': 1, 'ok': 13} {'blue': 12, 'red': 1} ['cpu, "), found
+    assert 4 in map(int, (tmp_path / "calls").read_text().split())  # JPEGs travelled, a batch together
 
 
 @pytest.mark.parametrize(("img_size", "expected"), [(224, 256), (112, 256), (448, 64), (4096, 1)])

@@ -1,9 +1,11 @@
-"""Decoding, preprocessing and augmentation, on pictures drawn here."""
+"""Decoding, preprocessing and augmentation, on images drawn here."""
 
 import io
 import json
 import struct
+import subprocess
 import sys
+import textwrap
 import warnings
 import zlib
 from dataclasses import asdict
@@ -11,21 +13,33 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import AvifImagePlugin, Image, PngImagePlugin
+from torchcodec import decoders
 from torchvision.transforms import v2
 
 from catsdogs.errors import InputError
-from catsdogs.images import MAX_PIXELS, Preprocessing, decode
+from catsdogs.images import MAX_PIXELS, Preprocessing, decode_image
 from catsdogs.images.augment import augment
-from catsdogs.images.tensors import normalize
+from catsdogs.images.pillow import configure_pillow
+from catsdogs.images.tensors import normalize, resize_to_square
 from catsdogs.schema import STATUSES
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}}
 
 
+@pytest.fixture(autouse=True)
+def _decode_as_the_child_process(monkeypatch):
+    """Configure Pillow as the processes do that decode, for the length of a test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", AvifImagePlugin.DEFAULT_MAX_THREADS)
+    with warnings.catch_warnings():
+        configure_pillow()
+        yield
+
+
 def photo(width=64, height=48):
-    """Smooth colours, different in every corner."""
+    """Draw smooth gradients, with another color in every corner."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 255 / width, y * 255 / height, 255 - x * 255 / width], axis=2).astype(np.uint8)
 
@@ -64,7 +78,7 @@ def assert_failed(decoded, status):
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_lossless_format_keeps_every_pixel(kind):
-    decoded = decode(encode(photo(), kind, **LOSSLESS[kind]))
+    decoded = decode_image(encode(photo(), kind, **LOSSLESS[kind]))
     assert_ok(decoded, photo())
     assert (decoded.width, decoded.height) == (64, 48)
 
@@ -72,7 +86,7 @@ def test_lossless_format_keeps_every_pixel(kind):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"keep_rgb": True}, {"subsampling": 2}])
 def test_jpeg_gives_the_pixels_that_pillow_gives(options):
     image_bytes = encode(photo(), "JPEG", quality=95, **options)
-    decoded = decode(image_bytes)
+    decoded = decode_image(image_bytes)
     assert_ok(decoded, np.array(Image.open(io.BytesIO(image_bytes)).convert("RGB")))
     assert (decoded.width, decoded.height) == (64, 48)
 
@@ -80,34 +94,34 @@ def test_jpeg_gives_the_pixels_that_pillow_gives(options):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "GIF"])
 def test_gray_becomes_three_equal_channels(kind):
     gray = photo()[:, :, 0]
-    assert_ok(decode(encode(gray, kind)), np.repeat(gray[:, :, None], 3, axis=2), tolerance=3)
+    assert_ok(decode_image(encode(gray, kind)), np.repeat(gray[:, :, None], 3, axis=2), tolerance=3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
 def test_one_bit_becomes_black_and_white(kind):
     mask = photo()[:, :, 0] > 127
     expected = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
-    assert_ok(decode(encode(Image.fromarray(mask), kind)), expected)
+    assert_ok(decode_image(encode(Image.fromarray(mask), kind)), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
 def test_palette_is_looked_up(kind):
     image = Image.fromarray(photo()).quantize(16)
-    assert_ok(decode(encode(image, kind)), np.array(image.convert("RGB")))
+    assert_ok(decode_image(encode(image, kind)), np.array(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
 def test_compressed_tiff_is_read(compression):
-    decoded = decode(encode(photo(), "TIFF", compression=compression))
+    decoded = decode_image(encode(photo(), "TIFF", compression=compression))
     assert_ok(decoded, photo(), tolerance=12 if compression == "jpeg" else 0)
 
 
 def test_cmyk_tiff_becomes_rgb():
-    assert_ok(decode(encode(Image.fromarray(photo()).convert("CMYK"), "TIFF")), photo(), tolerance=3)
+    assert_ok(decode_image(encode(Image.fromarray(photo()).convert("CMYK"), "TIFF")), photo(), tolerance=3)
 
 
-def test_extension_says_nothing():
-    assert_ok(decode(encode(photo(), "PNG") + b"trailing garbage"), photo())
+def test_bytes_after_the_image_are_ignored():
+    assert_ok(decode_image(encode(photo(), "PNG") + b"trailing garbage"), photo())
 
 
 # CMYK
@@ -119,9 +133,9 @@ def drop_segment(jpeg, marker):
     return jpeg[:at] + jpeg[at + 2 + length :]
 
 
-def test_adobe_inverted_cmyk_jpeg_shows_the_right_colours():
+def test_adobe_inverted_cmyk_jpeg_has_the_correct_colors():
     image_bytes = encode(Image.fromarray(photo()).convert("CMYK"), "JPEG", quality=95)
-    decoded = decode(image_bytes)
+    decoded = decode_image(image_bytes)
     assert_ok(decoded, photo(), tolerance=12)
     assert_ok(decoded, np.array(Image.open(io.BytesIO(image_bytes)).convert("RGB")))
 
@@ -129,19 +143,19 @@ def test_adobe_inverted_cmyk_jpeg_shows_the_right_colours():
 def test_ycck_jpeg_gives_the_pixels_that_pillow_gives():
     image_bytes = bytearray(encode(Image.fromarray(photo()).convert("CMYK"), "JPEG", quality=95))
     image_bytes[image_bytes.index(b"Adobe") + 11] = 2  # the transform flag: YCCK
-    assert_ok(decode(bytes(image_bytes)), np.array(Image.open(io.BytesIO(image_bytes)).convert("RGB")))
+    assert_ok(decode_image(bytes(image_bytes)), np.array(Image.open(io.BytesIO(image_bytes)).convert("RGB")))
 
 
 def test_cmyk_jpeg_without_adobe_marker_gives_the_pixels_that_pillow_gives():
     image_bytes = drop_segment(encode(Image.fromarray(photo()).convert("CMYK"), "JPEG"), 0xEE)
-    assert_ok(decode(image_bytes), np.array(Image.open(io.BytesIO(image_bytes)).convert("RGB")))
+    assert_ok(decode_image(image_bytes), np.array(Image.open(io.BytesIO(image_bytes)).convert("RGB")))
 
 
 # Depth
 
 
 def png(width, height, depth, colour, rows, *chunks):
-    """A PNG of modes that Pillow does not write."""
+    """Build a PNG of a mode that Pillow does not write."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -153,7 +167,7 @@ def png(width, height, depth, colour, rows, *chunks):
 
 
 def ramp():
-    """Every 8-bit level once in the first row, as 16 bits."""
+    """Draw every 8-bit level once in each row, as 16 bits."""
     return np.tile(np.arange(256, dtype=np.uint16) * 257, (2, 1))
 
 
@@ -177,8 +191,8 @@ def gray(levels):
     ],
     ids=["png", "tiff", "big", "lzw", "int32", "float1", "float255", "float65535", "rgb", "alpha"],
 )
-def test_ramp_of_more_than_8_bits_stays_a_ramp(image_bytes):
-    assert_ok(decode(image_bytes), gray(np.tile(np.arange(256), (2, 1))))
+def test_ramp_of_more_than_8_bits_is_scaled_to_8_bits(image_bytes):
+    assert_ok(decode_image(image_bytes), gray(np.tile(np.arange(256), (2, 1))))
 
 
 def test_12_bits_are_scaled_by_their_depth():
@@ -188,17 +202,17 @@ def test_12_bits_are_scaled_by_their_depth():
     entries = [entry(*each) for each in [(256, 3, 2), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1)]]
     entries += [entry(273, 4, 200), entry(277, 3, 1), entry(278, 3, 1), entry(279, 4, 3)]
     header = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries)
-    assert_ok(decode(header.ljust(200, b"\0") + bytes([0xFF, 0xF0, 0x00])), gray([[255, 0]]))
+    assert_ok(decode_image(header.ljust(200, b"\0") + bytes([0xFF, 0xF0, 0x00])), gray([[255, 0]]))
 
 
-def test_white_is_zero_tiff_is_not_a_negative():
+def test_tiff_whose_zero_is_white_is_inverted():
     image_bytes = encode(ramp(), "TIFF", tiffinfo={262: 0})
-    assert_ok(decode(image_bytes), gray(np.tile(np.arange(255, -1, -1), (2, 1))))
+    assert_ok(decode_image(image_bytes), gray(np.tile(np.arange(255, -1, -1), (2, 1))))
 
 
-def test_float_tiff_with_no_numbers_in_it_is_black_there():
+def test_nan_and_infinity_of_a_float_tiff_become_black_and_white():
     values = np.array([[np.nan, np.inf, -np.inf, 0.0, 1.0]], np.float32)
-    assert_ok(decode(encode(values, "TIFF")), gray([[0, 255, 0, 0, 255]]))
+    assert_ok(decode_image(encode(values, "TIFF")), gray([[0, 255, 0, 0, 255]]))
 
 
 # Alpha
@@ -213,7 +227,7 @@ def with_alpha():
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_alpha_is_composited_over_white(kind):
     image, expected = with_alpha()
-    decoded = decode(encode(image, kind, **LOSSLESS[kind], **({"exact": True} if kind == "WEBP" else {})))
+    decoded = decode_image(encode(image, kind, **LOSSLESS[kind], **({"exact": True} if kind == "WEBP" else {})))
     assert_ok(decoded, expected, tolerance=1)
 
 
@@ -223,7 +237,7 @@ def test_gray_with_alpha_is_composited_over_white(kind):
     image = image.convert("LA")
     level, alpha = np.moveaxis(np.array(image).astype(float), 2, 0)
     expected = np.repeat((level * alpha / 255 + 255 - alpha).round()[:, :, None], 3, axis=2)
-    assert_ok(decode(encode(image, kind)), expected, tolerance=1)
+    assert_ok(decode_image(encode(image, kind)), expected, tolerance=1)
 
 
 def test_transparent_palette_entries_are_white():
@@ -231,15 +245,15 @@ def test_transparent_palette_entries_are_white():
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.putdata([0, 1, 2])
     expected = np.array([[[255, 255, 255], [40, 50, 60], [70, 80, 90]]])
-    assert_ok(decode(encode(image, "PNG", transparency=0)), expected)
-    assert_ok(decode(encode(image, "PNG", transparency=b"\0\xff\xff")), expected)
-    assert_ok(decode(encode(image, "GIF", transparency=0)), expected)
+    assert_ok(decode_image(encode(image, "PNG", transparency=0)), expected)
+    assert_ok(decode_image(encode(image, "PNG", transparency=b"\0\xff\xff")), expected)
+    assert_ok(decode_image(encode(image, "GIF", transparency=0)), expected)
 
 
 def test_half_transparent_palette_entry_is_mixed_with_white():
     image = Image.new("P", (1, 1))
     image.putpalette([0, 0, 0])
-    assert_ok(decode(encode(image, "PNG", transparency=b"\x80")), np.full((1, 1, 3), 127))
+    assert_ok(decode_image(encode(image, "PNG", transparency=b"\x80")), np.full((1, 1, 3), 127))
 
 
 @pytest.mark.parametrize(
@@ -251,8 +265,8 @@ def test_half_transparent_palette_entry_is_mixed_with_white():
         (16, 2, struct.pack(">6H", *[7 * 257] * 3, *[9 * 257] * 3), struct.pack(">3H", *[7 * 257] * 3)),
     ],
 )
-def test_the_transparent_colour_of_a_png_is_white(depth, colour, row, key):
-    assert_ok(decode(png(2, 1, depth, colour, [row], (b"tRNS", key))), gray([[255, 9]]))
+def test_transparent_color_of_a_png_is_white(depth, colour, row, key):
+    assert_ok(decode_image(png(2, 1, depth, colour, [row], (b"tRNS", key))), gray([[255, 9]]))
 
 
 # Orientation
@@ -279,36 +293,45 @@ def test_orientation_is_applied_and_the_stored_size_reported(kind, orientation):
         kind, image = "JPEG", image.convert("CMYK")
     elif kind == "TIFF-LZW":
         kind, options = "TIFF", {"compression": "tiff_lzw"}
-    decoded = decode(encode(image, kind, exif=exif, **options, **LOSSLESS.get(kind, {"quality": 95})))
+    decoded = decode_image(encode(image, kind, exif=exif, **options, **LOSSLESS.get(kind, {"quality": 95})))
     assert_ok(decoded, UPRIGHT[orientation](photo()), tolerance=12 if kind == "JPEG" else 0)
     assert (decoded.width, decoded.height) == (64, 48)
+
+
+def test_orientation_is_applied_where_xmp_stands_before_exif():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpeg = encode(photo(), "JPEG", quality=95, exif=exif)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
+    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + jpeg[2:]
+    assert_ok(decode_image(jpeg), UPRIGHT[6](photo()), tolerance=12)
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
 def test_orientation_is_applied_to_16_bits(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert_ok(decode(encode(ramp(), "PNG", exif=exif)), UPRIGHT[orientation](gray(ramp() // 257)))
+    assert_ok(decode_image(encode(ramp(), "PNG", exif=exif)), UPRIGHT[orientation](gray(ramp() // 257)))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "CMYK"])
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0" + b"\x81" * 40]
 )
-def test_damaged_exif_leaves_the_picture_unrotated(kind, exif):
+def test_damaged_exif_leaves_the_image_unrotated(kind, exif):
     image = Image.fromarray(photo())
     if kind == "CMYK":
         kind, image = "JPEG", image.convert("CMYK")
     image_bytes = encode(image, kind, exif=exif, **LOSSLESS.get(kind, {"quality": 95}))
-    assert_ok(decode(image_bytes), photo(), tolerance=12 if kind == "JPEG" else 0)
+    assert_ok(decode_image(image_bytes), photo(), tolerance=12 if kind == "JPEG" else 0)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_orientation_out_of_range_leaves_the_picture_unrotated(orientation):
+def test_orientation_out_of_range_leaves_the_image_unrotated(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert_ok(decode(encode(photo(), "PNG", exif=exif)), photo())
-    assert_ok(decode(encode(photo(), "JPEG", exif=exif, quality=95)), photo(), tolerance=12)
+    assert_ok(decode_image(encode(photo(), "PNG", exif=exif)), photo())
+    assert_ok(decode_image(encode(photo(), "JPEG", exif=exif, quality=95)), photo(), tolerance=12)
 
 
 # Animations
@@ -318,17 +341,17 @@ def test_orientation_out_of_range_leaves_the_picture_unrotated(orientation):
 def test_first_frame_of_an_animation_is_the_image(kind):
     red, blue = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "blue")
     image_bytes = encode(red, kind, save_all=True, append_images=[blue], **LOSSLESS.get(kind, {}))
-    assert_ok(decode(image_bytes), np.array(red))
+    assert_ok(decode_image(image_bytes), np.array(red))
 
 
 # The limit
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_limit_is_inclusive_and_named(kind):
+def test_limit_is_inclusive_and_part_of_the_error(kind):
     image_bytes = encode(photo(), kind)
-    assert decode(image_bytes, max_pixels=64 * 48).status == "ok"
-    decoded = decode(image_bytes, max_pixels=64 * 48 - 1)
+    assert decode_image(image_bytes, max_pixels=64 * 48).status == "ok"
+    decoded = decode_image(image_bytes, max_pixels=64 * 48 - 1)
     assert_failed(decoded, "too_large")
     assert "64 x 48" in decoded.error
     assert "3071" in decoded.error
@@ -339,29 +362,29 @@ def test_limit_is_inclusive_and_named(kind):
 def test_limit_is_judged_from_the_header_alone(kind):
     header = encode(noise(48, 64), kind)
     header = header[: header.index(b"\xff\xda") if kind == "JPEG" else 400]
-    assert_failed(decode(header, max_pixels=100), "too_large")
+    assert_failed(decode_image(header, max_pixels=100), "too_large")
 
 
-def test_huge_header_never_reaches_a_decoder():
+def test_huge_image_never_reaches_a_decoder():
     assert MAX_PIXELS == 178_956_970
-    decoded = decode(png(65_000, 65_000, 8, 2, [b""]))
+    decoded = decode_image(png(65_000, 65_000, 8, 2, [b""]))
     assert_failed(decoded, "too_large")
     assert str(MAX_PIXELS) in decoded.error
 
 
-def test_limit_above_that_of_pillow_counts():
+def test_limit_above_that_of_pillow_is_used():
     size = (15_999).to_bytes(3, "little")
     header = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + size + size
-    assert_failed(decode(header), "too_large")
-    decoded = decode(header, max_pixels=16_000 * 16_000)
+    assert_failed(decode_image(header), "too_large")
+    decoded = decode_image(header, max_pixels=16_000 * 16_000)
     assert_failed(decoded, "decode_error")
     assert "bomb" not in decoded.error
 
 
-def test_size_beyond_int32_is_only_in_words():
+def test_size_beyond_int32_is_only_in_the_error():
     image_bytes = bytearray(encode(photo(), "BMP"))
     image_bytes[18:22] = b"\xff" * 4
-    decoded = decode(bytes(image_bytes))
+    decoded = decode_image(bytes(image_bytes))
     assert_failed(decoded, "too_large")
     assert "4294967295 x 48" in decoded.error
     assert (decoded.width, decoded.height) == (None, None)
@@ -377,8 +400,7 @@ JUNK = {
     "s3 error": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "zip": b"PK\x03\x04" + bytes(60),
-    "heic": b"\0\0\0\x18ftypheic" + bytes(60),
-    "avif": b"\0\0\0\x18ftypavif" + bytes(60),
+    "mp4": b"\0\0\0\x18ftypisom" + bytes(60),
     "ico": b"\0\0\x01\0\x01\0" + bytes(60),
     "ppm": b"P6 2 2 255\n" + bytes(12),
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
@@ -390,14 +412,14 @@ JUNK = {
 
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 def test_bytes_of_no_listed_format_are_unsupported(junk):
-    decoded = decode(junk)
+    decoded = decode_image(junk)
     assert_failed(decoded, "unsupported")
     assert repr(junk[:8]) in decoded.error
     assert (decoded.width, decoded.height) == (None, None)
 
 
-def test_no_bytes_are_empty():
-    assert_failed(decode(b""), "empty")
+def test_file_without_bytes_is_empty():
+    assert_failed(decode_image(b""), "empty")
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": True}, {"cmyk": True}], ids=str)
@@ -415,7 +437,7 @@ def test_jpeg_cut_anywhere_is_truncated(options):
     ]:
         if options.get("exif") and image_bytes[:cut].endswith(b"\xff\xd9"):
             continue  # exactly behind the thumbnail
-        assert_failed(decode(image_bytes[:cut]), "truncated")
+        assert_failed(decode_image(image_bytes[:cut]), "truncated")
 
 
 @pytest.mark.parametrize(
@@ -436,15 +458,15 @@ def test_file_cut_anywhere_is_truncated(kind, start, end, options):
     image_bytes = encode(noise(48, 64), kind, **options)
     last = len(image_bytes) - end
     for cut in [*range(start, 260), *range(260, last, 97), last]:
-        decoded = decode(image_bytes[:cut])
+        decoded = decode_image(image_bytes[:cut])
         assert (cut, decoded.status) == (cut, "truncated")
         assert_failed(decoded, "truncated")
 
 
-def test_header_that_could_be_read_reports_the_size_of_a_truncated_file():
+def test_size_of_a_truncated_file_is_reported():
     for kind in FORMATS:
         image_bytes = encode(noise(48, 64), kind)
-        decoded = decode(image_bytes[: len(image_bytes) // 2])
+        decoded = decode_image(image_bytes[: len(image_bytes) // 2])
         assert (kind, decoded.width, decoded.height) == (kind, 64, 48)
 
 
@@ -456,7 +478,7 @@ def flip(image_bytes, rng):
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "CMYK", "TIFF-LZW", "EXIF"])
-def test_flipped_bytes_give_a_picture_or_a_status(kind):
+def test_flipped_bytes_give_an_image_or_a_status(kind):
     image, options = Image.fromarray(noise(24, 32)), {}
     if kind == "CMYK":
         kind, image = "JPEG", image.convert("CMYK")
@@ -468,7 +490,7 @@ def test_flipped_bytes_give_a_picture_or_a_status(kind):
     image_bytes = encode(image, kind, **options)
     rng = np.random.default_rng(0)
     for _ in range(300):
-        decoded = decode(flip(image_bytes, rng), max_pixels=1_000_000)
+        decoded = decode_image(flip(image_bytes, rng), max_pixels=1_000_000)
         if decoded.status == "ok":
             assert decoded.image.shape[2:] == (3,)
         else:
@@ -476,47 +498,103 @@ def test_flipped_bytes_give_a_picture_or_a_status(kind):
 
 
 @pytest.mark.parametrize("offset", [b"\xff" * 8, b"\xff" * 7 + b"\x7f"])
-def test_big_tiff_whose_offset_is_no_index_is_truncated(offset):
-    assert_failed(decode(b"II+\0\x08\0\0\0" + offset + bytes(40)), "truncated")
+def test_big_tiff_with_an_offset_beyond_any_index_is_truncated(offset):
+    assert_failed(decode_image(b"II+\0\x08\0\0\0" + offset + bytes(40)), "truncated")
 
 
-def test_reason_is_in_words():
+def test_error_is_one_plain_line():
     image_bytes = encode(noise(24, 32), "JPEG")
-    assert decode(image_bytes[:500]).error == "JPEG ends early, after 500 bytes: Image is incomplete or truncated"
+    assert decode_image(image_bytes[:500]).error == "JPEG ends early, after 500 bytes: Image is incomplete or truncated"
     damaged = image_bytes[:2] + b"\xff\xdb\0\1" + image_bytes[2:]
-    assert_failed(decode(damaged), "decode_error")
-    assert decode(damaged).error == "damaged JPEG: Bogus marker length"
+    assert_failed(decode_image(damaged), "decode_error")
+    assert decode_image(damaged).error == "damaged JPEG: Bogus marker length"
 
 
 def test_png_with_damaged_pixel_data_is_a_decode_error():
     image_bytes = bytearray(encode(noise(24, 32), "PNG"))
     image_bytes[100] ^= 0xFF
-    assert_failed(decode(bytes(image_bytes)), "decode_error")
+    assert_failed(decode_image(bytes(image_bytes)), "decode_error")
 
 
-def test_png_damaged_at_any_byte_never_kills_the_process():
+def test_png_damaged_at_any_byte_does_not_kill_the_process():
     image_bytes = encode(noise(12, 16), "PNG")
     for position in range(len(image_bytes)):
         mutant = bytearray(image_bytes)
         mutant[position] ^= 0x55
-        assert decode(bytes(mutant), max_pixels=1_000_000).status in STATUSES
+        assert decode_image(bytes(mutant), max_pixels=1_000_000).status in STATUSES
 
 
-def test_warnings_of_other_modules_stay():
-    decode(encode(photo(), "PNG"))
+def test_decoding_leaves_the_process_as_it_was():
+    code = """
+        import io, warnings
+        from PIL import Image
+        from catsdogs.images import decode_image, torch_decoders  # importing torch adds filters
+        before = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+        for kind in ("PNG", "JPEG"):
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8)).save(file, kind, exif=b"Exif\\0\\0II*\\0")
+            assert decode_image(file.getvalue()).status == "ok"
+        assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_a_configured_process_still_warns_about_other_modules():
     with pytest.warns(UserWarning, match="ours"):
         warnings.warn("ours", stacklevel=1)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_memory_that_is_not_there_is_not_the_fault_of_the_file(kind, monkeypatch):
-    def fail(*_):
-        raise MemoryError if kind == "PNG" else RuntimeError("DefaultCPUAllocator: can't allocate memory")
+def test_missing_memory_for_pillow_is_not_the_fault_of_the_file(monkeypatch):
+    def fail(_):
+        raise MemoryError
 
-    monkeypatch.setattr(sys.modules["catsdogs.images.decode"], "read_rgb", fail)
-    monkeypatch.setattr(torch.ops.image, "decode_jpeg", fail)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
     with pytest.raises(MemoryError):
-        decode(encode(photo(), kind))
+        decode_image(encode(photo(), "PNG"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 432000000 bytes",
+        'torch_call_dispatcher( "aten::empty", "memory_format", stack.data(), TORCH_ABI_VERSION) API call failed',
+        "read_header_and_start, /a/DecodeJpeg.cpp:208, Insufficient memory (case 4)",
+    ],
+)
+def test_missing_memory_for_torchcodec_is_not_the_fault_of_the_file(message, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(decoders, "decode_jpeg", fail)
+    with pytest.raises(MemoryError):
+        decode_image(encode(photo(), "JPEG"))
+
+
+def test_whatever_pillow_raises_is_a_decode_error(monkeypatch):
+    def fail(_):
+        raise KeyError(7)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    decoded = decode_image(encode(photo(), "PNG"))
+    assert_failed(decoded, "decode_error")
+    assert decoded.error == "damaged PNG: KeyError 7"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("PNG", "pillow._to_upright"),
+        ("JPEG", "decode._decodable_by_torchcodec"),
+        ("JPEG", "torch_decoders.decode_jpeg"),
+    ],
+)
+def test_a_bug_of_ours_is_raised(kind, name, monkeypatch):
+    def fail(*_):
+        raise NameError("name 'widht' is not defined")
+
+    monkeypatch.setattr(f"catsdogs.images.{name}", fail)
+    with pytest.raises(NameError, match="widht"):
+        decode_image(encode(photo(), kind))
 
 
 # Preprocessing
@@ -557,11 +635,11 @@ def test_pixels_equal_those_of_torchvision(height, width, img_size):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5000), (5000, 1), (3, 60_000), (40_000, 7)])
-def test_strip_of_any_length_is_resized_in_little_memory(height, width):
+def test_strip_of_any_length_is_resized(height, width):
     assert Preprocessing()(noise(height, width)).shape == (224, 224, 3)
 
 
-def test_image_that_is_already_right_is_a_copy():
+def test_image_of_the_resized_size_is_copied():
     image = noise(232, 232)
     result = Preprocessing()(image)
     np.testing.assert_array_equal(result, image[4:-4, 4:-4])
@@ -569,12 +647,12 @@ def test_image_that_is_already_right_is_a_copy():
 
 
 @pytest.mark.parametrize("make", [lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.transpose(1, 0, 2)])
-def test_views_give_the_pixels_of_their_copies(make):
+def test_strided_views_give_the_pixels_of_their_copies(make):
     view = make(noise(300, 250))
     np.testing.assert_array_equal(Preprocessing()(view), Preprocessing()(view.copy()))
 
 
-def test_read_only_image_is_taken_and_left_alone():
+def test_read_only_image_is_accepted_and_unchanged():
     image = noise(300, 250)
     image.flags.writeable = False
     before = image.copy()
@@ -602,7 +680,7 @@ def test_preprocessing_survives_json():
     ],
     ids=str,
 )
-def test_wrong_setting_is_named(settings):
+def test_error_names_the_invalid_setting(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         Preprocessing(**settings)
 
@@ -623,8 +701,20 @@ def test_normalize_is_the_formula():
 # Augmentation
 
 
+@pytest.mark.parametrize(
+    ("height", "width"), [(360, 404), (500, 300), (32, 32), (20, 24), (1, 1), (2, 3), (1, 300), (300, 1), (64, 700)]
+)
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: a[::2, 1::2] if min(a.shape[:2]) > 1 else a])
+def test_resize_to_square_equals_that_of_torchvision(height, width, size, view):
+    image = view(noise(height, width))
+    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    expected = v2.functional.resize(tensor, [size, size], v2.InterpolationMode.BILINEAR, antialias=True)
+    assert torch.equal(resize_to_square(image, size), expected)
+
+
 @pytest.mark.parametrize("kind", ["light", "affine"])
-def test_augment_draws_everything_from_the_generator(kind):
+def test_augment_takes_all_randomness_from_the_generator(kind):
     image = noise(60, 80)
     one, same = np.random.default_rng(7), np.random.default_rng(7)
     first = augment(image, kind, 32, one)
@@ -636,7 +726,7 @@ def test_augment_draws_everything_from_the_generator(kind):
 
 @pytest.mark.parametrize("kind", ["light", "affine"])
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (1, 1), (2, 1), (1, 5000), (5000, 1), (32, 32)])
-def test_augment_makes_squares_of_any_image(kind, height, width):
+def test_augment_returns_a_square_for_any_image(kind, height, width):
     rng = np.random.default_rng(0)
     for _ in range(8):
         result = augment(noise(height, width), kind, 32, rng)
@@ -656,7 +746,7 @@ def test_augment_flips_about_half_of_the_images(kind):
 
 
 @pytest.mark.parametrize("kind", ["light", "affine"])
-def test_augment_invents_no_colour(kind):
+def test_augment_keeps_a_constant_color(kind):
     image = np.full((50, 70, 3), (10, 100, 200), np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -671,7 +761,7 @@ def test_light_shows_at_least_a_quarter_of_the_image():
         assert np.ptp(view[:, :, 0]) * np.ptp(view[:, :, 1]) > 0.23 * 256**2
 
 
-def test_affine_repeats_the_edge_where_the_image_ends():
+def test_affine_repeats_the_edges():
     image = np.full((64, 64, 3), 128, np.uint8)
     image[0], image[-1], image[:, 0], image[:, -1] = 255, 255, 255, 255
     rng = np.random.default_rng(0)

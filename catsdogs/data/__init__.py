@@ -1,14 +1,19 @@
-"""The only reader: URIs -> Ray datasets of decoded rows.
+"""Read, decode and cache images with Ray Data.
 
-uint8 pixels travel between stages as one fixed-size binary column, `image`, of S*S*3 bytes a row; a row that could not
-be decoded carries zeros there and its reason in `status` and `error`. Where a GPU decodes, JPEGs travel as they are, in
-a column of their own, and `image` is null for what has no pixels.
+A decoded row has its pixels in `image`, fixed-size binary of S*S*3 bytes (S pixels a side). A row without pixels has
+zeros there, and the reason in `status` and `error`. If a GPU decodes JPEGs, the column `jpeg` has the encoded files,
+and `image` is null in rows without pixels.
 """
 
-from catsdogs.data.alone import without_cluster_actors
+from catsdogs.data.datasets import (
+    EpochPlan,
+    iter_decoded_batches,
+    iter_epoch_batches,
+    read_and_decode,
+    read_and_decode_manifests,
+)
 from catsdogs.data.decode import DecodeForInference, DecodeForTraining, view_images
 from catsdogs.data.decoded_cache import DecodedCache, cache_decoded
-from catsdogs.data.inference import iter_decoded_batches, read_and_decode, read_and_decode_manifests
 from catsdogs.data.runtime import (
     CpuAllocation,
     allocate_cpus,
@@ -17,12 +22,11 @@ from catsdogs.data.runtime import (
     count_nodes,
     default_num_actors,
     gpus_decode_jpegs,
+    quiet_ray_loggers,
     resolve_use_gpu,
-    to_run_error,
-    unwrap_ray_error,
     warm_up_decoder,
+    without_cluster_actors,
 )
-from catsdogs.data.training import EpochPlan, iter_epoch_batches
 
 __all__ = [
     "CpuAllocation",
@@ -39,11 +43,10 @@ __all__ = [
     "gpus_decode_jpegs",
     "iter_decoded_batches",
     "iter_epoch_batches",
+    "quiet_ray_loggers",
     "read_and_decode",
     "read_and_decode_manifests",
     "resolve_use_gpu",
-    "to_run_error",
-    "unwrap_ray_error",
     "view_images",
     "warm_up_decoder",
     "without_cluster_actors",

@@ -1,121 +1,39 @@
-"""Listed files -> rows of uint8 pixels. Shapes: N rows, S pixels a side."""
+"""Read and decode listed files to rows of uint8 pixels, in a Ray Data task.
+
+    DecodeForInference.__call__(files)        one block of listed files
+      storage.fetch_ahead                     read groups of files: bytes, or a status without bytes
+      _decode_batch                           one batch: a row for every file
+        decode_in_subprocess -> .decode       in the child: images.decode_image, then Preprocessing or augment
+        build_decoded_table                   status, error, size and pixels as columns
+
+Shapes: N rows, H, W, C channels, S pixels a side, V views of an image.
+"""
 
 import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
-from catsdogs.data.sandbox import (
-    MAX_DECODE_BYTES,
-    Decoder,
-    DecodeRequest,
-    DecodeResult,
-    decode_in_subprocess,
-    group_by_bytes,
-)
-from catsdogs.images import Decoded, ImageArray, Preprocessing, decode, read_gpu_decodable_size
+from catsdogs.data.sandbox import MAX_DECODE_BYTES, DecodeRequest, DecodeResult, decode_in_subprocess, group_by_bytes
+from catsdogs.images import Decoded, ImageArray, Preprocessing, decode_image, read_gpu_decodable_size
 from catsdogs.schema import OK
 
 PREFETCH_BATCHES = 4  # decoded batches that wait for the model
-READ_BYTES = 64 << 20  # of files that are decoded once all of them are read
-MAX_GPU_JPEG_BYTES = 128 << 20  # of a batch's files that are passed as they are
-
-GpuJpegSize = Callable[[bytes], tuple[int, int] | None]  # the size of an image that is left to others, as it is
-
-
-@dataclass(frozen=True)
-class DecodeForInference:
-    """A Ray Data stage: files -> the model's view of them, in batches."""
-
-    preprocessing: Preprocessing
-    max_pixels: int
-    batch_size: int
-    gpu_jpegs: bool = False  # those that a GPU decodes, as they are; `jpegs.py` goes on with them
-
-    @property
-    def batch_bytes(self) -> int:
-        """What the pixels of a full batch take."""
-        return self.batch_size * self.preprocessing.img_size**2 * 3
-
-    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
-        """Read and decode files, a batch at a time; every file stays a row."""
-        side = self.preprocessing.img_size
-        gpu_jpeg_size = self._read_gpu_jpeg_size if self.gpu_jpegs else None
-        return decode_batches(files, self.batch_size, (side, side, 3), self, gpu_jpeg_size)
-
-    def _read_gpu_jpeg_size(self, image_bytes: bytes) -> tuple[int, int] | None:
-        return read_gpu_decodable_size(image_bytes, self.max_pixels)
-
-    def decode(self, image_bytes: bytes, _: int) -> Decoded:
-        """Decode one file to the model's view, uint8 (S, S, 3)."""
-        decoded = decode(image_bytes, self.max_pixels)
-        return decoded if decoded.image is None else replace(decoded, image=self.preprocessing(decoded.image))
-
-
-@dataclass(frozen=True)
-class DecodeForTraining:
-    """A Ray Data stage: files -> augmented pixels, random by seed, epoch and row alone; one view for each epoch."""
-
-    preprocessing: Preprocessing
-    max_pixels: int
-    batch_size: int
-    kind: str
-    seed: int
-    epochs: tuple[int, ...]
-    gpu_jpegs: ClassVar[bool] = False
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of a row's pixels."""
-        side = self.preprocessing.img_size
-        return (len(self.epochs) * side, side, 3)
-
-    @property
-    def batch_bytes(self) -> int:
-        """What the pixels of a full batch take."""
-        return self.batch_size * math.prod(self.shape)
-
-    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
-        """Read, decode and augment files, a batch at a time; every file stays a row."""
-        return decode_batches(files, self.batch_size, self.shape, self)
-
-    def decode(self, image_bytes: bytes, row: int) -> Decoded:
-        """Decode one file to its views."""
-        decoded = decode(image_bytes, self.max_pixels)
-        return decoded if decoded.image is None else replace(decoded, image=self.views(decoded.image, row))
-
-    def views(self, image: ImageArray, row: int) -> ImageArray:
-        """Augment a decoded image, uint8 (V*S, S, 3): V views, one below the other."""
-        return np.concatenate([self._augmented(image, row, epoch) for epoch in self.epochs])
-
-    def _augmented(self, image: ImageArray, row: int, epoch: int) -> ImageArray:
-        if self.kind == "none":
-            return self.preprocessing(image)
-        from catsdogs.images.augment import augment  # not above: torch, which a driver can do without
-
-        rng = np.random.default_rng([self.seed, epoch, row])
-        return augment(image, self.kind, self.preprocessing.img_size, rng)
-
-
-def view_images(rows: pa.Table, img_size: int) -> ImageArray:
-    """View the pixels of decoded rows, uint8 (N*V, S, S, 3), the V views of a row together; read-only."""
-    column = rows["image"].combine_chunks() if isinstance(rows["image"], pa.ChunkedArray) else rows["image"]
-    pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
-    row_bytes = column.type.byte_width
-    start = column.offset * row_bytes
-    return pixels[start : start + len(column) * row_bytes].reshape(-1, img_size, img_size, 3)
+BLOCK_ROWS = 256  # files of one task: enough that one slow read does not stop the others
+READ_BYTES = 64 << 20  # of files that are read as one group
+MAX_GPU_JPEG_BYTES = 1 << 20  # larger JPEGs are decoded on the CPU: a batch may have 256 of them
 
 
 class FileResult(NamedTuple):
-    """What is kept of a file once it is decoded, or `jpeg`, its content, where that is left to others."""
+    """The outcome of reading and decoding a file; `jpeg` is its content if a GPU will decode it."""
 
     result: DecodeResult
     size_bytes: int | None
@@ -124,119 +42,162 @@ class FileResult(NamedTuple):
     jpeg: bytes | None = None
 
 
-def decode_batches(
-    files: pa.Table,
-    batch_size: int,
-    shape: tuple[int, int, int],
-    decoder: Decoder,
-    gpu_jpeg_size: GpuJpegSize | None = None,
-) -> Iterator[pa.Table]:
-    """Decode batch after batch while the files of later ones are read; those that are passed stay as they are."""
-    batches = [files.slice(start, batch_size) for start in range(0, files.num_rows, batch_size)]
-    groups = [list(group_by_bytes(_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
-    with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), MAX_DECODE_BYTES)) as bodies:
-        for batch, of_batch in zip(batches, groups, strict=True):
-            yield _decode_batch(batch, itertools.islice(bodies, len(of_batch)), shape, decoder, gpu_jpeg_size)
+@dataclass(frozen=True)
+class DecodeForInference:
+    """Callable for map_batches that reads and decodes a block of files; every file stays a row.
+
+    With `gpu_jpegs`, JPEGs that a GPU can decode stay encoded, in the column `jpeg`, for `gpu_jpegs.JpegDecoder`.
+    """
+
+    preprocessing: Preprocessing
+    max_pixels: int
+    batch_size: int
+    gpu_jpegs: bool = field(default=False, kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the pixels of a row."""
+        return (self.preprocessing.img_size, self.preprocessing.img_size, 3)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the pixels of a full batch."""
+        return self.batch_size * math.prod(self.shape)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of one task: one batch if JPEGs stay encoded, since the size of such a batch is not known in advance."""
+        return self.batch_size * (1 if self.gpu_jpegs else max(1, BLOCK_ROWS // self.batch_size))
+
+    def split_into_blocks(self, files: pa.Table) -> list[pa.Table]:
+        """Split listed files into blocks of whole batches, so that a model gets the same batches on every machine."""
+        return [files.slice(start, self.block_rows) for start in range(0, files.num_rows, self.block_rows)]
+
+    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
+        """Yield decoded batches; the files of later batches are read meanwhile."""
+        batches = [files.slice(start, self.batch_size) for start in range(0, files.num_rows, self.batch_size)]
+        groups = [list(group_by_bytes(_list_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
+        with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), MAX_DECODE_BYTES)) as fetched:
+            for batch, groups_of_batch in zip(batches, groups, strict=True):
+                yield self._decode_batch(batch, itertools.islice(fetched, len(groups_of_batch)))
+
+    def decode(self, image_bytes: bytes, row: int) -> Decoded:
+        """Decode one file to pixels of the stage's shape; runs in the child process."""
+        decoded = decode_image(image_bytes, self.max_pixels)
+        return decoded if decoded.image is None else replace(decoded, image=self.transform(decoded.image, row))
+
+    def transform(self, image: ImageArray, _: int) -> ImageArray:
+        """Make the pixels of a row, uint8 of the stage's shape, from a decoded image."""
+        return self.preprocessing(image)
+
+    def _decode_batch(self, files: pa.Table, fetched_groups: Iterable[list[storage.Fetched]]) -> pa.Table:
+        started = time.perf_counter()
+        images_NHWC = np.zeros((files.num_rows, *self.shape), dtype=np.uint8)
+        row_ids = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
+        outputs = zip(row_ids, images_NHWC, strict=True)
+        results = [result for group in fetched_groups for result in self._decode_group(group, outputs)]
+        decode_s = sum(file.result.decode_s for file in results)
+        # All time outside of the decoder, most of it waiting for reads.
+        read_s = max(0.0, time.perf_counter() - started - decode_s) / max(1, files.num_rows)
+        rows = build_decoded_table(files, results, images_NHWC, read_s)
+        return _add_jpegs(rows, [file.jpeg for file in results], images_NHWC) if self.gpu_jpegs else rows
+
+    def _decode_group(
+        self, group: Sequence[storage.Fetched], outputs: Iterator[tuple[int, ImageArray]]
+    ) -> list[FileResult]:
+        """Decode files that were read together; each takes the next row and array for pixels of `outputs`."""
+        results: dict[int, DecodeResult] = {}
+        requests: dict[int, DecodeRequest] = {}
+        for i, (file, (row, pixels)) in enumerate(zip(group, outputs, strict=False)):
+            if file.content is None:
+                results[i] = DecodeResult(file.status, file.error, None, None, 0.0)
+            elif (gpu_size := self._read_gpu_decodable_size(file.content)) is not None:
+                results[i] = DecodeResult(OK, None, *gpu_size, 0.0)
+            else:
+                requests[i] = DecodeRequest(file.content, row, pixels)
+        results |= zip(requests, decode_in_subprocess(self, list(requests.values())), strict=True)
+        return [
+            FileResult(
+                results[i],
+                size_bytes=None if file.content is None else len(file.content),
+                version=file.version,
+                retries=file.retries,
+                jpeg=None if i in requests else file.content,
+            )
+            for i, file in enumerate(group)
+        ]
+
+    def _read_gpu_decodable_size(self, image_bytes: bytes) -> tuple[int, int] | None:
+        if not self.gpu_jpegs or len(image_bytes) > MAX_GPU_JPEG_BYTES:
+            return None
+        return read_gpu_decodable_size(image_bytes, self.max_pixels)
 
 
-def _decode_batch(
-    files: pa.Table,
-    bodies: Iterable[list[storage.Fetched]],
-    shape: tuple[int, int, int],
-    decoder: Decoder,
-    gpu_jpeg_size: GpuJpegSize | None,
-) -> pa.Table:
-    began = time.perf_counter()
-    images_NHWC = np.zeros((files.num_rows, *shape), dtype=np.uint8)
-    numbers = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
-    places = zip(numbers, images_NHWC, strict=True)
-    within = _limit_bytes(MAX_GPU_JPEG_BYTES, gpu_jpeg_size)
-    done = [read for group in bodies for read in _decode_group(decoder, group, places, within)]
-    decode_s = sum(read.result.decode_s for read in done)
-    read_s = max(0.0, time.perf_counter() - began - decode_s) / max(1, files.num_rows)
-    rows = build_decoded_table(files, done, images_NHWC, read_s)
-    return rows if gpu_jpeg_size is None else _with_jpegs(rows, [read.jpeg for read in done], images_NHWC)
+@dataclass(frozen=True)
+class DecodeForTraining(DecodeForInference):
+    """The same for augmented images, one view for each epoch; the randomness depends on seed, epoch and row only."""
+
+    augmentation: str
+    seed: int
+    epochs: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        side = self.preprocessing.img_size
+        return (len(self.epochs) * side, side, 3)
+
+    def transform(self, image: ImageArray, row: int) -> ImageArray:
+        """Augment a decoded image to V views, one below the other: uint8 (V*S, S, 3)."""
+        return np.concatenate([self._augment(image, row, epoch) for epoch in self.epochs])
+
+    def _augment(self, image: ImageArray, row: int, epoch: int) -> ImageArray:
+        if self.augmentation == "none":
+            return self.preprocessing(image)
+        from catsdogs.images.augment import augment  # imports torch, which drivers do not need
+
+        rng = np.random.default_rng([self.seed, epoch, row])
+        return augment(image, self.augmentation, self.preprocessing.img_size, rng)
 
 
-def _limit_bytes(most_bytes: int, gpu_jpeg_size: GpuJpegSize | None) -> GpuJpegSize:
-    """Pass files until they are so many bytes together."""
-    left = most_bytes
-
-    def within(image_bytes: bytes) -> tuple[int, int] | None:
-        nonlocal left
-        size = gpu_jpeg_size(image_bytes) if gpu_jpeg_size and len(image_bytes) <= left else None
-        left -= len(image_bytes) if size else 0
-        return size
-
-    return within
-
-
-def _with_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: ImageArray) -> pa.Table:
-    """Put what was passed into a column of its own; pixels take room where there are some."""
-    ok = [status == OK for status in rows["status"].to_pylist()]
-    pixels = [image.tobytes() if ok[i] and jpegs[i] is None else None for i, image in enumerate(images_NHWC)]
-    columns = {"image": pa.array(pixels, pa.large_binary()), "jpeg": pa.array(jpegs, pa.large_binary())}
-    return pa.table({name: rows[name] for name in rows.column_names} | columns)
+def _list_entries(files: pa.Table) -> list[storage.Entry]:
+    names = ("path", "size_bytes", "version")
+    return [storage.Entry(*values) for values in zip(*(files[name].to_pylist() for name in names), strict=True)]
 
 
 def build_decoded_table(
-    files: pa.Table, done: Sequence[FileResult], images_NHWC: ImageArray, read_s: float
+    files: pa.Table, results: Sequence[FileResult], images_NHWC: ImageArray, read_s: float
 ) -> pa.Table:
-    """Put files, what became of them and their pixels, zeros without an image, into the columns of a batch."""
-    results = [read.result for read in done]
+    """Build the rows of a batch, with the pixels as fixed-size binary; those of a file without an image are zeros."""
+    decoded = [file.result for file in results]
     image_type = pa.binary(math.prod(images_NHWC.shape[1:]))
-    columns = {  # a manifest knows neither size nor version
-        "size_bytes": pc.coalesce(files["size_bytes"], pa.array([read.size_bytes for read in done], pa.int64())),
-        "version": pc.coalesce(pa.array([read.version for read in done], pa.string()), files["version"]),
-        "status": pa.array([result.status for result in results], pa.string()),
-        "error": pa.array([result.error for result in results], pa.string()),
-        "width": pa.array([result.width for result in results], pa.int32()),
-        "height": pa.array([result.height for result in results], pa.int32()),
-        "retries": pa.array([read.retries for read in done], pa.int32()),
+    columns = {  # a path list has neither size nor version
+        "size_bytes": pc.coalesce(files["size_bytes"], pa.array([file.size_bytes for file in results], pa.int64())),
+        "version": pc.coalesce(pa.array([file.version for file in results], pa.string()), files["version"]),
+        "status": pa.array([result.status for result in decoded], pa.string()),
+        "error": pa.array([result.error for result in decoded], pa.string()),
+        "width": pa.array([result.width for result in decoded], pa.int32()),
+        "height": pa.array([result.height for result in decoded], pa.int32()),
+        "retries": pa.array([file.retries for file in results], pa.int32()),
         "read_s": pa.array(np.full(files.num_rows, read_s, dtype=np.float32)),
-        "decode_s": pa.array([result.decode_s for result in results], pa.float32()),
+        "decode_s": pa.array([result.decode_s for result in decoded], pa.float32()),
         "image": pa.Array.from_buffers(image_type, files.num_rows, [None, pa.py_buffer(images_NHWC)]),
     }
     kept = files.drop_columns(["size_bytes", "version"])
     return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
 
 
-def _decode_group(
-    decoder: Decoder,
-    fetched: Sequence[storage.Fetched],
-    places: Iterator[tuple[int, ImageArray]],
-    gpu_jpeg_size: GpuJpegSize,
-) -> list[FileResult]:
-    """Decode what came of files that were read together; each takes a row's number and where its pixels go."""
-    numbered = [(file, *next(places)) for file in fetched]
-    sizes = [None if file.image_bytes is None else gpu_jpeg_size(file.image_bytes) for file in fetched]
-    found = [
-        DecodeRequest(file.image_bytes, row, pixels)
-        for (file, row, pixels), size in zip(numbered, sizes, strict=True)
-        if file.image_bytes is not None and size is None
-    ]
-    results = iter(decode_in_subprocess(decoder, found))
-    done = []
-    for file, size in zip(fetched, sizes, strict=True):
-        if file.image_bytes is None:
-            done.append(
-                FileResult(DecodeResult(file.status, file.error, None, None, 0.0), None, file.version, file.retries)
-            )
-        elif size is not None:
-            done.append(
-                FileResult(
-                    DecodeResult(OK, None, *size, 0.0),
-                    len(file.image_bytes),
-                    file.version,
-                    file.retries,
-                    file.image_bytes,
-                )
-            )
-        else:
-            done.append(FileResult(next(results), len(file.image_bytes), file.version, file.retries))
-    return done
+def _add_jpegs(rows: pa.Table, jpegs: Sequence[bytes | None], images_NHWC: ImageArray) -> pa.Table:
+    """Add the encoded JPEGs as a column; `image` is null in rows without decoded pixels."""
+    ok = [status == OK for status in rows["status"].to_pylist()]
+    pixels = [image.tobytes() if ok[i] and jpegs[i] is None else None for i, image in enumerate(images_NHWC)]
+    columns = {"image": pa.array(pixels, pa.large_binary()), "jpeg": pa.array(jpegs, pa.large_binary())}
+    return pa.table({name: rows[name] for name in rows.column_names} | columns)
 
 
-def _entries(files: pa.Table) -> list[storage.Entry]:
-    names = ("path", "size_bytes", "version")
-    return [storage.Entry(*values) for values in zip(*(files[name].to_pylist() for name in names), strict=True)]
+def view_images(rows: pa.Table, img_size: int) -> ImageArray:
+    """View the pixels of decoded rows, uint8 (N*V, S, S, 3), read-only; the V views of a row are adjacent."""
+    column = rows["image"].combine_chunks() if isinstance(rows["image"], pa.ChunkedArray) else rows["image"]
+    pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
+    row_bytes = column.type.byte_width
+    start = column.offset * row_bytes
+    return pixels[start : start + len(column) * row_bytes].reshape(-1, img_size, img_size, 3)

@@ -1,46 +1,67 @@
-"""Set Ray Data's ways; share a cluster's CPUs between models and the tasks that feed them."""
+"""Settings of Ray Data; allocation of CPUs and GPUs to models and decoding tasks."""
 
-import importlib
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-from ray.data import DataContext
+from ray.data import Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from catsdogs.errors import CatsdogsError, InputError, RunError
-from catsdogs.start import on_existing_cluster
+from catsdogs import local_ray, start
+from catsdogs.errors import InputError
+from catsdogs.images.decode import import_decoders
 
-# Ray's own lines about a dataset's plan and a trainer's state would drown ours; its logs keep them.
+# They print a dataset's plan and a trainer's state, which are in Ray's log files, too.
 QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 
-# Ray Data retries a task whose process dies for ever, which is right when machines come and go. What ends a block that
-# never gets through is this time without any finished one: longer than a store's patience, a key that always breaks
-# off (30 tries of 25 s), and a block of images that all hang (33 times 30 s).
+# Ray Data retries a task whose process dies without limit, because machines come and go. If a block kills every
+# process, the command ends after this time without a finished block. It is longer than the retries of a download that
+# always breaks off (30 attempts of 25 s), and than a block of images that all hang (33 times 30 s).
 NO_PROGRESS_TIMEOUT_S = 1800.0
 
-# NVIDIA's for data centres since the A100 (developer.nvidia.com/nvjpeg). An H100 decodes 25,900 photographs/s, 16 cores
-# beside it decode and resize 8,400 (2026-11); without such hardware little is gained (pytorch/vision#2786).
+# GPUs with hardware that decodes JPEGs (developer.nvidia.com/nvjpeg). An H100 decodes 25,900 photographs/s, 16 cores
+# beside it 8,400 (measured 2026-11). On other GPUs little is gained (pytorch/vision#2786).
 JPEG_GPUS = {"A100", "H100", "H200", "B200"}
 
 
-def configure_ray_data() -> None:
-    """Show no progress of Ray Data's own in this process; ours is told by who runs the dataset."""
-    context = DataContext.get_current()
+def configure_ray_data(dataset: Dataset, preserve_order: bool = False) -> Dataset:
+    """Configure the `DataContext` of a new dataset, which the stages added to it share."""
+    context = dataset.context
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # Ray's own would lose ours on the way between processes
+    context.raise_original_map_exception = True  # Ray's wrapper would lose a CatsdogsError between processes
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    context.execution_options.preserve_order = preserve_order
+    return dataset
+
+
+@contextlib.contextmanager
+def quiet_ray_loggers() -> Iterator[None]:
+    """Silence the loggers of Ray's libraries while a dataset or a trainer runs. Errors still reach the caller."""
+    loggers = [logging.getLogger(name) for name in QUIET_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def without_cluster_actors(on_local_ray: bool | None = None) -> contextlib.AbstractContextManager[None]:
+    """Run datasets without the actors that serve a cluster, if Ray is local. Only a driver can omit `on_local_ray`."""
+    is_local = not start.on_existing_cluster() if on_local_ray is None else on_local_ray
+    return local_ray.without_cluster_actors() if is_local else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class CpuAllocation:
-    """CPUs that each model process and each decoding task reserves, and what models leave free on their machine."""
+    """CPUs that each model and each decoding task reserves, and the CPUs per machine that the models leave free."""
 
     model: float
     decode: float
@@ -48,28 +69,24 @@ class CpuAllocation:
 
 
 def allocate_cpus(num_models: int) -> CpuAllocation:
-    """Reserve less than all CPUs of a machine for models, or what feeds them would never be scheduled (ray#44687).
+    """Reserve less than all CPUs of a machine for models, so that decoding tasks can be scheduled (ray#44687).
 
-    A model reserves less than one CPU whatever its threads: the reservation is for scheduling, threads are set apart.
-    Never as much as a decoding task: Ray Data fuses neighbours that reserve the same, and decoding would then wait
-    for the model in one process.
+    A model reserves less than one CPU regardless of its threads, since a reservation only affects scheduling. A
+    decoding task reserves another number, because Ray Data fuses adjacent stages with equal reservations into one
+    process, where decoding would wait for the model.
     """
-    smallest = min((cpus for node in ray.nodes() if (cpus := _cpus(node))), default=1.0)
-    here = math.ceil(num_models / count_nodes())
-    models = 0.9 * min(float(here), max(smallest - 1, smallest / 2))
-    model = max(1e-4, math.floor(models / here * 1e4) / 1e4)  # Ray counts in ten-thousandths
-    return CpuAllocation(model=model, decode=min(1.0, smallest / 2), free=smallest - model * here)
+    smallest = min((node["CPU"] for node in _list_nodes()), default=1.0)
+    models_per_node = math.ceil(num_models / count_nodes())
+    for_models = 0.9 * min(float(models_per_node), max(smallest - 1, smallest / 2))
+    model = max(1e-4, math.floor(for_models / models_per_node * 1e4) / 1e4)  # Ray counts in ten-thousandths
+    return CpuAllocation(model=model, decode=min(1.0, smallest / 2), free=smallest - model * models_per_node)
 
 
 def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
-    """Choose GPUs where the cluster has them; a cluster that was joined may still grow some.
-
-    Raises:
-        InputError: asked for GPUs that will never come.
-    """
+    """Resolve `auto`; raises InputError if there are too few GPUs, unless an existing cluster may add some."""
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     wanted = use_gpu == "true" or (use_gpu == "auto" and num_gpus > 0)
-    if wanted and num_gpus < num_models and not on_existing_cluster():
+    if wanted and num_gpus < num_models and not start.on_existing_cluster():
         raise InputError(
             f"--use-gpu {use_gpu}: expected {num_models} GPUs on this machine, one for each model, found {num_gpus}; "
             "lower --num-workers or --num-actors, or use --use-gpu false"
@@ -78,65 +95,38 @@ def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
 
 
 def gpus_decode_jpegs() -> bool:
-    """Whether all GPUs of the cluster are of kinds with a decoder for JPEGs in hardware."""
+    """Return whether every GPU of the cluster has hardware that decodes JPEGs."""
     prefix = "accelerator_type:"
-    kinds = {name.removeprefix(prefix).split("-")[0] for name in ray.cluster_resources() if name.startswith(prefix)}
-    return bool(kinds) and kinds <= JPEG_GPUS
+    types = {name.removeprefix(prefix).split("-")[0] for name in ray.cluster_resources() if name.startswith(prefix)}
+    return bool(types) and types <= JPEG_GPUS
 
 
 def count_nodes() -> int:
-    """Count the machines of the cluster that have CPUs for our tasks."""
-    return max(1, len([node for node in ray.nodes() if _cpus(node)]))
+    """Count the machines that have CPUs."""
+    return max(1, len(_list_nodes()))
 
 
 def min_object_store_bytes() -> float:
-    """Find the least object store of a machine that has CPUs for our tasks, in bytes."""
-    return min((node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if _cpus(node)), default=0.0)
+    """Return the size of the smallest object store on a machine that has CPUs."""
+    return min((node.get("object_store_memory", 0.0) for node in _list_nodes()), default=0.0)
 
 
-def _cpus(node: dict[str, Any]) -> float:
-    return float(node["Resources"].get("CPU", 0)) if node["Alive"] else 0.0
+def _list_nodes() -> list[dict[str, float]]:
+    """List the resources of each machine that has CPUs."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def default_num_actors(use_gpu: bool) -> int:
-    """Run one model per GPU, or one per machine, which takes all its cores."""
+    """Return one model per GPU, else one per machine, which uses all its cores."""
     return max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else count_nodes()
 
 
+def count_decoders(cpus: CpuAllocation) -> int:
+    """Estimate how many decoding tasks run concurrently beside the models."""
+    return max(1, int(cpus.free / cpus.decode)) * count_nodes()
+
+
 def warm_up_decoder(num_cpus: float) -> None:
-    """Let a process of Ray's on this machine import what decoding takes, which is then at hand: 7 s of a core.
-
-    Args:
-        num_cpus: that each decoding task reserves.
-    """
+    """Import the decoders in a Ray process of this machine before its first task: 7 CPU seconds."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    ray.remote(_import_decoder).options(num_cpus=num_cpus, scheduling_strategy=here).remote()
-
-
-def _import_decoder() -> None:
-    importlib.import_module("catsdogs.images.augment")
-
-
-def count_decoders(share: CpuAllocation) -> int:
-    """Estimate how many decoding tasks run at once beside the models."""
-    return max(1, int(share.free / share.decode)) * count_nodes()
-
-
-def unwrap_ray_error(error: BaseException) -> CatsdogsError | None:
-    """Find the error that one of our stages raised in what Ray makes of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner: BaseException | None = getattr(cause, "cause", None) or getattr(cause, "base_exc", None)
-        if isinstance(cause, CatsdogsError) and inner is None:
-            return type(cause)(str(cause).splitlines()[0])  # Ray Data adds lines on retries
-        cause = inner or cause.__cause__
-    return None
-
-
-def to_run_error(error: BaseException, what: str, kept: str) -> CatsdogsError:
-    """Find the error that one of our stages raised in what Ray makes of it; else say what Ray says."""
-    own = unwrap_ray_error(error)
-    if own is not None:
-        return type(own)(f"{own}; {kept}")
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return RunError(f"{what} failed: {reason[-1]}; {kept}")
+    ray.remote(import_decoders).options(num_cpus=num_cpus, scheduling_strategy=here).remote()

@@ -1,9 +1,10 @@
-"""Bytes to uint8 RGB pixels or a reason why not; preprocessing and augmentation. No Ray.
+"""Decode image files to pixels, or to the reason why not; preprocess and augment them.
 
-Between stages an image is a NumPy array, uint8 (H, W, 3), RGB. torch is imported by `augment` and `tensors` alone.
+An image is a NumPy array, uint8 (H, W, 3), RGB. Only `augment`, `tensors` and `torch_decoders` import torch. The other
+modules import these three inside functions, because the driver (the process that runs the command) needs no torch.
 """
 
-from catsdogs.images.decode import MAX_PIXELS, Decoded, decode, read_gpu_decodable_size
+from catsdogs.images.decode import MAX_PIXELS, Decoded, decode_image, read_gpu_decodable_size
 from catsdogs.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImageArray, Preprocessing
 
 __all__ = [
@@ -13,6 +14,6 @@ __all__ = [
     "Decoded",
     "ImageArray",
     "Preprocessing",
-    "decode",
+    "decode_image",
     "read_gpu_decodable_size",
 ]

@@ -1,17 +1,18 @@
-"""Pixels of whatever Pillow reads, as uint8 RGB: orientation, depth, palette and alpha taken care of.
+"""Decode files with Pillow to uint8 RGB: orientation, bit depth, palette and alpha included.
 
-A format's reader is called by name instead of `Image.open`: nothing but the listed formats can be reached
-(no Ghostscript), and the only size limit is the caller's.
+Each format's reader is called directly, not through `Image.open`, which could run others, such as Ghostscript for EPS.
 """
 
+import contextlib
 import io
-import re
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -22,8 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-# Some readers ask Pillow's own limit on top of ours; `decode` has judged the size before they get there.
-Image.MAX_IMAGE_PIXELS = None
+from catsdogs.images.preprocess import ImageArray
 
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -32,9 +32,10 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
 _ORIENTATION = 0x0112
-_UPRIGHT = {
+_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,62 +44,87 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+logger = logging.getLogger(__name__)
 
 
-def open_image(kind: str, image_bytes: bytes) -> ImageFile.ImageFile:
-    """Read the header only. Raises whatever Pillow raises on bytes that it does not understand."""
-    _ignore_pillow_warnings()
-    return _READERS[kind](io.BytesIO(image_bytes))
+class PillowError(Exception):
+    """Pillow cannot read the bytes of a file."""
 
 
-def stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Return width and height as in the file: Pillow swaps those of a TIFF that lies on its side."""
+def configure_pillow() -> None:
+    """Configure Pillow in a process that only decodes: no size limit beside `max_pixels`, one core, no warnings.
+
+    Other processes keep Pillow's settings and Python's warning filters. The warnings are about metadata.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def open_image(file_format: str, image_bytes: bytes) -> ImageFile.ImageFile:
+    """Read the header only.
+
+    Raises:
+        PillowError: Pillow does not understand it.
+    """
+    reader, file = _READERS[file_format], io.BytesIO(image_bytes)
+    with _pillow_errors():
+        return reader(file)
+
+
+def read_stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return width and height as in the file: Pillow swaps those of a rotated TIFF."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
     return image.size
 
 
-def read_rgb(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
-    """Decode the first frame to uint8 (H, W, 3): upright, 8 bits, alpha over white."""
-    image.load()
+def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
+    """Decode the first frame to uint8 (H, W, 3): upright, 8 bits, alpha over white.
+
+    Raises:
+        PillowError: Pillow cannot decode the pixels.
+    """
+    with _pillow_errors():
+        image.load()
+    upright = _to_upright(image)
     if image.mode.startswith(("I", "F")):
-        return _gray_to_rgb(_deep_to_8_bits(_upright(image), image))
-    upright = _upright(image)
-    if not upright.has_transparency_data:
-        return np.array(upright.convert("RGB"))
-    white = Image.new("RGBA", upright.size, "white")
-    white.alpha_composite(_to_rgba(upright))
+        return np.repeat(_scale_to_8_bits(np.asarray(upright), image)[:, :, np.newaxis], 3, axis=2)
+    with _pillow_errors():
+        if not upright.has_transparency_data:
+            return np.array(upright.convert("RGB"))
+        rgba = _to_rgba(upright)
+    return rgba_to_rgb(rgba)
+
+
+def rgba_to_rgb(rgba: ImageArray | Image.Image) -> ImageArray:
+    """Composite an RGBA image, an array (H, W, 4) or Pillow's, over white."""
+    image = Image.fromarray(rgba) if isinstance(rgba, np.ndarray) else rgba
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
     return np.array(white.convert("RGB"))
 
 
-def is_upright(exif_bytes: bytes) -> bool:
-    """Whether EXIF data, which may be none, turn no picture; not so where they cannot be read."""
-    _ignore_pillow_warnings()
-    exif = Image.Exif()
+@contextlib.contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Convert what Pillow raises, which may be any exception, to PillowError."""
     try:
-        exif.load(exif_bytes)
-        return bool(exif.get(_ORIENTATION, 1) == 1)
-    except Exception:  # noqa: BLE001 Pillow raises whatever the bytes lead it into
-        return False
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        logger.debug("Pillow refused an image", exc_info=True)
+        message = str(error)
+        raise PillowError(message if " " in message else f"{type(error).__name__} {message}".strip()) from error
 
 
-def _ignore_pillow_warnings() -> None:
-    """Keep a picture with odd metadata from warning, or from failing where warnings are errors.
-
-    A rule for Pillow's modules alone, put in front once: `warnings.catch_warnings` would swap the whole
-    process's rules at every image, which threads must not do.
-    """
-    if warnings.filters[0] != _IGNORE_PILLOW:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
+def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image  # its load() has turned it already
+        return image  # its load() has rotated it
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 damaged EXIF fails in many ways; the picture itself is fine
+        method = _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        logger.debug("Pillow cannot read EXIF data", exc_info=True)
         return image
     return image if method is None else image.transpose(method)
 
@@ -106,22 +132,17 @@ def _upright(image: ImageFile.ImageFile) -> Image.Image:
 def _to_rgba(image: Image.Image) -> Image.Image:
     transparency = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparency, tuple) and max(transparency) > 255:
-        # A 16-bit PNG: Pillow keeps the high byte of each pixel, but all of the transparent colour.
+        # A 16-bit PNG: Pillow keeps the high byte of each pixel, but all of the transparent color.
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGBA")
 
 
-def _gray_to_rgb(gray_HW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return np.repeat(gray_HW[:, :, np.newaxis], 3, axis=2)
-
-
-def _deep_to_8_bits(image: Image.Image, source: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
-    """Scale one channel of more than 8 bits down, where Pillow's `convert` would clip it."""
-    values_HW = np.asarray(image)
-    scaled_HW = np.nan_to_num(values_HW.astype(np.float32) * np.float32(255 / _white(values_HW, source)))
-    gray_HW: npt.NDArray[np.uint8] = np.rint(scaled_HW.clip(0, 255)).astype(np.uint8)
+def _scale_to_8_bits(values_HW: npt.NDArray[np.generic], source: ImageFile.ImageFile) -> ImageArray:
+    """Scale one channel of more than 8 bits, which Pillow's `convert` would clip."""
+    scaled_HW = np.nan_to_num(values_HW.astype(np.float32) * np.float32(255 / _find_white(values_HW, source)))
+    gray_HW: ImageArray = np.rint(scaled_HW.clip(0, 255)).astype(np.uint8)
     if isinstance(source, TiffImagePlugin.TiffImageFile):
         if source.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # 0 is white
             gray_HW = 255 - gray_HW
@@ -130,11 +151,11 @@ def _deep_to_8_bits(image: Image.Image, source: ImageFile.ImageFile) -> npt.NDAr
     return gray_HW
 
 
-def _white(values_HW: npt.NDArray[np.generic], source: ImageFile.ImageFile) -> float:
-    """Return the value that stands for white.
+def _find_white(values_HW: npt.NDArray[np.generic], source: ImageFile.ImageFile) -> float:
+    """Return the value of white.
 
-    16-bit (or, in TIFF, 12-bit) files say it by their depth. Float and 32-bit files do not: white is the
-    first of 1 (float only), 255, 65535 that no pixel exceeds, else the largest value.
+    In 16-bit files, and 12-bit TIFF files, it follows from the bit depth. Float and 32-bit files do not define it: it
+    is the first of 1 (float only), 255 and 65535 that no pixel exceeds, else the largest value.
     """
     if source.mode.startswith("I;16"):
         tags = getattr(source, "tag_v2", {})

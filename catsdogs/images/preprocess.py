@@ -1,7 +1,8 @@
-"""From an image of any size to the model's view of it: resize, centre crop."""
+"""Resize and centre-crop an image of any size to the model's input size."""
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import floor, isfinite
 
 import numpy as np
@@ -11,16 +12,16 @@ from catsdogs.errors import InputError
 
 ImageArray = npt.NDArray[np.uint8]
 
-# Of ImageNet's training images, as in every ResNet50_Weights of torchvision.
+# ImageNet's training images, as in every ResNet50_Weights of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MAX_ASPECT_RATIO = 32  # long side / short side beyond which only the middle is resized
+MAX_ASPECT_RATIO = 32  # long side / short side; of a longer strip only the middle is resized
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Evaluation's way from pixels to the model's input; travels inside checkpoints."""
+    """How evaluation and scoring turn pixels into the model's input; stored in checkpoints."""
 
     img_size: int = 224
     crop_pct: float = 0.965
@@ -29,8 +30,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", _triple("mean", self.mean))
-        object.__setattr__(self, "std", _triple("std", self.std))
+        object.__setattr__(self, "mean", _to_triple("mean", self.mean))
+        object.__setattr__(self, "std", _to_triple("std", self.std))
         if self.img_size < 1:
             raise InputError(f"img_size must be at least 1, not {self.img_size}")
         if not 0 < self.crop_pct <= 1:
@@ -40,7 +41,7 @@ class Preprocessing:
         if self.interpolation != "bilinear":
             raise InputError(f"interpolation must be bilinear, not {self.interpolation}")
 
-    @property
+    @cached_property
     def resize_size(self) -> int:
         """The short side before the crop: floor(img_size / crop_pct), exact in decimals."""
         return floor(self.img_size / Fraction(str(self.crop_pct)))
@@ -54,15 +55,15 @@ class Preprocessing:
         Returns:
             uint8 (img_size, img_size, 3), contiguous and writable.
         """
-        from catsdogs.images.tensors import resize_and_crop  # not above: torch, which a driver can do without
+        from catsdogs.images.tensors import resize_and_crop  # not at the top: the driver needs no torch
 
-        return resize_and_crop(_middle(image), self.resize_size, self.img_size)
+        return resize_and_crop(_crop_strip(image), self.resize_size, self.img_size)
 
 
-def _middle(image: ImageArray) -> ImageArray:
-    """Cut the far ends off a strip: resizing all of 1 x 5000 to a short side of 232 would take 800 MB.
+def _crop_strip(image: ImageArray) -> ImageArray:
+    """Cut both ends off a strip, which leaves the centre crop as it is.
 
-    What is cut is symmetric and keeps the parity of the length, so that the centre stays where it was.
+    Resizing all of 1 x 5000 to a short side of 232 would take 800 MB.
     """
     height, width = image.shape[:2]
     short = min(height, width)
@@ -73,8 +74,8 @@ def _middle(image: ImageArray) -> ImageArray:
     return image[cut : height - cut] if height > width else image[:, cut : width - cut]
 
 
-def _triple(name: str, values: object) -> tuple[float, float, float]:
-    """Take the three numbers from a tuple, or from the list that JSON makes of it."""
+def _to_triple(name: str, values: object) -> tuple[float, float, float]:
+    """Check three numbers; JSON turns a tuple into a list."""
     if not isinstance(values, (tuple, list)) or len(values) != 3 or not all(map(isfinite, values)):
         raise InputError(f"{name} must be three numbers, not {values!r}")
     red, green, blue = (float(value) for value in values)

@@ -1,0 +1,136 @@
+"""Datasets of decoded batches, for validation, evaluation, scoring and the epochs of training."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from catsdogs import storage
+from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForInference, DecodeForTraining
+from catsdogs.data.decoded_cache import AugmentCached, DecodedCache
+from catsdogs.data.runtime import configure_ray_data
+from catsdogs.images import MAX_PIXELS, Preprocessing
+from catsdogs.schema import read_table
+
+RowIndices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def iter_decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Iterator[pa.Table]:
+    """Yield decoded batches, in order, for a model in this process."""
+    if files.num_rows:
+        yield from read_and_decode(files, stage, num_cpus, ordered=True).iter_batches(
+            batch_size=stage.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
+        )
+
+
+def read_and_decode(files: pa.Table, stage: DecodeForInference, num_cpus: float, ordered: bool = False) -> Dataset:
+    """Build a dataset of decoded files; its blocks are batches."""
+    blocks = ray.data.from_arrow(stage.split_into_blocks(files))
+    return _decode(configure_ray_data(blocks, ordered), stage, num_cpus)
+
+
+def _decode(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:
+    """Add the decoding stage, which yields the batches of a block one by one."""
+    # One byte less than a batch, since Ray Data merges smaller batches into one block.
+    files.context.target_max_block_size = None if stage.gpu_jpegs else stage.batch_bytes - 1
+    return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
+
+
+class ManifestDatasource(Datasource):
+    """Manifests, the Parquet files that list the images of a shard; each is read by one task.
+
+    Unlike `read_parquet`, it reads through `storage`, which distinguishes a failure of the store from a damaged file.
+    """
+
+    def __init__(self, uris: Sequence[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._uris = uris
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(partial(_read_manifest, uri), unknown) for uri in self._uris]
+
+
+def _read_manifest(uri: str) -> list[pa.Table]:
+    return [read_table(storage.read_bytes(uri))]
+
+
+def read_and_decode_manifests(uris: Sequence[str], stage: DecodeForInference, num_cpus: float) -> Dataset:
+    """Build a dataset as `read_and_decode` does, of the files that manifests list."""
+    listed: Dataset = ray.data.read_datasource(ManifestDatasource(uris), override_num_blocks=len(uris))
+    files = configure_ray_data(listed).repartition(target_num_rows_per_block=stage.block_rows)
+    return _decode(files, stage, num_cpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """Assigns training rows to steps and workers, every row once per epoch.
+
+    Step s has rows s*G to (s+1)*G of a permutation, where G is the global batch size. Workers split the rows of a step
+    evenly, so the rows of a global batch do not depend on the number of workers.
+    """
+
+    num_rows: int
+    seed: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of a full step, over all workers."""
+        return self.batch_size * self.world_size
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch, the same for every worker. The last may have fewer rows."""
+        return -(-self.num_rows // self.global_batch_size)
+
+    def steps(self, epoch: int) -> list[RowIndices]:
+        """Return this worker's rows of each step. In the last step there may be none."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+        starts = range(0, self.num_rows, self.global_batch_size)
+        return [np.array_split(order[s : s + self.global_batch_size], self.world_size)[self.rank] for s in starts]
+
+
+def iter_epoch_batches(
+    files: pa.Table,
+    plan: EpochPlan,
+    epoch: int,
+    preprocessing: Preprocessing,
+    augmentation: str,
+    num_cpus: float,
+    decoded_cache: DecodedCache | None = None,
+) -> Iterator[pa.Table]:
+    """Read, decode and augment a worker's rows of one epoch; yield one batch per step.
+
+    Args:
+        files: all training rows, `LABELLED_FILES`.
+        num_cpus: reserved by each decoding task.
+    """
+    steps = [rows for rows in plan.steps(epoch) if len(rows)]
+    if not steps:
+        return
+    blocks = [files.take(pa.array(rows)).append_column("row", pa.array(rows)) for rows in steps]
+    stage = DecodeForTraining(preprocessing, MAX_PIXELS, plan.batch_size, augmentation, plan.seed, (epoch,))
+    dataset = configure_ray_data(ray.data.from_arrow(blocks), preserve_order=True).map_batches(
+        stage if decoded_cache is None else AugmentCached(decoded_cache, stage),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=num_cpus,
+    )
+    yield from dataset.iter_batches(
+        batch_size=plan.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
+    )

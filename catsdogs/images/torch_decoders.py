@@ -1,0 +1,49 @@
+"""Decode JPEG and HEIC with torchcodec, which applies the EXIF orientation.
+
+Its pixels equal Pillow's on 400 of 400 photographs; a JPEG takes 545 us, with Pillow 760 (measured: Zen 4, 2026-11).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchcodec import decoders
+
+from catsdogs.images.preprocess import ImageArray
+
+# Messages of torch's allocator, of the same behind torch 2.11's C interface, and of libjpeg.
+_OUT_OF_MEMORY = ("allocate memory", '"aten::empty"', "Insufficient memory")
+
+
+def decode_jpeg(image_bytes: bytes) -> ImageArray:
+    """Decode a JPEG to uint8 (H, W, 3); RuntimeError if it is damaged, or `is_out_of_memory`."""
+    # A tensor, because with bytes torchcodec changes the warning filters of the process, which is not thread-safe.
+    (image_CHW,) = decoders.decode_jpeg([torch.frombuffer(bytearray(image_bytes), dtype=torch.uint8)])
+    return np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
+
+
+def decode_jpegs(sources: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Decode JPEGs on a device, a GPU by nvJPEG, to uint8 (3, H, W) each.
+
+    nvJPEG's pixels differ from libjpeg-turbo's by 0.25 of 255 on average, by 18 at most (measured: 64 photographs).
+
+    Args:
+        sources: the content of each file, uint8 of one dimension, in CPU memory.
+
+    Raises:
+        RuntimeError: a file is damaged. The GPU may still be writing: synchronize first.
+    """
+    return list(decoders.decode_jpeg(list(sources), device=device))
+
+
+def decode_heic(image_bytes: bytes) -> ImageArray:
+    """Decode the first image of a HEIC file to uint8 (H, W, 4), RGB and alpha; ImportError without libheif."""
+    source = torch.frombuffer(bytearray(image_bytes), dtype=torch.uint8)
+    image_CHW = decoders.decode_heic(source, mode="RGB_ALPHA")
+    first_CHW = image_CHW if image_CHW.ndim == 3 else image_CHW[0]
+    return np.ascontiguousarray(first_CHW.permute(1, 2, 0).numpy())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch or torchcodec raised an error because memory was short."""
+    return any(message in str(error) for message in _OUT_OF_MEMORY)
