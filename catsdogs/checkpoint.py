@@ -1,153 +1,183 @@
-"""Models to checkpoints and back, and the weights that training starts from."""
+"""Checkpoint directories in timm's local-dir layout: `config.json` beside `model.safetensors`.
 
-import io
+torch is imported only where tensors are parsed or written, since a driver sends checkpoints to workers without it.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors import SafetensorError, deserialize
 
-from catsdogs import saved, storage
+from catsdogs import __version__, storage
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
-from catsdogs.model import HEAD, build
-from catsdogs.saved import CONFIG, WEIGHTS, CheckpointFiles
-from catsdogs.vision import ResNet, ResNet50_Weights
 
-StateDict = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")  # safetensors' names
+MAX_NAMED_KEYS = 5
+HEAD = "fc"
+NUM_FEATURES = 2048  # inputs of the head
+BATCH_COUNTER = "num_batches_tracked"  # of a BatchNorm
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A model with what is needed to use it; `sha256` is of its weights file."""
+class CheckpointFiles:
+    """The content of a checkpoint directory; `weights` and `sha256` belong to `model.safetensors`."""
 
-    model: ResNet
+    uri: str
+    weights: bytes
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     sha256: str
 
+    def load_state_dict(self) -> "dict[str, torch.Tensor]":
+        """Parse the weights: fp32 tensors under torchvision's key names."""
+        return parse_safetensors(self.weights, self.uri)
 
-def save(uri: str, model: ResNet, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
-    """Write a checkpoint directory; each file appears whole.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    storage.write_bytes(storage.join(uri, CONFIG), saved.config_bytes(class_names, preprocessing))
-    storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(state, metadata={"format": "pt"}))
-
-
-def load(uri: str) -> Checkpoint:
-    """Read a checkpoint directory.
-
-    Raises:
-        InputError: a file is missing, unreadable or does not fit ResNet50.
-    """
-    return unpack(saved.read(uri))
-
-
-def unpack(found: CheckpointFiles) -> Checkpoint:
-    """Make the model of a checkpoint.
-
-    Raises:
-        InputError: its weights do not fit ResNet50.
-    """
-    model = build(len(found.class_names), seed=0)
-    load_state(model, _parse_safetensors(found.weights, found.uri), found.uri)
-    return Checkpoint(model.eval(), found.class_names, found.preprocessing, found.sha256)
-
-
-def load_state(model: ResNet, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copy a state dict into a model, to the last key.
-
-    Raises:
-        InputError: names the keys that are missing, unexpected or of another shape.
-    """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    saved.check_fits(own, {name: tuple(tensor.shape) for name, tensor in state.items()}, source)
-    model.load_state_dict(state, strict=False)
-
-
-def load_pretrained(model: ResNet, weights: str, class_names: tuple[str, ...]) -> str:
-    """Start a model from `imagenet`, `none`, a file or a checkpoint directory; say what became of the head.
-
-    Raises:
-        InputError: the weights cannot be had or do not fit.
-    """
-    if weights == "none":
-        return "random weights"
-    state, head_names = _read_weights(weights)
-    own = model.state_dict()
-    head = {name: tensor for name, tensor in state.items() if name.startswith(f"{HEAD}.")}
-    fits = all(name in own and own[name].shape == tensor.shape for name, tensor in head.items())
-    keep = bool(head) and fits and head_names in (None, class_names) and weights != "imagenet"
-    if not keep:
-        state |= {name: own[name] for name in own if name.startswith(f"{HEAD}.")}
-    load_state(model, state, weights)
-    if keep:
-        return f"weights and head from {weights}"
-    came = f"{len(head[f'{HEAD}.bias'])} classes" if f"{HEAD}.bias" in head else "none"
-    return f"weights from {weights}; a new head for {len(class_names)} classes replaces its own ({came})"
-
-
-def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
-    if weights == "imagenet":
-        return _imagenet(), None
-    uri = storage.absolute(weights)
-    if uri.endswith(".safetensors"):
-        return _parse_safetensors(storage.read_bytes(uri), uri), None
-    if uri.endswith((".pth", ".pt")):
-        return _parse_torch(storage.read_bytes(uri), uri), None
-    if not storage.exists(storage.join(uri, CONFIG)):
-        raise InputError(
-            f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint "
-            f"directory with {CONFIG}; found none of these"
-        )
-    class_names, _ = saved.read_config(uri)
-    return _parse_safetensors(storage.read_bytes(storage.join(uri, WEIGHTS)), uri), class_names
-
-
-def _imagenet() -> StateDict:
-    weights = ResNet50_Weights.IMAGENET1K_V2
-    try:
-        return cast(StateDict, dict(weights.get_state_dict(progress=False, check_hash=True)))
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"cannot download the ImageNet weights from {weights.url}: {error}; "
-            "fetch them elsewhere and give --weights FILE, or start from --weights none"
-        ) from error
-
-
-def _parse_safetensors(content: bytes, source: str) -> StateDict:
-    try:
+    def parquet_metadata(self) -> dict[str, str]:
+        """Build the file metadata of Parquet files with this checkpoint's predictions."""
+        preprocessing = asdict(self.preprocessing) | {"resize_size": self.preprocessing.resize_size}
         return {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in load_safetensors(content).items()
+            "catsdogs.version": __version__,
+            "catsdogs.model_sha256": self.sha256,
+            "catsdogs.class_names": json.dumps(self.class_names),
+            "catsdogs.preprocessing": json.dumps(preprocessing),
         }
-    except (SafetensorError, KeyError) as error:  # a KeyError: a type of numbers that it cannot load
-        raise InputError(f"{source} is not a safetensors file: {error}") from error
 
 
-def _parse_torch(content: bytes, source: str) -> StateDict:
+def read_checkpoint(uri: str) -> CheckpointFiles:
+    """Read a checkpoint directory; raises InputError if a file is missing or damaged, or a tensor does not fit."""
+    class_names, preprocessing = read_config(uri)
+    weights = storage.read_bytes(storage.join(uri, WEIGHTS))
     try:
-        loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source} is not a state dict that loads with weights_only=True: {first_line}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(_is_weight(*item) for item in loaded.items()):
-        raise InputError(f"{source}: expected a state dict of tensors, got {type(loaded).__name__}")
+        tensors = dict(deserialize(weights))
+    except SafetensorError as error:
+        raise InputError(f"{uri} is not a safetensors file: {error}") from error
+    shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+    check_shapes(list_shapes(len(class_names)), shapes, uri)
+    unknown = sorted({tensor["dtype"] for tensor in tensors.values()} - set(DTYPES))
+    if unknown:
+        raise InputError(f"{uri}: expected weights in {' '.join(DTYPES)}, found {' '.join(unknown)}")
+    return CheckpointFiles(uri, weights, class_names, preprocessing, hashlib.sha256(weights).hexdigest())
+
+
+def list_shapes(num_classes: int) -> dict[str, Shape]:
+    """Map the name of every tensor of `resnet.ResNet50` to its shape, without torch."""
+    convs: list[tuple[str, str, Shape]] = [("conv1", "bn1", (64, 3, 7, 7))]
+    channels = 64
+    for layer, (num_blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 1):
+        for i in range(num_blocks):
+            block = f"layer{layer}.{i}"
+            convs.append((f"{block}.conv1", f"{block}.bn1", (width, channels, 1, 1)))
+            convs.append((f"{block}.conv2", f"{block}.bn2", (width, width, 3, 3)))
+            convs.append((f"{block}.conv3", f"{block}.bn3", (4 * width, width, 1, 1)))
+            if i == 0:
+                convs.append((f"{block}.downsample.0", f"{block}.downsample.1", (4 * width, channels, 1, 1)))
+            channels = 4 * width
+    shapes: dict[str, Shape] = {f"{HEAD}.weight": (num_classes, NUM_FEATURES), f"{HEAD}.bias": (num_classes,)}
+    for conv, norm, shape in convs:
+        shapes |= {f"{conv}.weight": shape, f"{norm}.{BATCH_COUNTER}": ()}
+        shapes |= {f"{norm}.{name}": shape[:1] for name in ("weight", "bias", "running_mean", "running_var")}
+    return shapes
+
+
+def write_checkpoint(
+    uri: str, state_dict: "Mapping[str, torch.Tensor]", class_names: tuple[str, ...], preprocessing: Preprocessing
+) -> None:
+    """Write a checkpoint directory, each file atomically; the tensors may be on any device."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    config = json.dumps(_build_config(class_names, preprocessing), indent=2)
+    storage.write_bytes(storage.join(uri, CONFIG), config.encode())
+    storage.write_bytes(storage.join(uri, WEIGHTS), save(tensors, metadata={"format": "pt"}))
+
+
+def parse_safetensors(content: bytes, source: str) -> "dict[str, torch.Tensor]":
+    """Parse a safetensors file; floating-point tensors become fp32. Raises InputError with `source`."""
+    from safetensors.torch import load
+
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: an unknown dtype
+        raise InputError(f"{source} is not a safetensors file: {error}") from error
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], source: str) -> None:
+    """Raise an InputError if keys are missing, unexpected or of another shape; BatchNorm's counters may be missing."""
+    problems = {
+        "missing": [name for name in expected.keys() - found.keys() if not name.endswith(BATCH_COUNTER)],
+        "unexpected": list(found.keys() - expected.keys()),
+        "of another shape": [name for name in expected.keys() & found.keys() if expected[name] != found[name]],
+    }
+    if any(problems.values()):
+        described = "; ".join(f"{what}: {_format_keys(names)}" for what, names in problems.items() if names)
+        raise InputError(
+            f"{source}: expected the tensors of a ResNet50 under torchvision's key names; keys {described}; "
+            "check --weights or --checkpoint"
+        )
+
+
+def _format_keys(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED_KEYS} more" if len(names) > MAX_NAMED_KEYS else ""
+    return ", ".join(sorted(names)[:MAX_NAMED_KEYS]) + more
+
+
+def _build_config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, Any]:
+    size = preprocessing.img_size
     return {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in loaded.items()
+        "architecture": "resnet50",
+        "num_classes": len(class_names),
+        "num_features": NUM_FEATURES,
+        "global_pool": "avg",
+        "label_names": list(class_names),
+        "id2label": {str(i): name for i, name in enumerate(class_names)},
+        "label2id": {name: i for i, name in enumerate(class_names)},
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": "center",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": len(class_names),
+            "pool_size": [7, 7],
+            "first_conv": "conv1",
+            "classifier": HEAD,
+        },
     }
 
 
-def _is_weight(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor)
+def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
+    """Read a checkpoint's class names and preprocessing; raises InputError if the file is missing or another's."""
+    path = storage.join(uri, CONFIG)
+    content = storage.read_bytes(path)
+    try:
+        config = json.loads(content)
+        pretrained = config["pretrained_cfg"]
+        preprocessing = Preprocessing(
+            img_size=int(pretrained["input_size"][1]),
+            crop_pct=float(pretrained["crop_pct"]),
+            mean=pretrained["mean"],
+            std=pretrained["std"],
+        )
+        names = config["label_names"]
+        if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+            raise ValueError(f"label_names must be a list of different names, not {names!r}")
+    except (ValueError, KeyError, TypeError, IndexError, InputError) as error:
+        raise InputError(f"{path}: expected the settings of a checkpoint that catsdogs wrote: {error!r}") from error
+    if config.get("architecture") != "resnet50" or pretrained.get("interpolation") != "bilinear":
+        raise InputError(
+            f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r} with "
+            f"{pretrained.get('interpolation')!r}"
+        )
+    return tuple(map(str, names)), preprocessing

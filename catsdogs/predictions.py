@@ -1,0 +1,52 @@
+"""Convert decoded rows and the model's probabilities to the columns of the output, without torch.
+
+Shapes: N rows, K classes, D features.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catsdogs import storage
+from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def build_predictions(
+    rows: pa.Table, probs_NK: FloatArray, class_names: Sequence[str], embeddings_ND: FloatArray | None = None
+) -> pa.Table:
+    """Build a table of schema PREDICTIONS; with embeddings, of WITH_EMBEDDINGS.
+
+    Args:
+        rows: decoded rows: `path`, `size_bytes`, `status`, `error`, `width`, `height`, and `true_index` where the
+            files are labelled.
+        probs_NK: the values of rows that are not `ok` are ignored.
+    """
+    index_N = probs_NK.argmax(axis=1)
+    predicted = {
+        "label": pa.array(np.array(class_names, dtype=object)[index_N], pa.string()),
+        "index": pa.array(index_N.astype(np.int32)),
+        "prob": pa.array(probs_NK.max(axis=1, initial=0.0)),
+        "probs": pa.array(list(probs_NK), pa.list_(pa.float32())),
+    }
+    if embeddings_ND is not None:
+        predicted["embedding"] = pa.array(list(embeddings_ND), pa.list_(pa.float32()))
+    failed = pa.array(np.asarray(pc.not_equal(rows["status"], OK)))
+    predicted = {name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in predicted.items()}
+    columns = {name: rows[name] for name in ("path", "status", "error", "width", "height", "size_bytes")}
+    columns |= predicted | {"true_label": find_true_labels(rows, class_names)}
+    schema = PREDICTIONS if embeddings_ND is None else WITH_EMBEDDINGS
+    return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
+
+
+def find_true_labels(rows: pa.Table, class_names: Sequence[str]) -> pa.Array:
+    """Find each row's true label: that of `true_index`, else the parent folder if it is a class, else null."""
+    if "true_index" in rows.column_names:
+        return pa.array([class_names[i] for i in rows["true_index"].to_numpy()], pa.string())
+    known = set(class_names)
+    folders = [storage.parent_name(path) for path in rows["path"].to_pylist()]
+    return pa.array([folder if folder in known else None for folder in folders], pa.string())

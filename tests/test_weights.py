@@ -1,0 +1,278 @@
+"""The weights that training starts from."""
+
+import contextlib
+import hashlib
+import io
+import pickle
+import random
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from models import randomize_batchnorm
+from safetensors.torch import save_file
+from torchvision.models import ResNet50_Weights
+
+from catsdogs import weights
+from catsdogs.checkpoint import WEIGHTS, write_checkpoint
+from catsdogs.errors import InputError
+from catsdogs.images import Preprocessing
+from catsdogs.resnet import build_resnet50
+from catsdogs.weights import load_pretrained, load_state_dict_strictly, parse_torch_file
+
+CLASSES = ("cats", "dogs", "żaby 50%")
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return randomize_batchnorm(build_resnet50(len(CLASSES), seed=3)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(resnet, tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("checkpoint") / "best"
+    write_checkpoint(str(made), resnet.state_dict(), CLASSES, Preprocessing())
+    return made
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Callable[[int], torch.nn.Module]:
+    """Return models whose tensors are all zero; one per number of classes is built."""
+    made = {}
+
+    def give(num_classes: int):
+        if num_classes not in made:
+            made[num_classes] = build_resnet50(num_classes, seed=0)
+        with torch.no_grad():
+            for tensor in made[num_classes].state_dict().values():
+                tensor.zero_()
+        return made[num_classes]
+
+    return give
+
+
+def same_state(model, state) -> bool:
+    own = model.state_dict()
+    return own.keys() == state.keys() and all(own[name].equal(state[name]) for name in own)
+
+
+def torch_bytes(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_missing_unexpected_and_misshaped_keys_are_named(resnet, fresh):
+    state = dict(resnet.state_dict())
+    del state["conv1.weight"]
+    state["extra.weight"] = torch.zeros(1)
+    state["bn1.weight"] = torch.zeros(7)
+    state |= {f"layer9.{i}": torch.zeros(1) for i in range(9)}
+    with pytest.raises(InputError) as caught:
+        load_state_dict_strictly(fresh(3), state, "weights.pth")
+    message = str(caught.value)
+    assert "weights.pth: expected the tensors of a ResNet50 under torchvision's key names" in message
+    assert "missing: conv1.weight;" in message
+    assert "unexpected: extra.weight, layer9.0, layer9.1, layer9.2, layer9.3 and 5 more;" in message
+    assert "of another shape: bn1.weight;" in message
+
+
+def test_batch_counters_of_batchnorm_may_be_missing(resnet, fresh):
+    state = {name: value for name, value in resnet.state_dict().items() if "num_batches" not in name}
+    model = fresh(3)
+    load_state_dict_strictly(model, state, "weights.pth")
+    assert model.layer4[2].conv3.weight.equal(resnet.layer4[2].conv3.weight)
+
+
+def pth(value: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / "w.pth").write_bytes(torch_bytes(value))
+        return folder / "w.pth"
+
+    return write
+
+
+WRAPPINGS = {
+    "plain": lambda state: state,
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state, "arch": "resnet50"},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "module": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "model of module": lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_a_torch_file_is_unwrapped(wrap):
+    state = {"conv1.weight": torch.ones(2, 3), "fc.bias": torch.zeros(1)}
+    found = parse_torch_file(torch_bytes(wrap(state)), "w.pth")
+    assert found.keys() == state.keys()
+    assert all(found[name].equal(state[name]) for name in state)
+
+
+def test_a_wrapped_torch_file_with_a_fitting_head_is_loaded_whole(resnet, fresh, tmp_path):
+    file = pth(WRAPPINGS["model of module"](resnet.state_dict()))(tmp_path)
+    model = fresh(3)
+    assert load_pretrained(model, str(file), CLASSES) == f"weights and head from {file}"
+    assert same_state(model, resnet.state_dict())
+
+
+def test_weights_are_read_from_s3(bucket, resnet, fresh):
+    uri = f"s3://{bucket}/runs/a b/best"
+    write_checkpoint(uri, resnet.state_dict(), CLASSES, Preprocessing())
+    model = fresh(3)
+    assert load_pretrained(model, f"{uri}/{WEIGHTS}", CLASSES) == f"weights and head from {uri}/{WEIGHTS}"
+    assert same_state(model, resnet.state_dict())
+
+
+def test_a_safetensors_file_with_a_fitting_head_is_loaded_whole(resnet, fresh, folder):
+    model = fresh(3)
+    assert load_pretrained(model, str(folder / WEIGHTS), ("x", "y", "z")) == f"weights and head from {folder / WEIGHTS}"
+    assert same_state(model, resnet.state_dict())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_fp16_weights_become_fp32(resnet, fresh, tmp_path, suffix):
+    half = {name: v.half() if v.is_floating_point() else v for name, v in resnet.state_dict().items()}
+    file = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        file.write_bytes(torch_bytes(half))
+    else:
+        save_file(half, file)
+    model = fresh(3)
+    load_pretrained(model, str(file), CLASSES)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.conv1.weight.equal(half["conv1.weight"].float())
+
+
+def test_a_checkpoint_of_the_same_classes_keeps_its_head(resnet, fresh, folder):
+    model = fresh(3)
+    assert load_pretrained(model, str(folder), CLASSES) == f"weights and head from {folder}"
+    assert same_state(model, resnet.state_dict())
+
+
+@pytest.mark.parametrize("class_names", [("cats", "dogs", "mice"), ("dogs", "cats", "żaby 50%"), ("cats", "dogs")])
+def test_a_checkpoint_of_other_classes_gets_a_new_head(resnet, fresh, folder, class_names):
+    model = fresh(len(class_names))
+    message = load_pretrained(model, str(folder), class_names)
+    assert message == f"weights from {folder}; a new head for {len(class_names)} classes replaces its own (3 classes)"
+    assert not model.fc.weight.any()
+    assert model.conv1.weight.equal(resnet.conv1.weight)
+
+
+def test_a_state_dict_without_a_head_gets_one(resnet, fresh, tmp_path):
+    file = pth({name: v for name, v in resnet.state_dict().items() if not name.startswith("fc.")})(tmp_path)
+    model = fresh(2)
+    assert load_pretrained(model, str(file), ("a", "b")).endswith("a new head for 2 classes replaces its own (none)")
+    assert model.conv1.weight.equal(resnet.conv1.weight)
+
+
+def test_none_leaves_the_model_unchanged(fresh):
+    model = fresh(2)
+    assert load_pretrained(model, "none", ("a", "b")) == "random weights"
+    assert not model.conv1.weight.any()
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("save_as", [torch_bytes, lambda value: pickle.dumps(value, protocol=2)], ids=["zip", "pickle"])
+def test_a_malicious_pickle_is_refused_and_does_not_run(fresh, tmp_path, save_as):
+    (tmp_path / "w.pth").write_bytes(save_as({"fc.weight": Malicious(tmp_path / "ran")}))
+    with pytest.raises(InputError, match="is not a state dict that loads with weights_only=True"):
+        load_pretrained(fresh(2), f"{tmp_path}/w.pth", ("a", "b"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(3), [1, 2], {"a": 1}, {0: torch.zeros(1)}, {"model": {"a": "b"}}, {"state_dict": 3}]
+)
+def test_a_torch_file_of_anything_else_is_refused(fresh, tmp_path, value):
+    file = pth(value)(tmp_path)
+    with pytest.raises(InputError, match=f"{file}: expected a state dict of tensors"):
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+
+
+def test_an_empty_state_dict_is_refused(fresh, tmp_path):
+    with pytest.raises(InputError, match=r"missing: bn1\.bias"):
+        load_pretrained(fresh(2), str(pth({})(tmp_path)), ("a", "b"))
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    kind = rng.randrange(3)
+    if kind == 0:
+        return content[: rng.randrange(len(content))]
+    changed = bytearray(content)
+    for _ in range(rng.randrange(1, 9)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_damaged_torch_files_are_refused_or_read(old_format):
+    buffer = io.BytesIO()
+    state = {"a": torch.zeros(3), "b": {"c": [1, "x", torch.ones(2, 2)]}}
+    torch.save(state, buffer, _use_new_zipfile_serialization=not old_format)
+    rng = random.Random(0)
+    for _ in range(400):
+        with contextlib.suppress(InputError):
+            parse_torch_file(damaged(buffer.getvalue(), rng), "w.pth")
+
+
+@pytest.mark.parametrize("name", ["absent", "w.bin", "resnet50"])
+def test_weights_of_no_known_kind_are_refused(fresh, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"--weights {name}: expected imagenet, none, a"):
+        load_pretrained(fresh(2), name, ("a", "b"))
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors"])
+def test_a_missing_weights_file_is_reported(fresh, tmp_path, name):
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}/{name}: No such file"):
+        load_pretrained(fresh(2), f"{tmp_path}/{name}", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [urllib.error.URLError("no route to host"), RuntimeError("invalid hash value (expected 1, got 2)")],
+)
+def test_a_failed_download_is_an_error_that_offers_alternatives(fresh, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    with pytest.raises(InputError, match=r"(no route|invalid hash).*--weights FILE, or start from --weights none"):
+        load_pretrained(fresh(2), "imagenet", ("a", "b"))
+
+
+def test_imagenet_weights_get_a_new_head_whatever_the_number_of_classes(fresh, monkeypatch):
+    state = build_resnet50(1000, seed=4).state_dict()
+    requests = []
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: requests.append((a, k)) or dict(state))
+    for num_classes in (2, 1000):
+        model = fresh(num_classes)
+        message = load_pretrained(model, "imagenet", tuple(map(str, range(num_classes))))
+        assert message == f"weights from imagenet; a new head for {num_classes} classes replaces its own (1000 classes)"
+        assert not model.fc.weight.any()
+        assert model.conv1.weight.equal(state["conv1.weight"])
+    (url,), options = requests[0]
+    assert url == ResNet50_Weights.IMAGENET1K_V2.url
+    assert options["check_hash"]
+
+
+def test_imagenet_weights_are_loaded_from_the_hub_cache(fresh, monkeypatch, tmp_path):
+    content = torch_bytes(build_resnet50(1000, seed=4).state_dict())
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / f"resnet50-{digest}.pth").write_bytes(content)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(weights, "IMAGENET_URL", f"http://127.0.0.1:9/resnet50-{digest}.pth")
+    model = fresh(2)
+    load_pretrained(model, "imagenet", ("a", "b"))
+    assert model.conv1.weight.any()
