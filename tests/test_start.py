@@ -1,41 +1,40 @@
-"""Ray starts while the module that needs it is imported."""
+"""Start Ray or join a cluster; import a module meanwhile."""
 
-import subprocess
+import os
+import signal
 import sys
 
 import pytest
 import ray
 
+from catsdogs import start
 from catsdogs.errors import RunError
 from catsdogs.start import import_while_ray_starts, on_existing_cluster, start_ray
 
-ALONE = """
-import ray
-from ray.util.state import list_actors
-from ray.util.state.exception import RayStateApiException
 
-from catsdogs.start import import_while_ray_starts
-
-print(*import_while_ray_starts("beside").SEEN, ray.get(ray.put("outlived the import")))
-try:
-    list_actors(ray.get_runtime_context().gcs_address)
-except RayStateApiException:
-    print("nobody waits for what is not there")
-"""
-BESIDE = """
-import psutil
-import ray
-
-SEEN = [*sorted(process.name() for process in psutil.Process().children()), ray.is_initialized()]
-"""
+def test_ray_of_this_process_is_not_an_existing_cluster(own_ray):
+    assert not own_ray["existing"]
+    assert own_ray["existing_after_the_shutdown"]
 
 
-def test_ray_has_only_what_is_needed_and_outlives_the_import_beside_it(tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (tmp_path / "beside.py").write_text(BESIDE)
-    words = [sys.executable, "-c", ALONE]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
-    assert done.stdout == "gcs_server raylet False outlived the import\nnobody waits for what is not there\n"
+def test_ray_outlives_the_import_and_keeps_the_handler_of_sigterm(own_ray):
+    assert own_ray["outlives_the_import"]
+    assert own_ray["keeps_the_handler_of_sigterm"]
+
+
+def test_ray_that_the_caller_initialized_is_an_existing_cluster(ray_cluster, monkeypatch):
+    ray.shutdown()
+    address = os.environ["RAY_ADDRESS"]
+    monkeypatch.delenv("RAY_ADDRESS")  # as in a notebook, whose environment says nothing
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    start_ray()
+    assert on_existing_cluster()
+    ray.shutdown()
+
+
+def test_a_cluster_that_was_joined_is_an_existing_one(ray_cluster):
+    start_ray()
+    assert on_existing_cluster()
 
 
 def test_ray_that_runs_is_kept(ray_cluster):
@@ -45,7 +44,7 @@ def test_ray_that_runs_is_kept(ray_cluster):
     assert ray.get_runtime_context().get_node_id() == node
 
 
-def test_the_errors_of_both_are_told(ray_cluster, monkeypatch):
+def test_errors_of_the_import_and_of_the_start_are_raised(ray_cluster, monkeypatch):
     start_ray()
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         import_while_ray_starts("catsdogs.no_such_module")
@@ -55,11 +54,43 @@ def test_the_errors_of_both_are_told(ray_cluster, monkeypatch):
         import_while_ray_starts("catsdogs.labels")
 
 
-@pytest.mark.parametrize(
-    ("address", "joins"), [(None, False), ("", False), ("local", False), ("auto", True), ("127.0.0.1:6379", True)]
-)
-def test_an_address_other_than_local_is_a_clusters(monkeypatch, address, joins):
+class _Terminated(BaseException):
+    pass
+
+
+def test_sigterm_while_ray_starts_reaches_the_callers_handler(monkeypatch):
+    def init(*_, **__):  # as ray.init does it
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    def terminate(*_):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(start.ray, "init", init)
+    try:
+        with pytest.raises(_Terminated):
+            start_ray()
+        assert signal.getsignal(signal.SIGTERM) is terminate
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("address", "joined"), [(None, False), ("", False), ("local", False), ("auto", True)])
+def test_ray_address_decides_what_is_joined(monkeypatch, address, joined):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    assert on_existing_cluster() is joins
+    asked = []
+
+    def init(address, **_):
+        asked.append(address)
+        raise ConnectionError("stop here")
+
+    monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(start.ray, "init", init)
+    expected = "expected a running cluster at RAY_ADDRESS=auto" if joined else "Ray did not start on this machine"
+    with pytest.raises(RunError, match=f"stop here: {expected}"):
+        start_ray()
+    assert asked == ["auto" if joined else "local"]
