@@ -1,5 +1,9 @@
-"""The stage that holds the model: one per actor, on a GPU where there is one."""
+"""Stage 3, classify: the model in Ray actors, on GPUs if there are any; `score` and `evaluate` share it.
 
+Shapes: N rows, H, W, C channels, K classes, D features.
+"""
+
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +15,28 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
 from catsdogs import data
+from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import EvaluateConfig, ScoreConfig
-from catsdogs.saved import CheckpointFiles
+from catsdogs.predictions import build_predictions
 
+logger = logging.getLogger(__name__)
 CPU_BATCH_SIZE = 32
-GPU_BATCH_SIZE, GPU_BATCH_SIDE = 256, 224  # as many pixels at other sizes, and not more images
-ACTORS_PER_GPU = 2  # share a GPU, which waits for the Python of one
-GPU_MAX_CONCURRENCY = 2  # that each has in hand: it takes a batch from Ray while the model computes another
-MAX_READY_BATCHES = 32  # of decoded images for each model on a CPU: memory does not grow with the number of files
+GPU_BATCH_SIZE, GPU_BATCH_SIDE = 256, 224  # larger images reduce it to the same number of pixels
+ACTORS_PER_GPU = 2  # one runs Python while the GPU computes for the other
+GPU_MAX_CONCURRENCY = 2  # batches per actor: it fetches one from Ray while the model computes another
+MAX_READY_BATCHES = 32  # decoded batches that wait for each model on a CPU
 
 
 @dataclass(frozen=True)
 class ClassifyOptions:
-    """How many models run where, and on what."""
+    """How many models run, on which devices and with which batch size.
+
+    On GPUs there is one model per GPU, and ACTORS_PER_GPU actors per model, each with a replica.
+    """
 
     checkpoint: CheckpointFiles
     precision: str
-    num_actors: int
+    num_models: int
     use_gpu: bool
     cpus: data.CpuAllocation
     batch_size: int
@@ -35,134 +44,150 @@ class ClassifyOptions:
 
     @classmethod
     def from_config(
-        cls, config: EvaluateConfig | ScoreConfig, model: CheckpointFiles, allow_gpu_jpegs: bool
+        cls, config: EvaluateConfig | ScoreConfig, checkpoint: CheckpointFiles, allow_gpu_jpegs: bool
     ) -> "ClassifyOptions":
-        """Choose from a command's settings and what the cluster has; other than `fastest`, pixels are training's."""
+        """Choose the options by the settings of a command and the resources of the cluster.
+
+        Args:
+            allow_gpu_jpegs: decode JPEGs on GPUs that have the hardware; its pixels differ slightly from training's.
+        """
         use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_actors or 1)
-        num_actors = config.num_actors or data.default_num_actors(use_gpu)
+        num_models = config.num_actors or data.default_num_actors(use_gpu)
         return cls(
-            checkpoint=model,
+            checkpoint=checkpoint,
             precision=config.precision,
-            num_actors=num_actors,
+            num_models=num_models,
             use_gpu=use_gpu,
-            cpus=data.allocate_cpus(num_actors),
-            batch_size=config.batch_size or default_batch_size(use_gpu, model.preprocessing.img_size),
+            cpus=data.allocate_cpus(num_models),
+            batch_size=config.batch_size or default_batch_size(use_gpu, checkpoint.preprocessing.img_size),
             gpu_decodes=allow_gpu_jpegs and use_gpu and data.gpus_decode_jpegs(),
         )
 
     @property
-    def device_name(self) -> str:
-        """Where the models run."""
-        return "gpu" if self.use_gpu else "cpu"
-
-    @property
-    def actors_per_gpu(self) -> int:
-        """How many share a device."""
+    def actors_per_model(self) -> int:
+        """Number of actors that share a model's GPU; 1 on CPUs."""
         return ACTORS_PER_GPU if self.use_gpu else 1
 
     @property
-    def max_concurrency(self) -> int:
-        """How many batches a process has in hand."""
-        return GPU_MAX_CONCURRENCY if self.use_gpu else 1
-
-    @property
     def parallelism(self) -> dict[str, int]:
-        """How many read, decode and label at once."""
+        """Number of processes that read, decode and classify."""
         decoders = data.count_decoders(self.cpus)
-        return {"read": decoders, "decode": decoders, "model": self.num_actors * self.actors_per_gpu}
+        return {"read": decoders, "decode": decoders, "model": self.num_models * self.actors_per_model}
 
-    def stage(self, max_pixels: int) -> data.DecodeForInference:
-        """Make the stage before the model's."""
-        return data.DecodeForInference(self.checkpoint.preprocessing, max_pixels, self.batch_size, self.gpu_decodes)
+    def build_decode_stage(self, max_pixels: int) -> data.DecodeForInference:
+        """Build the stage that reads and decodes the batches of `Classifier`."""
+        preprocessing = self.checkpoint.preprocessing
+        return data.DecodeForInference(preprocessing, max_pixels, self.batch_size, gpu_jpegs=self.gpu_decodes)
 
 
 def default_batch_size(use_gpu: bool, img_size: int) -> int:
-    """Choose how many images go through a model at once."""
-    return max(1, min(GPU_BATCH_SIZE, GPU_BATCH_SIZE * GPU_BATCH_SIDE**2 // img_size**2)) if use_gpu else CPU_BATCH_SIZE
+    """Choose the batch size for a device."""
+    if not use_gpu:
+        return CPU_BATCH_SIZE
+    return max(1, min(GPU_BATCH_SIZE, GPU_BATCH_SIZE * GPU_BATCH_SIDE**2 // img_size**2))
 
 
 class Classifier:
-    """A Ray Data actor: decoded rows -> the columns of the output."""
+    """Callable class for `map_batches`: converts decoded rows to the columns of the output.
+
+    `__init__` stores an exception, and `__call__` raises it: Ray 2.60 delivers an exception of `__init__` as text only,
+    after 8 to 30 s.
+    """
 
     def __init__(
         self,
         checkpoint_ref: Any,
-        stage: data.DecodeForInference,
+        decode_stage: data.DecodeForInference,
         precision: str,
-        actors_here: int,
+        cpu_models_per_node: int,
         passthrough: Sequence[str],
         save_embeddings: bool,
     ) -> None:
-        from catsdogs import checkpoint, predict  # none of these is above: the driver can do without torch
-        from catsdogs.data.gpu_jpegs import JpegDecoder
-
-        found = checkpoint.unpack(ray.get(checkpoint_ref))
-        predict.configure_threads_and_malloc(actors_here)
-        device = predict.select_device(ray.get_gpu_ids())
-        self._carried = passthrough
+        self._passthrough = passthrough
         self._save_embeddings = save_embeddings
-        self._class_names = found.class_names
-        self._img_size = found.preprocessing.img_size
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self._decoder = JpegDecoder(stage, device, restarted) if stage.gpu_jpegs else None
-        self._predictions = predict.build_predictions
-        self._predictor, self._device_precision = predict.build_checked_predictor(
-            found.model, found.preprocessing, precision, device
-        )
+        self._failure: Exception | None = None
+        try:
+            from catsdogs import predict, process_setup  # not at the top: the driver does not import torch
+            from catsdogs.data.gpu_jpegs import JpegDecoder
+
+            files: CheckpointFiles = ray.get(checkpoint_ref)
+            process_setup.configure_threads_and_malloc(cpu_models_per_node)
+            device = process_setup.select_device(ray.get_gpu_ids())
+            self._class_names = files.class_names
+            self._img_size = files.preprocessing.img_size
+            is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+            self._decoder = JpegDecoder(decode_stage, device, is_restarted) if decode_stage.gpu_jpegs else None
+            self._predictor, self._device_precision = predict.build_checked_predictor(
+                files.load_state_dict(), files.preprocessing, precision, device
+            )
+        except Exception as error:
+            logger.debug("the classifier did not start", exc_info=True)
+            self._failure = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Label one batch; beside the output's columns come what is carried, `engine`, and `model_s`, its time."""
-        began = time.monotonic()
-        images_NHWC: Any = None  # an array, or a tensor on a GPU
+        """Classify one batch.
+
+        Args:
+            rows: decoded rows; `image` is read-only, a view into Ray's object store.
+
+        Returns:
+            The columns of the output, the `passthrough` columns, `device_precision`, and `model_s`: the seconds of the
+            batch divided by its rows.
+        """
+        if self._failure is not None:
+            raise self._failure
+        start_s = time.monotonic()
+        images_NHWC: Any  # an array, or a tensor on a GPU
         if self._decoder is None:
             images_NHWC = data.view_images(rows, self._img_size)
         else:
             rows, images_NHWC = self._decoder(rows)
         features_ND = self._predictor.embed(images_NHWC)
-        probs_NK = self._predictor.label(features_ND)
-        labelled = self._predictions(rows, probs_NK, self._class_names, features_ND if self._save_embeddings else None)
-        seconds = (time.monotonic() - began) / max(1, rows.num_rows)
-        for name in self._carried:
-            labelled = labelled.append_column(name, rows[name])
-        labelled = labelled.append_column(
-            "device_precision", pa.array([self._device_precision] * rows.num_rows, pa.string())
-        )
-        return labelled.append_column("model_s", pa.array(np.full(rows.num_rows, seconds, dtype=np.float32)))
+        probs_NK = self._predictor.classify(features_ND)
+        embeddings_ND = features_ND if self._save_embeddings else None
+        predictions = build_predictions(rows, probs_NK, self._class_names, embeddings_ND)
+        for name in self._passthrough:
+            predictions = predictions.append_column(name, rows[name])
+        device_precisions = pa.array([self._device_precision] * rows.num_rows, pa.string())
+        seconds = (time.monotonic() - start_s) / max(1, rows.num_rows)
+        model_s = pa.array(np.full(rows.num_rows, seconds, dtype=np.float32))
+        return predictions.append_column("device_precision", device_precisions).append_column("model_s", model_s)
 
 
 def add_classifier(
     decoded: Dataset,
-    stage: data.DecodeForInference,
+    decode_stage: data.DecodeForInference,
     options: ClassifyOptions,
     passthrough: Sequence[str] = (),
     save_embeddings: bool = False,
 ) -> Dataset:
-    """Add the model's stage to a dataset of rows that `stage` decodes; a block in, a block out."""
-    actors_here = 1 if options.use_gpu else -(-options.num_actors // data.count_nodes())
-    constructor_args = (
-        ray.put(options.checkpoint),
-        stage,
-        options.precision,
-        actors_here,
-        passthrough,
-        save_embeddings,
-    )
-    # Ray Data's own stages reserve a whole one.
-    num_cpus = options.cpus.model / options.actors_per_gpu if options.cpus.free >= 1 else 0
-    if not options.use_gpu:  # decoding is many times faster, and would fill the object store
-        ready_bytes = options.num_actors * MAX_READY_BATCHES * stage.batch_bytes
+    """Add the classifier to a dataset that `decode_stage` decodes; each block becomes one block."""
+    cpu_models_per_node = 1 if options.use_gpu else -(-options.num_models // data.count_nodes())
+    checkpoint_ref = ray.put(options.checkpoint)
+    # With less than one free CPU, reserve none for models: Ray Data's helper tasks need a whole CPU.
+    num_cpus = options.cpus.model / options.actors_per_model if options.cpus.free >= 1 else 0
+    if not options.use_gpu:  # decoding is many times faster than the model: without a limit it fills the object store
+        ready_bytes = options.num_models * MAX_READY_BATCHES * decode_stage.batch_bytes
         limits = ExecutionResources.for_limits(object_store_memory=ready_bytes)
         decoded.context.execution_options.resource_limits = limits
-    return decoded.map_batches_internal(  # without a check of Ray's: on GPUs, it allows no blocks as they come
+    return decoded.map_batches(
         Classifier,
-        fn_constructor_args=constructor_args,
-        batch_size=None,
+        fn_constructor_args=(
+            checkpoint_ref,
+            decode_stage,
+            options.precision,
+            cpu_models_per_node,
+            passthrough,
+            save_embeddings,
+        ),
+        # Blocks are batches already. With GPUs, Ray Data requires a size and joins smaller blocks.
+        batch_size=decode_stage.batch_size if options.use_gpu else None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            size=options.num_actors * options.actors_per_gpu,
-            max_concurrent_calls_per_actor=options.max_concurrency,  # of which one is in the model's stage
+            size=options.num_models * options.actors_per_model,
+            max_concurrent_calls_per_actor=GPU_MAX_CONCURRENCY if options.use_gpu else 1,
         ),
         num_cpus=num_cpus,
-        num_gpus=1 / options.actors_per_gpu if options.use_gpu else None,
+        num_gpus=1 / options.actors_per_model if options.use_gpu else None,
     )

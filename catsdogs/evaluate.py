@@ -1,4 +1,4 @@
-"""Score a labelled folder, then metrics."""
+"""Classify a labelled folder with the stages of `score`, and compute metrics."""
 
 import dataclasses
 import json
@@ -6,21 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from catsdogs import data, metrics, saved, storage
+from catsdogs import data, metrics, storage
+from catsdogs.checkpoint import read_checkpoint
 from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, list_evaluation, reindex_labels
-from catsdogs.progress import Message, Progress, StageProgress, silent
-from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
-from catsdogs.score.parts import build_file_metadata
+from catsdogs.progress import Progress, StageProgress, report_failed_rows, silent
+from catsdogs.ray_errors import to_run_error
+from catsdogs.schema import PREDICTIONS, parquet_bytes
 from catsdogs.start import start_ray
 
 METRICS, ROWS = "metrics.json", "predictions.parquet"
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Label every file of a labelled folder and compare; the content of `metrics.json`.
+    """Classify every file of a labelled folder; return the content of `metrics.json`.
 
     Raises:
         InputError: the folder or the checkpoint cannot be used, or their classes differ.
@@ -32,50 +33,41 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         checkpoint=storage.absolute(config.checkpoint),
         output=storage.absolute(config.output),
     )
-    storage.list_names(config.output)  # a file in its place is an error now, not after the work
-    model = saved.read(config.checkpoint)
+    storage.list_names(config.output)  # fails now, not after the work, if the path is a file
+    checkpoint = read_checkpoint(config.checkpoint)
     labelled = list_evaluation(config.data_dir, config.split, progress)
-    check_same_classes(model.class_names, labelled.class_names, "the checkpoint", config.data_dir)
+    check_same_classes(checkpoint.class_names, labelled.class_names, "the checkpoint", config.data_dir)
     start_ray()
-    options = ClassifyOptions.from_config(config, model, allow_gpu_jpegs=False)
-    predicted = _predict(reindex_labels(labelled, model.class_names), options, progress)
-    predictions = predicted.select(PREDICTIONS.names)
-    _report_failed(predictions, progress)
-    device_precisions = sorted(predicted["device_precision"].unique().to_pylist())
-    result = metrics.compute_metrics(predictions, model.class_names) | {
-        "device_precisions": device_precisions,
-        "model_sha256": model.sha256,
+    options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=False)
+    rows = _predict(reindex_labels(labelled, checkpoint.class_names), options, progress)
+    predictions = rows.select(PREDICTIONS.names)
+    report_failed_rows(predictions, "images have no label and count as incorrect", progress)
+    result = metrics.compute_metrics(predictions, checkpoint.class_names) | {
+        "device_precisions": sorted(rows["device_precision"].unique().to_pylist()),
+        "model_sha256": checkpoint.sha256,
     }
-    _write(config, predictions, result, model)
+    content = parquet_bytes(predictions.replace_schema_metadata(checkpoint.parquet_metadata()))
+    storage.write_bytes(storage.join(config.output, ROWS), content)
+    storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())
     return result
 
 
 def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> pa.Table:
-    stage = options.stage(MAX_PIXELS)
-    decoded = data.read_and_decode(files, stage, options.cpus.decode)
-    tables: list[pa.Table] = []
-    done = 0
+    decode_stage = options.build_decode_stage(MAX_PIXELS)
+    decoded = data.read_and_decode(files, decode_stage, options.cpus.decode)
+    tables = []
+    num_rows = 0
     try:
-        with data.without_cluster_actors():
-            rows: pa.Table
-            for rows in add_classifier(decoded, stage, options).iter_batches(batch_size=None, batch_format="pyarrow"):
-                tables.append(rows)
-                done += rows.num_rows
-                progress(StageProgress("evaluate", done, files.num_rows))
-    except Exception as error:
-        raise data.to_run_error(error, "evaluation", "nothing was written") from error
-    return pa.concat_tables(tables).sort_by("path")
-
-
-def _report_failed(predictions: pa.Table, progress: Progress) -> None:
-    failed = [row for row in predictions.select(["path", "status", "error"]).to_pylist() if row["status"] != OK]
-    if failed:
-        progress(Message(f"{len(failed)} images have no label and count as wrong"))
-    for row in failed[:10]:
-        progress(Message(f"  {row['path']}: {row['status']}, {row['error']}"))
-
-
-def _write(config: EvaluateConfig, predictions: pa.Table, result: dict[str, Any], model: saved.CheckpointFiles) -> None:
-    content = parquet_bytes(predictions.replace_schema_metadata(build_file_metadata(model)))
-    storage.write_bytes(storage.join(config.output, ROWS), content)
-    storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())
+        classified = add_classifier(decoded, decode_stage, options)
+        with data.quiet_ray_loggers(), data.without_cluster_actors():
+            table: pa.Table
+            for table in classified.iter_batches(batch_size=None, batch_format="pyarrow"):
+                tables.append(table)
+                num_rows += table.num_rows
+                progress(StageProgress("evaluate", num_rows, files.num_rows))
+    except Exception as error:  # noqa: BLE001 - `cause` is raised
+        cause = to_run_error(error, "evaluation", "nothing was written")
+        raise cause from (error.__cause__ if cause is error else None)
+    rows = pa.concat_tables(tables).sort_by("path")
+    assert rows["path"].to_pylist() == sorted(files["path"].to_pylist()), "not one row for each listed file"
+    return rows

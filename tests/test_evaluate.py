@@ -1,30 +1,38 @@
-"""evaluate() on the session's Ray: files without a label count, classes are matched by name."""
+"""evaluate() on the session's Ray: failed files count as incorrect, classes are matched by name."""
 
 import json
 import shutil
 
 import pytest
-import torch
 
-from catsdogs import checkpoint
+from catsdogs import data
+from catsdogs.checkpoint import read_checkpoint, write_checkpoint
+from catsdogs.cli import main
 from catsdogs.config import EvaluateConfig
 from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
+from catsdogs.start import start_ray
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def config_for(root, checkpoint, output):
+def build_config(root, checkpoint, output):
     return EvaluateConfig(data_dir=str(root), checkpoint=str(checkpoint), output=str(output), precision="fp32")
 
 
-def test_files_without_a_label_count_as_wrong(red_blue_root, red_blue_checkpoint, tmp_path):
+def test_failed_files_count_as_incorrect_and_classes_are_matched_by_name(red_blue_root, red_blue_checkpoint, tmp_path):
+    """The checkpoint has the classes in another order than the folder."""
     root = tmp_path / "data"
     shutil.copytree(red_blue_root / "validation", root)
     (root / "red" / "broken.jpg").write_bytes(b"")
     (root / "blue" / "deeper").mkdir()
     shutil.move(root / "blue" / "00.jpg", root / "blue" / "deeper" / "00.jpg")
-    metrics = evaluate(config_for(root, red_blue_checkpoint, tmp_path / "out"))
+    checkpoint = read_checkpoint(str(red_blue_checkpoint))
+    state = checkpoint.load_state_dict()
+    state |= {name: state[name].flip(0) for name in ("fc.weight", "fc.bias")}
+    write_checkpoint(str(tmp_path / "swapped"), state, ("red", "blue"), checkpoint.preprocessing)
+    metrics = evaluate(build_config(root, tmp_path / "swapped", tmp_path / "out"))
+    assert metrics["class_names"] == ["red", "blue"]
     assert (metrics["n"], metrics["failed"]) == (15, 1)
     assert metrics["accuracy"] == pytest.approx(14 / 15)
     assert metrics["confusion_matrix"] == [[7, 0], [0, 7]]
@@ -33,19 +41,29 @@ def test_files_without_a_label_count_as_wrong(red_blue_root, red_blue_checkpoint
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
 
 
-def test_classes_are_matched_by_name_whatever_their_order(red_blue_root, red_blue_checkpoint, tmp_path):
-    model = checkpoint.load(str(red_blue_checkpoint))
-    with torch.no_grad():
-        model.model.fc.weight.copy_(model.model.fc.weight.flip(0))
-    checkpoint.save(str(tmp_path / "swapped"), model.model, ("red", "blue"), model.preprocessing)
-    metrics = evaluate(config_for(red_blue_root, tmp_path / "swapped", tmp_path / "out"))
-    assert metrics["class_names"] == ["red", "blue"]
-    assert metrics["accuracy"] == 1.0
-
-
-def test_other_classes_than_the_checkpoint_has_are_refused(red_blue_root, red_blue_checkpoint, tmp_path):
+def test_other_classes_than_those_of_the_checkpoint_are_refused(red_blue_root, red_blue_checkpoint, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(red_blue_root / "validation", root)
     (root / "red").rename(root / "green")
     with pytest.raises(InputError, match=r"only in the checkpoint: 'red'; only in .*: 'green'"):
-        evaluate(config_for(root, red_blue_checkpoint, tmp_path / "out"))
+        evaluate(build_config(root, red_blue_checkpoint, tmp_path / "out"))
+
+
+def test_a_lost_row_is_no_result(red_blue_root, red_blue_checkpoint, tmp_path, monkeypatch):
+    read_and_decode = data.read_and_decode
+    monkeypatch.setattr(data, "read_and_decode", lambda files, *settings: read_and_decode(files.slice(1), *settings))
+    with pytest.raises(AssertionError, match="not one row for each listed file"):
+        evaluate(build_config(red_blue_root, red_blue_checkpoint, tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_evaluate_exits_3_if_every_row_failed(red_blue_checkpoint, tmp_path, capsys):
+    start_ray()  # or the command would end the session's Ray when it returns
+    for label in ("blue", "red"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "empty.jpg").write_bytes(b"")
+    arguments = ["--data-dir", tmp_path / "data", "--checkpoint", red_blue_checkpoint, "--output", tmp_path / "out"]
+    assert main(["evaluate", *map(str, arguments)]) == 3
+    assert "2 of 2 images have no label" in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["n"], metrics["failed"]) == (2, 2)

@@ -1,13 +1,12 @@
-"""Every crash point of a scoring: dead after each operation on the disk or the store, then resumed.
+"""Every crash point of a scoring run: the driver dies after each operation on the disk, then the run resumes.
 
-Dead after k operations is dead before the next; two crashes that leave the same files are one.
-
-A dead driver does nothing more, so after the crash every further operation is refused, those of clean-up too. Its lease
-is that of a process that is gone. The oracle: the rows of an undisturbed run, the proof holds, no other file is there;
-and at the crash itself `_SUCCESS` stands only where the proof holds.
+After the crash every further operation is refused, those of clean-up too, and the process of the lease is gone. Crashes
+that leave the same files are tested once. Expected: the rows of an undisturbed run, `verify` passes, no unknown file
+exists; and at the crash itself `_SUCCESS` exists only if `verify` passes.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -19,17 +18,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from scoring import check_output, fill, read_rows, scored
+from scoring import check_output, read_rows, run_scoring, write_images
 
 from catsdogs import report
 from catsdogs.config import VerifyConfig
-from catsdogs.score import lease, verify
+from catsdogs.score import lease, run_files, verify
 from catsdogs.score.lease import LEASE
 from catsdogs.score.plan import REPORT, SUMMARY
 from catsdogs.storage import writing
 
-EVERY = 7  # crash point of a resume; from one state to the next they shift
-TIMED = (LEASE, SUMMARY, REPORT)  # files that tell the time
+EVERY = 7  # of a resume, each 7th crash point; the first one differs from state to state
+TIMED = (LEASE, SUMMARY, REPORT)  # files with times in them
 OPERATIONS = ("link", "replace", "unlink", "fsync", "makedirs")
 
 
@@ -38,14 +37,14 @@ class Crash(BaseException):
 
 
 class Disk:
-    """Lets so many operations through, and then no more."""
+    """Allows a number of operations, then raises Crash."""
 
     def __init__(self) -> None:
         self.num_operations = 0
         self._allowed: float = math.inf
 
     def allow(self, operations: float) -> None:
-        """Count from here."""
+        """Restart the count."""
         self.num_operations, self._allowed = 0, operations
 
     def __call__(self, operation: Callable) -> Callable:
@@ -64,16 +63,16 @@ def disk(monkeypatch) -> Disk:
     names = {name: getattr(os, name) for name in dir(os)} | {name: disk(getattr(os, name)) for name in OPERATIONS}
     monkeypatch.setattr(writing, "os", SimpleNamespace(**names | {"fsync": disk(lambda _: None)}))
     monkeypatch.setattr(writing, "open", disk(open), raising=False)
-    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
-    monkeypatch.setattr(report, "confidence", lambda *_: report.facts({}))  # its drawing takes longer than all else
+    monkeypatch.setattr(report, "confidence", lambda *_: report.facts({}))  # drawing takes longer than all else
+    monkeypatch.setattr(run_files, "version", functools.cache(run_files.version))  # a fourth of the time
     lives = itertools.count()
-    monkeypatch.setattr(lease, "started", lambda _: str(next(lives)))  # whoever left a lease is dead
+    monkeypatch.setattr(lease, "read_start_time", lambda _: str(next(lives)))  # the process of an old lease is dead
     return disk
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Make a folder in memory where there is one: thousands of small files come and go."""
+    """Create a folder in memory if possible, for thousands of small files."""
     memory = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(prefix="catsdogs-crashes-", dir=memory if memory.is_dir() else None))
     yield path
@@ -81,14 +80,14 @@ def folder() -> Iterator[Path]:
 
 
 def prepare_first(folder: Path) -> dict:
-    fill(folder / "in", **{name: name for name in "abcd"})
+    write_images(folder / "in", **{name: name for name in "abcd"})
     return {}
 
 
 def prepare_grown(folder: Path) -> dict:
     prepare_first(folder)
-    scored(folder / "in", folder / "out")
-    fill(folder / "in", a0="new", b="changed", d="changed", e="new")
+    run_scoring(folder / "in", folder / "out")
+    write_images(folder / "in", a0="new", b="changed", d="changed", e="new")
     return {}
 
 
@@ -96,16 +95,21 @@ def prepare_retry(folder: Path) -> dict:
     manifest = folder / "m.txt"
     manifest.write_text("".join(f"{folder}/in/{name}.jpg\n" for name in "abcdef"))
     prepare_first(folder)
-    scored(manifest, folder / "out")
-    fill(folder / "in", e="late", f="late")
+    run_scoring(manifest, folder / "out")
+    write_images(folder / "in", e="late", f="late")
     return {"source": manifest, "retry_failed": True}
 
 
 SCENARIOS = {"first": (prepare_first, 4), "grown": (prepare_grown, 6), "retry": (prepare_retry, 6)}
 
 
+def copy_links(source: Path, target: Path) -> None:
+    """Copy a folder with hard links: `score` replaces files, it never changes one in place."""
+    shutil.copytree(source, target, copy_function=os.link)
+
+
 class Trial:
-    """One scenario, of which every state that a crash leaves is kept once."""
+    """A scenario; keeps each different state that a crash leaves."""
 
     def __init__(self, folder: Path, disk: Disk, name: str) -> None:
         prepare, self._num_rows = SCENARIOS[name]
@@ -120,9 +124,9 @@ class Trial:
         self._expected = read_rows(str(self._output))
 
     def crash(self, state: Path, operations: int) -> None:
-        """Begin from a state and die; where that leaves a new one, resume, and hold the end against the oracle."""
+        """Start from a state and crash; if that leaves a new state, resume and check the output."""
         shutil.rmtree(self._output)
-        shutil.copytree(state, self._output)
+        copy_links(state, self._output)
         self._score(operations)
         if (self._output / "_SUCCESS").exists():
             verify(VerifyConfig(output=str(self._output)))
@@ -134,13 +138,13 @@ class Trial:
     def _score(self, operations: float = math.inf) -> int:
         self._disk.allow(operations)
         with contextlib.suppress(Crash):
-            scored(**self._settings, output=self._output)
+            run_scoring(**self._settings, output=self._output)
         num_operations = self._disk.num_operations
         self._disk.allow(math.inf)
         return num_operations
 
     def _keep(self) -> bool:
-        """Keep the files that are there; whether they are new but for whose lease it is."""
+        """Keep the present files; return whether they differ from those of all states, times aside."""
         files = sorted(path for path in self._output.rglob("*") if path.is_file())
         names = [re.sub(r"[.][0-9a-f]{16}$", "", str(path.relative_to(self._output))) for path in files]
         contents = [path.name.endswith(TIMED) or path.read_bytes() for path in files]
@@ -149,16 +153,16 @@ class Trial:
             return False
         self._seen.add(state)
         self.states.append(self._folder / f"state{len(self._seen)}")
-        shutil.copytree(self._output, self.states[-1])
+        copy_links(self._output, self.states[-1])
         return True
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_every_crash_point_resumes_to_the_undisturbed_rows(scenario, folder, disk):
+def test_a_run_resumes_from_every_crash_point_to_the_undisturbed_rows(scenario, folder, disk):
     trial = Trial(folder, disk, scenario)
     for operations in range(trial.num_operations):
         trial.crash(trial.states[0], operations)
     assert len(trial.states) > 20
-    for i, state in enumerate(list(trial.states)):  # during the resume too
+    for i, state in enumerate(list(trial.states)):  # crashes during the resume
         for operations in range(i % EVERY, trial.num_operations, EVERY):
             trial.crash(state, operations)

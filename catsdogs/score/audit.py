@@ -1,41 +1,46 @@
-"""The proof: every listed file has exactly one row, and no other row is there; from the files alone.
+"""Stage 5, audit: check from the files alone that every listed file has exactly one row.
 
-Within a shard the part's paths are its manifest's, ascending and so distinct; within one listing shards ascend, which
-leaves only several listings to be merged. Memory is that of a few shards, whatever their number.
+1. The paths of each part are those of its manifest.
+2. Within a listing, paths ascend from shard to shard, so they are distinct.
+3. No path is in two listings: a merge of the sorted listings would show it twice in a row.
+
+Needs the memory of a few shards.
 """
 
-import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
+from catsdogs.config import VerifyConfig
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Progress, StageProgress
-from catsdogs.schema import OK, STATUSES, read_table
-from catsdogs.score.entries import sort_key
-from catsdogs.score.parts import NUM_BINS, PartRecord, read_records, unreadable
-from catsdogs.score.plan import MANIFEST, Plan, part_name, read_files
+from catsdogs.progress import Progress, StageProgress, silent
+from catsdogs.schema import OK, STATUSES
+from catsdogs.score.listing import iter_planned_files, sort_key
+from catsdogs.score.parts import NUM_BINS, DamagedOutputError, PartRecord, read_records, read_tables
+from catsdogs.score.plan import MANIFEST, RUN, SUCCESS, SUMMARY, Plan, parse_record, part_name
 
-SHARDS_PER_READ = 8  # shards whose files are read together
-MAX_EXAMPLES = 50  # failed rows that the report names
+SHARDS_PER_READ = 8  # shards whose files are read at once
+MAX_EXAMPLES = 50  # failed rows that the report shows
 COLUMNS = ["path", "status", "label", "prob", "error"]
 
 
 @dataclass
 class Totals:
-    """What all parts hold together."""
+    """Counts of the rows of all parts; `stale` has the correct records of parts whose own is missing or differs."""
 
     rows: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
     by_label: Counter[str] = field(default_factory=Counter)
     histogram: list[int] = field(default_factory=lambda: [0] * NUM_BINS)
     examples: list[tuple[str, str, str]] = field(default_factory=list)
+    stale: list[PartRecord] = field(default_factory=list)
 
     def add(self, record: PartRecord, table: pa.Table) -> None:
         """Add one part."""
@@ -47,106 +52,124 @@ class Totals:
             failed = table.filter(pc.not_equal(table["status"], OK)).slice(0, MAX_EXAMPLES - len(self.examples))
             self.examples += [(row["path"], row["status"], row["error"] or "") for row in failed.to_pylist()]
 
+    def summarize(self, plan: Plan, class_names: list[str]) -> dict[str, Any]:
+        """Build the entries of `_summary.json` that the files determine."""
+        return {
+            "listed": plan.num_files,
+            "rows": self.rows,
+            "by_status": dict(sorted(self.by_status.items())),
+            "by_label": {name: self.by_label.get(name, 0) for name in class_names},
+            "unlisted": plan.unlisted,
+        }
 
-def audit(plan: Plan, progress: Progress, on_mismatch: Callable[[PartRecord], None]) -> Totals:
-    """Read everything back and compare both ways.
 
-    Args:
-        on_stale: takes the right record of a part whose own is missing or says something else.
+def verify(config: VerifyConfig, progress: Progress = silent) -> dict[str, Any]:
+    """Audit a finished output, its records and its summary; return the counts of its rows.
 
     Raises:
-        RunError: names the first thing that is wrong.
+        InputError: there is no output of a scoring run.
+        RunError: the first difference that was found.
     """
+    output = storage.absolute(config.output)
+    uri = storage.join(output, RUN)
+    found = storage.read_versioned(uri)
+    if found is None:
+        raise InputError(f"--output {output}: expected the output of a scoring run, found no {RUN}")
+    class_names = parse_record(uri, found[0])["class_names"]
+    try:
+        return _verify(output, class_names, progress)
+    except DamagedOutputError as error:
+        repair = f"then remove {SUCCESS} there, if it exists, and run the same score command again"
+        raise RunError(f"{error}; {repair}") from error
+
+
+def _verify(output: str, class_names: list[str], progress: Progress) -> dict[str, Any]:
+    plan = Plan.load(output)
+    totals = audit(plan, progress)
+    if totals.stale:
+        raise DamagedOutputError(f"{output}: the record of {totals.stale[0].part} is missing or wrong")
+    if storage.read_versioned(storage.join(output, SUCCESS)) is None:
+        raise DamagedOutputError(f"{output}: all rows are there, but no {SUCCESS}")
+    uri = storage.join(output, SUMMARY)
+    try:
+        summary = parse_record(uri, storage.read_bytes(uri))
+    except InputError as error:
+        raise DamagedOutputError(str(error)) from error
+    counts = totals.summarize(plan, class_names)
+    for name, value in counts.items():
+        if summary.get(name) != value:
+            raise DamagedOutputError(f"{uri}: expected {name} {value}, found {summary.get(name)}")
+    return counts
+
+
+def audit(plan: Plan, progress: Progress) -> Totals:
+    """Compare all parts with their manifests; DamagedOutputError at the first difference."""
     _check_names(plan)
     totals = Totals()
-    last: dict[int, bytes] = {}
+    last_keys: dict[int, bytes] = {}
     for start in range(0, len(plan.sizes), SHARDS_PER_READ):
         shards = range(start, min(start + SHARDS_PER_READ, len(plan.sizes)))
         records = read_records(plan.output, shards)
-        for shard, table, record in zip(shards, _iter_checked_parts(plan, shards, last), records, strict=True):
-            found = PartRecord.from_table(part_name(shard), table)
-            if found != record:
-                on_mismatch(found)
-            totals.add(found, table)
+        for shard, part, record in zip(shards, _iter_checked_parts(plan, shards, last_keys), records, strict=True):
+            counted = PartRecord.from_table(part_name(shard), part)
+            if counted != record:
+                totals.stale.append(counted)
+            totals.add(counted, part)
             progress(StageProgress("check", totals.rows, plan.num_files))
-    _check_listings(plan)
+    if len(plan.listing_first_shards) > 1:
+        _check_listings(plan)
     return totals
 
 
 def _check_names(plan: Plan) -> None:
     if plan.listing_cursor is not None:
-        raise RunError(f"{plan.output}: its listing is not finished")
-    incomplete = plan.rescore_shards()
-    if incomplete:
-        raise RunError(f"{plan.output}: rows of {len(incomplete)} parts wait to be labelled again")
+        raise DamagedOutputError(f"{plan.output}: its listing is not finished")
+    if shards := plan.rescore_shards():
+        raise DamagedOutputError(f"{plan.output}: rows of {len(shards)} parts are to be scored again")
     found = {name for name in storage.list_names(plan.output) if name.startswith("part-")}
     expected = {part_name(shard) for shard in range(len(plan.sizes))}
     if missing := sorted(expected - found):
-        raise RunError(f"{plan.output}: {len(missing)} parts are missing, {missing[0]} first")
+        raise DamagedOutputError(f"{plan.output}: {len(missing)} parts are missing, {missing[0]} first")
     if foreign := sorted(found - expected):
-        raise RunError(f"{plan.output}/{foreign[0]}: no part of this scoring; move it away")
+        raise DamagedOutputError(f"{plan.output}/{foreign[0]}: no part of this scoring run; move it away")
 
 
-def _iter_checked_parts(plan: Plan, shards: range, last: dict[int, bytes]) -> Iterator[pa.Table]:
-    uris = [uri for shard in shards for uri in (plan.part_uri(shard), plan.manifest_uri(shard))]
-    fetched = storage.fetch([storage.Entry(uri) for uri in uris])
-    tables = [_table(uri, file) for uri, file in zip(uris, fetched, strict=True)]
-    for i, shard in enumerate(shards):
-        part, manifest = tables[2 * i : 2 * i + 2]
+def _iter_checked_parts(plan: Plan, shards: range, last_keys: dict[int, bytes]) -> Iterator[pa.Table]:
+    """Check shards and yield their parts; `last_keys` has the last key of each listing, by its first shard."""
+    parts = read_tables([plan.part_uri(shard) for shard in shards], COLUMNS)
+    manifests = read_tables([plan.manifest_uri(shard) for shard in shards], ["path"])
+    for shard, part, manifest in zip(shards, parts, manifests, strict=True):
         _check_shard(plan, shard, part, manifest)
-        keys = _keys(manifest["path"])
-        generation = max(first for first in plan.listing_first_shards if first <= shard)
-        ascending = np.asarray(pc.less(keys[:-1], keys[1:])) if len(keys) > 1 else np.array([True])
-        if not ascending.all() or keys[0].as_py() <= last.get(generation, b""):
-            raise RunError(f"{plan.manifest_uri(shard)}: expected ascending paths, each once")
-        last[generation] = keys[-1].as_py()
+        keys = _sort_keys(manifest["path"])
+        listing = max(first for first in plan.listing_first_shards if first <= shard)
+        is_ascending = np.asarray(pc.less(keys[:-1], keys[1:])).all() if len(keys) > 1 else True
+        if not is_ascending or keys[0].as_py() <= last_keys.get(listing, b""):
+            raise DamagedOutputError(f"{plan.manifest_uri(shard)}: expected ascending paths, each once")
+        last_keys[listing] = keys[-1].as_py()
         yield part
-
-
-def _table(uri: str, fetched: storage.Fetched) -> pa.Table:
-    try:
-        if fetched.image_bytes is None:
-            raise InputError(f"it cannot be read: {fetched.error}")
-        columns = ["path"] if f"/{MANIFEST}/" in uri else COLUMNS
-        return read_table(fetched.image_bytes, columns)
-    except (InputError, pa.ArrowException) as error:
-        raise unreadable(uri, error) from error
 
 
 def _check_shard(plan: Plan, shard: int, part: pa.Table, manifest: pa.Table) -> None:
     uri = plan.part_uri(shard)
     if manifest.num_rows != plan.sizes[shard] or part.num_rows != manifest.num_rows:
-        raise RunError(f"{uri}: expected {plan.sizes[shard]} rows, found {part.num_rows}; {_REMOVE}")
+        raise DamagedOutputError(f"{uri}: expected {plan.sizes[shard]} rows, found {part.num_rows}; remove it")
     if not part["path"].equals(manifest["path"]) and part["path"].to_pylist() != sorted(manifest["path"].to_pylist()):
-        raise RunError(f"{uri}: its rows are not the files of its plan; {_REMOVE}")
+        raise DamagedOutputError(f"{uri}: its rows are not the files of its plan; remove it")
     if unknown := set(part["status"].unique().to_pylist()) - set(STATUSES):
-        raise RunError(f"{uri}: unknown status {sorted(map(str, unknown))[0]}; {_REMOVE}")
-    labelled = np.asarray(pc.is_valid(part["label"]))
-    if not np.array_equal(labelled, np.asarray(pc.equal(part["status"], OK))):
-        raise RunError(f"{uri}: expected a label where the status is ok, and nowhere else; {_REMOVE}")
+        raise DamagedOutputError(f"{uri}: unknown status {sorted(map(str, unknown))[0]}; remove it")
+    has_label = np.asarray(pc.is_valid(part["label"]))
+    if not np.array_equal(has_label, np.asarray(pc.equal(part["status"], OK))):
+        raise DamagedOutputError(f"{uri}: expected a label where the status is ok, and nowhere else; remove it")
 
 
-_REMOVE = "remove it"
-
-
-def _keys(paths: pa.ChunkedArray) -> pa.Array:
-    quoted = pc.any(pc.starts_with(paths, "file://")).as_py()
-    if quoted:
+def _sort_keys(paths: pa.ChunkedArray) -> pa.Array:
+    if pc.any(pc.starts_with(paths, "file://")).as_py():
         return pa.array([sort_key(path) for path in paths.to_pylist()], pa.binary())
     return paths.combine_chunks().cast(pa.binary())
 
 
 def _check_listings(plan: Plan) -> None:
-    """Make sure that no path is in two listings."""
-    if len(plan.listing_first_shards) < 2:
-        return
-    ends = pairwise([*plan.listing_first_shards, len(plan.sizes)])
-    merged = heapq.merge(*(_paths(plan, first, end) for first, end in ends))
-    for path, following in pairwise(merged):
-        if path == following:
-            raise RunError(f"{plan.output}/{MANIFEST}: {path!r} is listed twice")
-
-
-def _paths(plan: Plan, first: int, end: int) -> Iterator[bytes]:
-    for shard in range(first, end):
-        yield from map(sort_key, read_files(plan.manifest_uri(shard))["path"].to_pylist())
+    """Check that no path is in two listings."""
+    for previous, current in pairwise(iter_planned_files(plan, len(plan.sizes))):
+        if previous.key == current.key:
+            raise DamagedOutputError(f"{plan.output}/{MANIFEST}: {current.path!r} is listed twice")

@@ -1,37 +1,56 @@
-"""The durable plan of an output: which files each part holds, and what of it is still open.
+"""The plan of an output, on storage: which files each part has, and which of them are not scored yet.
 
-`_manifest/part-00042.parquet` lists the files of the output's `part-00042.parquet`. `_manifest/_plan.json` says which
-of them count, and how far an unfinished listing came. `_manifest/_redo/part-00042.parquet` lists the rows of a
-finished part that are to be labelled again; it goes when that is done. So a shard is open where its part is not
-there, or where its redo is: resuming costs one listing of names, whatever the number of rows.
+    _manifest/_plan.json                    the size of each shard, and where an unfinished listing stopped
+    _manifest/part-00042.parquet            the manifest of shard 42: path, size and version of its files
+    part-00042.parquet                      their rows; a shard is pending while its part is missing
+    _manifest/_redo/part-00042.parquet      rows of a finished part to score again; removed once they are replaced
+
+To resume, a run lists these names; it reads no rows of finished parts.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.errors import InputError, RunError
-from catsdogs.schema import FILES, parquet_bytes, read_table
+from catsdogs.schema import parquet_bytes, read_table
 
 MANIFEST, RESCORE, PLAN = "_manifest", "_redo", "_plan.json"
 RUN, SUMMARY, SUCCESS, REPORT, STATS = "_run.json", "_summary.json", "_SUCCESS", "_report.html", "_stats"
-PLANNED = FILES.append(pa.field("shard", pa.int32(), nullable=False))
+# Keys of `_plan.json` and the attributes of Plan that they store.
+STORED_ATTRIBUTES = {
+    "sizes": "sizes",
+    "generations": "listing_first_shards",
+    "unlisted": "unlisted",
+    "listed_to": "listing_cursor",
+    "relisting": "relisting",
+    "other_files": "other_files",
+}
+
+
+def parse_record(uri: str, content: bytes) -> dict[str, Any]:
+    """Parse one of an output's JSON files; InputError if it is damaged."""
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{uri}: expected a record of catsdogs: {error!r}") from error
 
 
 def part_name(shard: int) -> str:
-    """Name the part of a shard."""
+    """Format the name of a shard's part."""
     return f"part-{shard:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class PendingShard:
-    """Files of one shard to label: all of them, or some again."""
+    """The files of a shard to score, listed at `uri`: all of them, or the rows of its part to score again."""
 
     shard: int
     uri: str
@@ -41,15 +60,16 @@ class PendingShard:
 
 @dataclass
 class Plan:
-    """The files of an output.
+    """The files of an output, in shards.
 
     Attributes:
-        sizes: rows of each shard.
-        generations: the first shard of each listing that added some; within one, paths ascend.
-        unlisted: what could not be listed, with the reason.
-        listed_to: the path up to which an unfinished listing came; None where it is finished.
-        relisting: another listing found something, and is to be gone on with.
-        version: of the file that was read or written last.
+        sizes: number of files of each shard.
+        listing_first_shards: the first shard of each listing that added files; within one listing, paths ascend.
+        unlisted: folders and files that could not be listed, with the reason.
+        listing_cursor: the last path of an unfinished listing; None if the listing is finished.
+        relisting: the unfinished listing is a later one, of a plan that was complete before.
+        other_files: number of files that are no images, by extension, as of the last listing that changed the plan.
+        version: version of `_plan.json` as it was last read or written.
     """
 
     output: str
@@ -58,32 +78,26 @@ class Plan:
     unlisted: dict[str, str] = field(default_factory=dict)
     listing_cursor: str | None = ""
     relisting: bool = False
+    other_files: dict[str, int] = field(default_factory=dict)
     version: str | None = None
 
     @classmethod
     def load(cls, output: str) -> "Plan":
-        """Read the plan of an output; one that is still empty where there is none.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        found = storage.read_versioned(storage.join(output, MANIFEST, PLAN))
+        """Read the plan of an output, or return an empty one; InputError if it cannot be read."""
+        uri = storage.join(output, MANIFEST, PLAN)
+        found = storage.read_versioned(uri)
         if found is None:
             return cls(output)
-        try:
-            record: dict[str, Any] = json.loads(found[0])
-            return cls(output, **record, version=found[1])
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{output}/{MANIFEST}/{PLAN}: expected a plan of catsdogs: {error}") from error
+        record = parse_record(uri, found[0])
+        if unknown := record.keys() - STORED_ATTRIBUTES.keys():
+            raise InputError(f"{uri}: expected a plan of catsdogs, found {sorted(unknown)}")
+        stored = {STORED_ATTRIBUTES[key]: value for key, value in record.items()}
+        return cls(output, **stored, version=found[1])
 
     def save(self) -> None:
-        """Write the plan: from here on it counts.
-
-        Raises:
-            RunError: somebody else wrote it since.
-        """
+        """Write the plan; RunError if another process wrote it after it was read."""
         uri = storage.join(self.output, MANIFEST, PLAN)
-        record = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("output", "version")}
+        record = {key: getattr(self, name) for key, name in STORED_ATTRIBUTES.items()}
         content = json.dumps(record).encode()
         if self.version is None:
             written = storage.create_bytes(uri, content)
@@ -91,28 +105,28 @@ class Plan:
             written = storage.replace_bytes(uri, content, self.version)
         found = storage.read_versioned(uri)
         if not written or found is None or found[0] != content:
-            raise RunError(f"{uri} was written by somebody else: this scoring stops until no other runs there")
+            raise RunError(f"{uri} was written by another process: make sure that no other run writes there")
         self.version = found[1]
 
     @property
     def num_files(self) -> int:
-        """Files of the plan; each ends as one row."""
+        """Number of files of the plan; each becomes one row."""
         return sum(self.sizes)
 
     def manifest_uri(self, shard: int) -> str:
-        """Name the list of a shard's files."""
+        """Return the URI of a shard's manifest."""
         return storage.join(self.output, MANIFEST, part_name(shard))
 
     def rescore_uri(self, shard: int) -> str:
-        """Name the list of a finished part's rows that are to be labelled again."""
+        """Return the URI of the list of a finished part's rows to score again."""
         return storage.join(self.output, MANIFEST, RESCORE, part_name(shard))
 
     def part_uri(self, shard: int) -> str:
-        """Name a shard's part."""
+        """Return the URI of a shard's part."""
         return storage.join(self.output, part_name(shard))
 
     def pending_shards(self) -> dict[int, PendingShard]:
-        """Find what is to be labelled yet, by shard."""
+        """Find the shards to score, by number."""
         finished = set(storage.list_names(self.output))
         pending = {
             shard: PendingShard(shard, self.manifest_uri(shard), size, is_rescore=False)
@@ -121,7 +135,7 @@ class Plan:
         }
         for shard in self.rescore_shards():
             files = read_files(self.rescore_uri(shard))
-            if shard in pending:  # the part is gone since: its files are labelled as the redo names them
+            if shard in pending:  # its part was removed: score all its files, in the versions listed last
                 self.update_versions(shard, files)
                 storage.remove(self.rescore_uri(shard))
             else:
@@ -129,53 +143,40 @@ class Plan:
         return pending
 
     def rescore_shards(self) -> list[int]:
-        """Find the finished parts of which rows are to be labelled again."""
+        """Find the finished parts with rows to score again."""
         names = storage.list_names(storage.join(self.output, MANIFEST, RESCORE))
         return [int(found[1]) for name in names if (found := re.fullmatch(r"part-(\d+)\.parquet", name))]
 
     def update_versions(self, shard: int, files: pa.Table) -> None:
-        """Put files into a shard's manifest as they were read last."""
-        storage.write_bytes(
-            self.manifest_uri(shard), parquet_bytes(replace_rows(read_files(self.manifest_uri(shard)), files))
-        )
+        """Update the size and version of some files in a shard's manifest."""
+        manifest = read_files(self.manifest_uri(shard))
+        storage.write_bytes(self.manifest_uri(shard), parquet_bytes(replace_rows(manifest, files)))
 
     def request_rescore(self, shard: int, files: pa.Table) -> None:
-        """Order rows of a finished part to be labelled again, beside those ordered before."""
+        """Request that rows of a finished part are scored again, in addition to earlier requests."""
         before = storage.read_versioned(self.rescore_uri(shard))
         if before is not None:
-            ordered = read_table(before[0])
-            files = pa.concat_tables([ordered.filter(_others(ordered, files)), files])
+            requested = read_table(before[0])
+            others = pc.invert(pc.is_in(requested["path"], files["path"]))
+            files = pa.concat_tables([requested.filter(others), files])
         storage.write_bytes(self.rescore_uri(shard), parquet_bytes(files))
 
 
 def build_files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:
-    """Lay listed files out as rows of a manifest."""
-    listed = list(entries)
-    columns = [
-        [e.path for e in listed],
-        [e.size_bytes for e in listed],
-        [e.version for e in listed],
-        [shard] * len(listed),
-    ]
-    return pa.table(columns, schema=PLANNED)
+    """Build a manifest from listed files."""
+    files = storage.build_files_table(entries)
+    column = pa.array([shard] * files.num_rows, pa.int32())
+    return files.append_column(pa.field("shard", pa.int32(), nullable=False), column)
 
 
 def read_files(uri: str) -> pa.Table:
-    """Read one file of a manifest."""
+    """Read a manifest, or the list of rows to score again."""
     return read_table(storage.read_bytes(uri))
 
 
 def replace_rows(table: pa.Table, rows: pa.Table) -> pa.Table:
-    """Put rows in the place of those with the same paths; the order stays."""
-    new_by_path = {path: i for i, path in enumerate(rows["path"].to_pylist())}
-    both = pa.concat_tables([table, rows.select(table.column_names).cast(table.schema)])
-    order = [
-        table.num_rows + new_by_path[path] if path in new_by_path else i
-        for i, path in enumerate(table["path"].to_pylist())
-    ]
-    return both.take(pa.array(order, pa.int64())).replace_schema_metadata(table.schema.metadata)
-
-
-def _others(table: pa.Table, rows: pa.Table) -> pa.Array:
-    named = set(rows["path"].to_pylist())
-    return pa.array([path not in named for path in table["path"].to_pylist()], pa.bool_())
+    """Replace the rows of a table that have the same paths; keep the order."""
+    both = pa.concat_tables([rows.select(table.column_names).cast(table.schema), table])
+    old = pa.array(np.arange(rows.num_rows, both.num_rows, dtype=np.int32))
+    order = pc.coalesce(pc.index_in(table["path"], rows["path"]), old)
+    return both.take(order).replace_schema_metadata(table.schema.metadata)

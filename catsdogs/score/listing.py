@@ -1,0 +1,212 @@
+"""Stage 1, list: `--input` -> the plan. New files become new shards; rows of changed files are scored again.
+
+A first listing is compared with an empty plan. A folder is listed, and the plan read, in the order of `sort_key`, so
+memory does not grow with the number of files; a path list is read whole. The plan is saved after each shard. An
+interrupted listing resumes after its last shard, or starts again if there is a `--limit`.
+"""
+
+import csv
+import heapq
+import io
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catsdogs import storage
+from catsdogs.config import ScoreConfig
+from catsdogs.errors import InputError
+from catsdogs.progress import Message, Progress
+from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes
+from catsdogs.score.lease import Lease
+from catsdogs.score.parts import read_records, read_tables
+from catsdogs.score.plan import SUCCESS, Plan, build_files_table, part_name, read_files
+
+PATH_LIST_SUFFIXES = (".parquet", ".csv", ".txt")
+
+
+def update_plan(plan: Plan, config: ScoreConfig, lease: Lease, progress: Progress) -> None:
+    """List the input and save in the plan what is new.
+
+    A complete plan that is not scored yet is not listed again. With `retry_failed`, no complete plan is; its rows with
+    a retryable status are requested again. InputError if the input cannot be listed or has no images.
+    """
+    is_listed = plan.listing_cursor is None and plan.sizes and not plan.relisting
+    succeeded = storage.read_versioned(storage.join(plan.output, SUCCESS)) is not None
+    if not is_listed or (succeeded and not config.retry_failed):
+        PlanUpdate(plan, config, lease, progress).run()
+    if config.retry_failed:
+        _request_rescore_of_failed_rows(plan, lease)
+
+
+def sort_key(path: str) -> bytes:
+    """Return the raw bytes of a path, by which listings are ordered; those of a `file://` URI are unquoted."""
+    return storage.local_path(path) if path.startswith("file://") else path.encode()
+
+
+def _read_path_list(uri: str, start_after: str) -> Iterator[storage.Entry]:
+    """Read a path list; yield the files after a path in the order of `sort_key`, each once."""
+    content = storage.read_bytes(uri)
+    paths: Iterable[str] = _iter_paths(uri, content)
+    if not all(sort_key(previous) < sort_key(current) for previous, current in pairwise(_iter_paths(uri, content))):
+        paths = sorted(set(paths), key=sort_key)
+    return (storage.Entry(path) for path in paths if sort_key(path) > sort_key(start_after))
+
+
+def _iter_paths(uri: str, content: bytes) -> Iterator[str]:
+    try:
+        for path in _iter_values(uri, content):
+            if not isinstance(path, str) or not path:
+                raise InputError(f"{uri}: expected a path in every row of its column path, got {path!r}")
+            yield storage.absolute(path)
+    except (KeyError, ValueError, csv.Error, pa.ArrowException) as error:
+        reason = "there is none" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{uri}: expected a column named path (in .txt, one path a line): {reason}") from error
+
+
+def _iter_values(uri: str, content: bytes) -> Iterator[object]:
+    if uri.lower().endswith(".parquet"):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        file.schema_arrow.field("path")
+        for batch in file.iter_batches(columns=["path"]):
+            yield from batch["path"].to_pylist()
+        return
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="\n")
+    if uri.lower().endswith(".csv"):
+        yield from (row["path"] for row in csv.DictReader(text))
+    else:
+        yield from (line.rstrip("\n").removesuffix("\r") for line in text if line.strip())
+
+
+class PlannedFile(NamedTuple):
+    """A file of the plan."""
+
+    key: bytes
+    path: str
+    size_bytes: int | None
+    version: str | None
+    shard: int
+
+    def differs(self, entry: storage.Entry) -> bool:
+        """Return whether the file has changed. A path list has no sizes and versions, which are then not compared."""
+        sizes, versions = (self.size_bytes, entry.size_bytes), (self.version, entry.version)
+        return any(listed is not None and listed != planned for planned, listed in (sizes, versions))
+
+
+def iter_planned_files(plan: Plan, num_shards: int) -> Iterator[PlannedFile]:
+    """Iterate over the files of the first shards of a plan in the order of `sort_key`."""
+    starts = [start for start in plan.listing_first_shards if start < num_shards]
+    return heapq.merge(*(_iter_shards(plan, first, end) for first, end in pairwise([*starts, num_shards])))
+
+
+def _iter_shards(plan: Plan, first: int, end: int) -> Iterator[PlannedFile]:
+    for shard in range(first, end):
+        files = read_files(plan.manifest_uri(shard))
+        columns = (files[name].to_pylist() for name in ("path", "size_bytes", "version"))
+        for path, size_bytes, version in zip(*columns, strict=True):
+            yield PlannedFile(sort_key(path), path, size_bytes, version, shard)
+
+
+class PlanUpdate:
+    """Compares one listing of the input with the plan, and saves the differences."""
+
+    def __init__(self, plan: Plan, config: ScoreConfig, lease: Lease, progress: Progress) -> None:
+        self._plan = plan
+        self._config = config
+        self._lease = lease
+        self._progress = progress
+        self._new: list[storage.Entry] = []
+        self._changed: dict[int, list[storage.Entry]] = defaultdict(list)
+        self._num_changed = 0
+        self._has_started = plan.listing_cursor is not None and bool(plan.listing_first_shards)
+        if self._has_started and config.limit is not None:  # how many files precede the cursor is unknown: restart
+            del plan.sizes[plan.listing_first_shards[-1] :]
+            plan.listing_cursor = ""
+        self._other_files = Counter(plan.other_files if plan.listing_cursor else {})  # before the cursor
+        num_shards = plan.listing_first_shards[-1] if self._has_started else len(plan.sizes)  # before this listing
+        self._planned = iter_planned_files(plan, num_shards)
+        self._next_planned = next(self._planned, None)
+
+    def run(self) -> None:
+        """List the input and save the differences; write nothing if there are none."""
+        plan = self._plan
+        source, start_after = self._config.input, plan.listing_cursor or ""
+        listing = storage.Listing(source, self._progress, start_after=start_after, collect_folders=False)
+        is_path_list = source.lower().endswith(PATH_LIST_SUFFIXES)
+        entries = _read_path_list(source, start_after) if is_path_list else listing
+        for entry in itertools.islice(entries, self._config.limit):
+            self._compare(entry)
+            if max(len(self._new), self._num_changed) >= self._config.shard_size:
+                plan.other_files = dict(self._other_files + listing.other_files)
+                self._save(entry.path)
+        for path, reason in listing.unlisted.items():
+            self._progress(Message(f"could not list {path}: {reason}"))
+        if not plan.sizes and not self._new:
+            if is_path_list:
+                raise InputError(f"no images under {source}: the path list is empty; check --input")
+            raise InputError(
+                f"no images under {source}: {listing.describe_other_files()}; "
+                f"expected names that end in {' '.join(storage.EXTENSIONS)}; check --input"
+            )
+        plan.other_files = dict(self._other_files + listing.other_files)
+        if self._new or self._changed or self._has_started or plan.relisting or listing.unlisted != plan.unlisted:
+            plan.unlisted = listing.unlisted
+            self._save(None)
+
+    def _compare(self, entry: storage.Entry) -> None:
+        key = sort_key(entry.path)
+        while self._next_planned is not None and self._next_planned.key < key:
+            self._next_planned = next(self._planned, None)
+        if self._next_planned is None or self._next_planned.key > key:
+            self._new.append(entry)
+        elif self._next_planned.differs(entry):
+            self._changed[self._next_planned.shard].append(entry)
+            self._num_changed += 1
+
+    def _save(self, listing_cursor: str | None) -> None:
+        """Save the differences found so far in the plan."""
+        plan = self._plan
+        self._lease.check()
+        if not self._has_started:
+            self._start()
+        for shard, entries in self._changed.items():
+            plan.request_rescore(shard, build_files_table(entries, shard))
+        if self._new:
+            shard = len(plan.sizes)
+            storage.write_bytes(plan.manifest_uri(shard), parquet_bytes(build_files_table(self._new, shard)))
+            plan.sizes.append(len(self._new))
+        if listing_cursor is None and plan.listing_first_shards[-1] == len(plan.sizes):
+            plan.listing_first_shards.pop()
+        plan.listing_cursor = listing_cursor
+        plan.relisting = listing_cursor is not None
+        plan.save()
+        self._new, self._changed, self._num_changed = [], defaultdict(list), 0
+
+    def _start(self) -> None:
+        """Mark the listing as unfinished in the plan, then remove `_SUCCESS`."""
+        plan = self._plan
+        if plan.listing_cursor is None:
+            plan.relisting = True
+            plan.save()
+        storage.remove(storage.join(plan.output, SUCCESS))
+        plan.listing_first_shards.append(len(plan.sizes))
+        self._has_started = True
+
+
+def _request_rescore_of_failed_rows(plan: Plan, lease: Lease) -> None:
+    """Request that the rows of finished parts with a retryable status are scored again."""
+    finished = set(storage.list_names(plan.output))
+    shards = [shard for shard in range(len(plan.sizes)) if part_name(shard) in finished]
+    for shard, record in zip(shards, read_records(plan.output, shards), strict=True):
+        if record is not None and not set(RETRYABLE_STATUSES) & set(record.by_status):
+            continue
+        rows = read_tables([plan.part_uri(shard)], ["path", "status"])[0].to_pylist()
+        failed = [storage.Entry(row["path"]) for row in rows if row["status"] in RETRYABLE_STATUSES]
+        if failed:
+            lease.check()
+            storage.remove(storage.join(plan.output, SUCCESS))
+            plan.request_rescore(shard, build_files_table(failed, shard))

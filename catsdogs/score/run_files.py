@@ -1,0 +1,180 @@
+"""The files that describe a scoring run: `_run.json` at its start, `_summary.json` and `_report.html` at its end."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from catsdogs import storage
+from catsdogs.checkpoint import CheckpointFiles
+from catsdogs.config import ScoreConfig
+from catsdogs.errors import InputError
+from catsdogs.progress import StageProgress
+from catsdogs.schema import OK
+from catsdogs.score.audit import Totals
+from catsdogs.score.lease import LEASE
+from catsdogs.score.parts import NUM_BINS, count_values
+from catsdogs.score.plan import MANIFEST, REPORT, RUN, SUMMARY, Plan, parse_record
+
+MAX_SHOWN_CHARS = 60  # of a setting in a message
+PACKAGES = ("catsdogs", "ray", "torch", "torchcodec", "pyarrow", "pillow")
+COLUMN_STAGES = ("read", "decode", "model")  # stages whose seconds are columns of the rows
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all rows of an output share: `settings` for `_run.json`, `metadata` for the Parquet file of each part."""
+
+    settings: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+def build_run_settings(config: ScoreConfig, checkpoint: CheckpointFiles) -> RunSettings:
+    """Select the settings of a command that determine the rows."""
+    settings = {
+        "input": config.input,
+        "limit": config.limit,
+        "shard_size": config.shard_size,
+        "max_pixels": config.max_pixels,
+        "precision": config.precision,
+        "model_sha256": checkpoint.sha256,
+        "class_names": list(checkpoint.class_names),
+        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+    }
+    if config.save_embeddings:
+        settings["save_embeddings"] = True
+    return RunSettings(settings, checkpoint.parquet_metadata())
+
+
+def check_output(config: ScoreConfig) -> None:
+    """Check that the output is empty or, without `--no-resume`, that of an earlier run; InputError if it is not."""
+    names = [name for name in storage.list_names(config.output) if not name.startswith((f".{LEASE}.", f".{RUN}."))]
+    if names and not config.resume:
+        raise InputError(f"--no-resume: expected an empty or new --output, found files in {config.output}")
+    if names not in ([], [LEASE]) and RUN not in names:
+        raise InputError(
+            f"--output {config.output}: expected an empty or new folder, or that of an earlier scoring run, "
+            "found other files; choose another"
+        )
+
+
+def check_run_settings(output: str, run_settings: RunSettings) -> None:
+    """Compare the settings with `_run.json`, or write it if there is no plan yet; InputError if they differ."""
+    uri = storage.join(output, RUN)
+    content = json.dumps(dict(run_settings.settings), indent=2).encode()
+    found = storage.read_versioned(uri)
+    if found is not None and found[0] == content:
+        return
+    has_plan = storage.list_names(storage.join(output, MANIFEST)) or "part-" in "".join(storage.list_names(output))
+    if found is None or not has_plan:
+        storage.write_bytes(uri, content)
+        return
+    before, now = parse_record(uri, found[0]), parse_record(uri, content)
+    differing = [name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name)]
+    if differing:
+        values = [f"{name}: {_short(before.get(name))} there, {_short(now.get(name))} now" for name in differing]
+        raise InputError(
+            f"--output {output} has rows of another scoring run: {'; '.join(values)}; "
+            "repeat its settings, or give another --output"
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
+
+
+class RunStats:
+    """Counts of the rows that this command scored; `stage_s` has each stage's share of the wall time."""
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+        self.num_rows = 0
+        self.num_retries = 0
+        self.by_status: Counter[str] = Counter()
+        self.by_device_precision: Counter[str] = Counter()
+        self.stage_s = dict.fromkeys(("list", *COLUMN_STAGES, "write"), 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return max(time.monotonic() - self._start_s, 1e-9)
+
+    def add(self, rows: pa.Table) -> None:
+        """Count rows."""
+        self.num_rows += rows.num_rows
+        self.by_status.update(count_values(rows["status"]))
+        self.by_device_precision.update(count_values(rows["device_precision"]))
+        self.num_retries += int(rows["retries"].to_numpy().sum())
+        for stage in COLUMN_STAGES:
+            self.stage_s[stage] += float(rows[f"{stage}_s"].to_numpy().sum())
+
+    def remove(self, rows: pa.Table) -> None:
+        """Subtract rows that will be scored again; their retries and seconds still count."""
+        self.num_rows -= rows.num_rows
+        self.by_status.subtract(count_values(rows["status"]))
+        self.by_device_precision.subtract(count_values(rows["device_precision"]))
+
+    def report(self, num_left: int, num_files: int) -> StageProgress:
+        """Build the progress of the run."""
+        rate = max(self.num_rows, 1) / self.seconds
+        failures = self.by_status | Counter(retries=self.num_retries)
+        notes = [f"{rate:.1f} img/s"]
+        notes += [f"{name} {count:,}" for name, count in sorted(failures.items()) if name != OK and count]
+        notes += [f"ETA {num_left / rate:,.0f} s"]
+        return StageProgress("score", num_files - num_left, num_files, "  ".join(notes))
+
+    def summarize(self) -> dict[str, Any]:
+        """Build the entries of `_summary.json` about this command; the busiest stage is `limited_by`."""
+        return {
+            "scored": self.num_rows,
+            "images_per_s": round(self.num_rows / self.seconds, 2),
+            "seconds": round(self.seconds, 2),
+            "retries": self.num_retries,
+            "stage_seconds": {stage: round(value, 2) for stage, value in self.stage_s.items()},
+            "limited_by": max(self.stage_s, key=lambda stage: self.stage_s[stage]),
+            "device_precisions": dict(sorted((+self.by_device_precision).items())),
+        }
+
+
+def build_summary(plan: Plan, totals: Totals, stats: RunStats, run_settings: RunSettings) -> dict[str, Any]:
+    """Build the content of `_summary.json`."""
+    settings = run_settings.settings
+    return (
+        totals.summarize(plan, settings["class_names"])
+        | {"other_files": dict(sorted(plan.other_files.items()))}
+        | stats.summarize()
+        | {"versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}}
+        | {"model_sha256": settings["model_sha256"]}
+    )
+
+
+def write_summary(config: ScoreConfig, summary: dict[str, Any], totals: Totals) -> None:
+    """Write `_summary.json` and `_report.html`."""
+    from catsdogs import report  # not at the top: matplotlib would add a second to every start
+
+    facts = {
+        "images": f"{summary['rows']:,}",
+        "classified": f"{summary['by_status'].get(OK, 0):,}",
+        "img/s": f"{summary['images_per_s']:.1f}",
+        "seconds": f"{summary['seconds']:,.0f}",
+    }
+    settings = {"input": config.input, "checkpoint": config.checkpoint, "output": config.output}
+    sections = [
+        report.facts(facts),
+        report.label_counts(summary["by_label"]),
+        report.confidence(totals.histogram, np.linspace(0, 1, NUM_BINS + 1).tolist()),
+        report.failures(summary["by_status"], totals.examples),
+        report.settings(settings | {"model_sha256": summary["model_sha256"]}),
+    ]
+    page = report.page("Scoring", sections, subtitle=config.input)
+    storage.write_bytes(storage.join(config.output, SUMMARY), json.dumps(summary, indent=2).encode())
+    storage.write_bytes(storage.join(config.output, REPORT), page.encode())
