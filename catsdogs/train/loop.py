@@ -1,198 +1,209 @@
-"""What every training worker runs: epochs of steps, then validation, then the epoch is kept."""
+"""The training loop of a worker, which Ray Train runs.
 
-import contextlib
-import copy
-import pickle
+driver.train                            driver.py        lists the labelled files, starts the workers
+└── train_loop_per_worker
+    ├── build_worker                    worker.py        device, model, optimizer, the training state to resume from
+    ├── build_inputs                                     images, or features of a frozen backbone
+    └── for each epoch:
+        ├── train_epoch
+        │   ├── iter_batches            inputs.py        read, decode and augment (data/datasets.py, data/decode.py)
+        │   │                           features.py
+        │   ├── compute_learning_rate   model.py
+        │   └── train_step                               zero_grad, forward, loss, backward, clip, optimizer step
+        ├── validate                    inputs.py        predict the validation rows (predict.py), sum over workers
+        │                               features.py
+        └── save_checkpoint             run_folder.py    best/, last/, summary.csv, last/training_state.pt
+
+Shapes: N batch, K classes.
+"""
+
+import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 
-from catsdogs import data, storage
+from catsdogs import data
+from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.metrics import MetricSums
 from catsdogs.predict import VALIDATION_BATCH_SIZE
-from catsdogs.progress import Message
-from catsdogs.schema import OK, PREDICTIONS, parquet_bytes
-from catsdogs.train.features import FeatureInputs
-from catsdogs.train.image_inputs import ImageInputs
-from catsdogs.train.run_folder import LEFT_OUT, Best, EpochRow
-from catsdogs.train.step import learning_rate
-from catsdogs.train.worker import (
-    MAX_NAMED_IMAGES,
-    EpochFinished,
-    FatalError,
-    Inputs,
-    LeftOut,
-    RunSpec,
-    Started,
-    TrainWorker,
-    build_worker,
-)
+from catsdogs.progress import report_failed_rows
+from catsdogs.schema import PREDICTIONS
+from catsdogs.train.events import EpochFinished, EventSender, Started, TrainingFailed, report_failures
+from catsdogs.train.features import FeatureInputs, find_or_compute_features
+from catsdogs.train.inputs import Batch, ImageInputs
+from catsdogs.train.model import Forward, compute_learning_rate
+from catsdogs.train.run_folder import CheckpointWriter, EpochRow
+from catsdogs.train.worker import Ranks, RunSpec, TrainWorker, build_worker
 
-HEAD_SAVE_INTERVAL_S = 10.0  # between writes of a head's epochs, each of which is a fraction of a second
+Inputs = ImageInputs | FeatureInputs
+
+HEAD_SAVE_INTERVAL_S = 10.0  # with a frozen backbone, an epoch takes under 1 s, about as long as saving it
+
+
+class EpochTotals(NamedTuple):
+    """Sums over the training rows of an epoch, of all workers."""
+
+    loss: float  # cross-entropy without label smoothing
+    num_correct: float
+    num_rows: float
+    seconds: float
 
 
 def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> None:
-    """Train from the last finished epoch to the last; what Ray Train starts on each worker."""
+    """Train from the epoch after the last saved one to `config.epochs`."""
     spec = ray.get(loop_config["spec"])
-    try:
-        data.warm_up_decoder(spec.decode_cpus)  # while this process builds its model
-        with data.without_cluster_actors() if spec.on_local_ray else contextlib.nullcontext():
-            _train(build_worker(spec))
-    except Exception as error:
-        reason = Message(f"worker {ray.train.get_context().get_world_rank()}: {type(error).__name__}: {error}")
-        spec.events.put(pickle.dumps(reason))
-        raise
+    rank = ray.train.get_context().get_world_rank()
+    events = EventSender(spec.event_queue.put, rank)
+    with report_failures(events, rank):
+        data.warm_up_decoder(spec.decode_cpus)  # a decoding process imports while this one builds the model
+        needs_no_actors = spec.ray_is_local and spec.config.num_workers == 1
+        with data.quiet_ray_loggers(), data.without_cluster_actors(needs_no_actors):
+            train_epochs(build_worker(spec, events))
 
 
-def _train(worker: TrainWorker) -> None:
-    config = worker.spec.config
-    worker.send_event(Started(list(worker.history.rows), worker.precision, worker.device.type))
-    if worker.history.epoch == config.epochs:
+def train_epochs(worker: TrainWorker) -> None:
+    """Train, validate and save the remaining epochs."""
+    config, num_steps = worker.spec.config, worker.plan.num_steps
+    first_epoch = worker.history.epoch + 1
+    worker.events.send(Started(worker.history, worker.precision, worker.device.type))
+    if first_epoch > config.epochs:
         return
-    frozen = config.freeze == "backbone"
-    inputs: Inputs = FeatureInputs(worker) if frozen else ImageInputs(worker)
-    writer = CheckpointWriter(worker, HEAD_SAVE_INTERVAL_S if frozen else 0.0)
-    for epoch in range(worker.history.epoch + 1, config.epochs + 1):
+    inputs = build_inputs(worker)
+    interval_s = HEAD_SAVE_INTERVAL_S if config.freeze == "backbone" else 0.0
+    writer = CheckpointWriter(worker.spec.folder, worker.history.epoch, config.epochs, interval_s)
+    for epoch in range(first_epoch, config.epochs + 1):
         started = time.monotonic()
-        trained = train_epoch(worker, inputs, epoch)
-        if refusal := _check_fatal(trained, epoch, config.peak_lr):  # on every worker alike
-            worker.send_event(FatalError(refusal))
+        totals = train_epoch(worker, inputs, epoch)
+        if error := check_totals(totals, epoch, config):  # identical on every worker, so all return
+            worker.events.send(TrainingFailed(error))
             return
-        seconds = time.monotonic() - started
-        validation, rows = validate(worker, inputs, epoch)
+        metrics, predictions = validate(worker, inputs, epoch)
+        if epoch == first_epoch and predictions is not None:
+            text = "validation images have no label and count as incorrect"
+            report_failed_rows(predictions, text, worker.events.send)
         row: EpochRow = {
             "epoch": epoch,
-            "train_loss": float(trained[0] / trained[2]),
-            "train_accuracy": float(trained[1] / trained[2]),
-            "val_loss": validation.mean_loss,
-            "val_accuracy": validation.accuracy,
-            "lr": learning_rate(config, epoch * worker.plan.num_steps - 1, worker.plan.num_steps),
-            "images_per_s": float(trained[2] / seconds),
+            "train_loss": totals.loss / totals.num_rows,
+            "train_accuracy": totals.num_correct / totals.num_rows,
+            "val_loss": metrics.mean_loss,
+            "val_accuracy": metrics.accuracy,
+            "lr": compute_learning_rate(config, epoch * num_steps - 1, num_steps),
+            "images_per_s": totals.num_rows / totals.seconds,
             "seconds": time.monotonic() - started,
         }
-        writer.save(row, rows)
-        if not frozen or epoch == config.epochs:  # a report takes longer than an epoch of a head
+        save_checkpoint(worker, writer, row, predictions)
+        if interval_s == 0 or epoch == config.epochs:  # a report may take longer than an epoch of a head
             ray.train.report(row)
 
 
-def _check_fatal(trained: np.ndarray[Any, np.dtype[np.float64]], epoch: int, lr: float) -> CatsdogsError | None:
-    if not trained[2]:
+def build_inputs(worker: TrainWorker) -> Inputs:
+    """Build the inputs of training and validation; for a frozen backbone, compute its features once."""
+    if worker.spec.config.freeze == "none":
+        return ImageInputs(worker)
+    return FeatureInputs(worker, find_or_compute_features(worker))
+
+
+def train_epoch(worker: TrainWorker, inputs: Inputs, epoch: int) -> EpochTotals:
+    """Run the training steps of an epoch."""
+    config, plan = worker.spec.config, worker.plan
+    started = time.monotonic()
+    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    for step, batch in enumerate(inputs.iter_batches(epoch)):
+        lr = compute_learning_rate(config, (epoch - 1) * plan.num_steps + step, plan.num_steps)
+        sums += train_step(worker.train_model, worker.optimizer, batch, lr, config, worker.ranks)
+        num_done = min((step + 1) * plan.global_batch_size, plan.num_rows)
+        worker.events.send_progress("train", num_done, plan.num_rows, f"epoch {epoch}/{config.epochs}")
+    loss, num_correct, num_rows = worker.ranks.all_reduce(sums).tolist()
+    seconds = time.monotonic() - started
+    inputs.left_out.report(worker)
+    return EpochTotals(loss, num_correct, num_rows, seconds)
+
+
+def train_step(
+    model: Forward, optimizer: torch.optim.Optimizer, batch: Batch, lr: float, config: TrainConfig, ranks: Ranks
+) -> torch.Tensor:
+    """Take one optimizer step on this worker's rows of a global batch.
+
+    Returns:
+        float64 (3,): over this worker's rows, the sum of the cross-entropy, the correct rows, the rows.
+    """
+    inputs, targets_N = batch
+    num_rows, device = len(targets_N), targets_N.device
+    global_num_rows = ranks.all_reduce(torch.tensor(float(num_rows), device=device))
+    if num_rows == 0:
+        if global_num_rows.item() == 0:  # no image of the global batch could be decoded
+            return torch.zeros(3, dtype=torch.float64, device=device)
+        # Dummy batch of one row, so that DDP's backward also runs on ranks without data.
+        inputs, targets_N = inputs.new_zeros((1, *inputs.shape[1:])), targets_N.new_zeros(1)
+
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+
+    logits_NK = model(inputs)
+    loss = F.cross_entropy(logits_NK, targets_N, reduction="sum", label_smoothing=config.label_smoothing)
+    # DDP averages gradients over workers. The factor makes this average the mean over the rows of the global batch,
+    # even if workers have different numbers of rows. The last factor is 0 for a dummy batch.
+    loss = loss * (ranks.world_size / global_num_rows) * (num_rows > 0)
+    loss.backward()
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
+    optimizer.step()
+    return _compute_sums(logits_NK.detach()[:num_rows], targets_N[:num_rows])
+
+
+def _compute_sums(logits_NK: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    loss = F.cross_entropy(logits_NK, targets_N, reduction="sum").double()
+    num_correct = (logits_NK.argmax(dim=1) == targets_N).sum().double()
+    return torch.stack([loss, num_correct, torch.full_like(loss, len(targets_N))])
+
+
+def check_totals(totals: EpochTotals, epoch: int, config: TrainConfig) -> CatsdogsError | None:
+    """Return the error that ends training, or None."""
+    if totals.num_rows == 0:
         return InputError("no training image can be decoded; check --data-dir")
-    if not np.isfinite(trained[0]):
-        return RunError(f"the loss is not finite in epoch {epoch}: start a new run with a lower --lr than {lr:g}")
+    if not math.isfinite(totals.loss):
+        return RunError(
+            f"the loss is not finite in epoch {epoch}: start a new run with a lower --lr than {config.peak_lr:g}"
+        )
     return None
 
 
-def train_epoch(worker: TrainWorker, inputs: Inputs, epoch: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Take every step of an epoch.
-
-    Returns:
-        float64 (3,): cross-entropy summed, rows right, rows; over all workers.
-    """
-    plan, config = worker.plan, worker.spec.config
-    totals = torch.zeros(3, dtype=torch.float64, device=worker.device)
-    for step, (inputs_N, targets_N) in enumerate(inputs.batches(epoch)):
-        lr = learning_rate(config, (epoch - 1) * plan.num_steps + step, plan.num_steps)
-        totals += worker.train_step.step(inputs_N, targets_N, lr)
-        seen = min((step + 1) * plan.global_batch_size, plan.num_rows)
-        worker.send_progress("train", seen, plan.num_rows, f"epoch {epoch}/{config.epochs}")
-    if worker.world_size > 1:
-        dist.all_reduce(totals)
-    _report_left_out(worker)
-    return np.asarray(totals.cpu().numpy())
-
-
-def _report_left_out(worker: TrainWorker) -> None:
-    """Name the training images that were left out, each once."""
-    gathered = _gather(worker, worker.left_out) or []
-    new = {path: why for part in gathered for path, why in part.items() if path not in worker.reported_left_out}
-    worker.left_out = {}
-    if new:
-        worker.reported_left_out |= new
-        rows = [
-            {"path": path, "status": why[0], "error": why[1]} for path, why in sorted(worker.reported_left_out.items())
-        ]
-        storage.write_bytes(worker.spec.folder.path(LEFT_OUT), parquet_bytes(pa.Table.from_pylist(rows)))
-        worker.send_event(LeftOut([(path, *why) for path, why in sorted(new.items())]))
-
-
 def validate(worker: TrainWorker, inputs: Inputs, epoch: int) -> tuple[MetricSums, pa.Table | None]:
-    """Label every validation row, once over all workers.
+    """Predict the validation rows; the workers share them.
 
     Returns:
-        The sums over all rows, and on the first worker the rows sorted by path.
+        The sums over all rows; the rows of `PREDICTIONS`, sorted by path, or None if this is not the first worker.
     """
-    if worker.world_size > 1:  # BatchNorm's statistics are per worker; the first one's count
-        for buffer in worker.model.buffers():
-            dist.broadcast(buffer, 0)
-    tables = list(_predicted(worker, inputs, epoch))
-    own = pa.concat_tables(tables) if tables else PREDICTIONS.empty_table()
-    class_names = worker.spec.folder.class_names
-    vector = torch.tensor(MetricSums.from_predictions(own, class_names).vector(), device=worker.device)
-    if worker.world_size > 1:
-        dist.all_reduce(vector)
-    gathered = _gather(worker, own)
-    rows = pa.concat_tables(gathered).sort_by("path") if gathered is not None else None
-    if rows is not None and not worker.reported_failed:
-        worker.reported_failed = True
-        _report_failed(worker, rows)
-    return MetricSums.from_vector(vector.cpu().numpy(), len(class_names)), rows
+    worker.ranks.broadcast_buffers(worker.model)  # BatchNorm statistics differ between workers
+    num_rows, class_names = worker.spec.validation_files.num_rows, worker.spec.folder.class_names
+    tables = [PREDICTIONS.empty_table()]
+    for i, table in enumerate(inputs.predict_validation(worker.model), start=1):
+        tables.append(table)
+        num_done = i * VALIDATION_BATCH_SIZE * worker.ranks.world_size
+        worker.events.send_progress("validate", num_done, num_rows, f"epoch {epoch}/{worker.spec.config.epochs}")
+    predictions = pa.concat_tables(tables)
+    vector = torch.tensor(MetricSums.from_predictions(predictions, class_names).vector(), device=worker.device)
+    sums = MetricSums.from_vector(worker.ranks.all_reduce(vector).cpu().numpy(), len(class_names))
+    gathered = worker.ranks.gather(predictions)
+    return sums, pa.concat_tables(gathered).sort_by("path") if gathered is not None else None
 
 
-def _report_failed(worker: TrainWorker, rows: pa.Table) -> None:
-    """Name the validation images that could not be decoded, once a start."""
-    failed = [row for row in rows.select(["path", "status", "error"]).to_pylist() if row["status"] != OK]
-    if failed:
-        worker.send_event(Message(f"{len(failed)} validation images have no label and count as wrong"))
-    for row in failed[:MAX_NAMED_IMAGES]:
-        worker.send_event(Message(f"  {row['path']}: {row['status']}, {row['error']}"))
+def save_checkpoint(worker: TrainWorker, writer: CheckpointWriter, row: EpochRow, predictions: pa.Table | None) -> None:
+    """Add a finished epoch to the history; the first worker saves it if it is due.
 
-
-def _predicted(worker: TrainWorker, inputs: Inputs, epoch: int) -> Iterator[pa.Table]:
-    for i, rows in enumerate(inputs.predict_validation()):
-        yield rows
-        done = (i + 1) * VALIDATION_BATCH_SIZE * worker.world_size
-        worker.send_progress(
-            "validate", done, worker.validation_files.num_rows, f"epoch {epoch}/{worker.spec.config.epochs}"
-        )
-
-
-def _gather(worker: TrainWorker, value: Any) -> list[Any] | None:
-    """Bring every worker's value to the first one; None elsewhere."""
-    if worker.world_size == 1:
-        return [value]
-    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
-    dist.gather_object(value, gathered, dst=0)
-    return gathered
-
-
-class CheckpointWriter:
-    """Counts finished epochs; on the first worker it writes them, where they are seconds long not every one."""
-
-    def __init__(self, worker: TrainWorker, every_s: float) -> None:
-        self._worker = worker
-        self._every_s = every_s
-        self._wrote_at = time.monotonic()
-        self._num_kept = worker.history.epoch
-        self._best: Best | None = None
-
-    def save(self, row: EpochRow, rows: pa.Table | None) -> None:
-        """Finish an epoch; `rows` are the validation's, None but on the first worker."""
-        worker, history = self._worker, self._worker.history
-        history.rows.append(row)
-        if rows is None:
-            return
-        if history.best_epoch == history.epoch:
-            self._best = Best(copy.deepcopy(worker.model), rows)
-        if history.epoch == worker.spec.config.epochs or time.monotonic() - self._wrote_at >= self._every_s:
-            worker.spec.folder.save_epoch(history, worker.model, worker.train_step.optimizer, self._best)
-            self._best, self._wrote_at, self._num_kept = None, time.monotonic(), history.epoch
-        worker.send_event(EpochFinished(list(history.rows), self._num_kept))
+    Args:
+        predictions: as `validate` returns them.
+    """
+    worker.history.rows.append(row)
+    if predictions is not None:  # on the first worker
+        writer.save(worker.history, worker.model, worker.optimizer, predictions)
+        worker.events.send(EpochFinished(worker.history, writer.num_saved))

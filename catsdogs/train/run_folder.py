@@ -1,40 +1,34 @@
-"""What a run writes: checkpoints, the state to go on from, its tables.
+"""The files of a run: checkpoints, tables, and the training state that a run resumes from.
 
-An epoch is finished when `last/training_state.pt` names it: that one file holds all that resuming needs and is written
-last, whole. What stands beside it may be ahead after a crash; the epochs since are then repeated, with the same rows in
-the same order, and overwrite it.
+An epoch is saved once `last/training_state.pt` has it. This file is written last and atomically, and has all that
+resuming needs. After a crash, other files may be ahead of it; the run then repeats these epochs, with the same rows in
+the same order, and overwrites the files.
 """
 
+import copy
 import csv
 import io
-import math
+import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import torch
 
-from catsdogs import checkpoint, storage
+from catsdogs import storage
+from catsdogs.checkpoint import write_checkpoint
 from catsdogs.errors import RunError
 from catsdogs.images import Preprocessing
+from catsdogs.metrics import find_best_epoch
+from catsdogs.resnet import ResNet50
 from catsdogs.schema import parquet_bytes
-from catsdogs.vision import ResNet
 
-SUMMARY_COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "lr",
-    "images_per_s",
-    "seconds",
-)
+SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 BEST, LAST, STATE = "best", "last", "training_state.pt"
 ARGS, SUMMARY, REPORT = "args.yaml", "summary.csv", "report.html"
 VAL_PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
 
-EpochRow = dict[str, float]
+EpochRow = dict[str, float]  # SUMMARY_COLUMNS of one epoch
 
 
 @dataclass
@@ -50,67 +44,71 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of highest validation accuracy, of lower loss among equals; 0 before the first."""
-        return int(max(self.rows, key=_rank)["epoch"]) if self.rows else 0
-
-
-def _rank(row: EpochRow) -> tuple[float, float]:
-    return row["val_accuracy"], -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
-
-
-class Best(NamedTuple):
-    """The model of the best epoch, and what it says of the validation rows."""
-
-    model: ResNet
-    predictions: pa.Table
+        """The epoch whose model is in `best/`; 0 before the first."""
+        return find_best_epoch(self.rows) or 0
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run."""
+    """A run's files under `uri`."""
 
     uri: str
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
     def path(self, *names: str) -> str:
-        """Name a file of the run."""
         return storage.join(self.uri, *names)
 
-    def save_epoch(self, history: History, model: ResNet, optimizer: torch.optim.Optimizer, best: Best | None) -> None:
-        """Write a finished epoch: the best one where it is new, last, then the state that makes it count."""
-        if best is not None:
-            checkpoint.save(self.path(BEST), best.model, self.class_names, self.preprocessing)
-            storage.write_bytes(self.path(VAL_PREDICTIONS), parquet_bytes(best.predictions))
-        checkpoint.save(self.path(LAST), model, self.class_names, self.preprocessing)
-        storage.write_bytes(self.path(SUMMARY), summary_csv(history))
-        state = {"history": history.rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        storage.write_bytes(self.path(LAST, STATE), buffer.getvalue())
-
     def has_state(self) -> bool:
-        """Whether an epoch is finished."""
+        """Return whether the run has a saved epoch."""
         return storage.exists(self.path(LAST, STATE))
 
     def load_state(self) -> dict[str, Any]:
-        """Read the last finished epoch: `history`, `model`, `optimizer`.
-
-        Raises:
-            RunError: the file is damaged.
-        """
-        content = storage.read_bytes(self.path(LAST, STATE))
+        """Load the last saved epoch: `history`, `model`, `optimizer`; raises RunError if the file is damaged."""
+        uri = self.path(LAST, STATE)
+        content = storage.read_bytes(uri)
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch names no common class for a damaged file
-            raise RunError(
-                f"{self.path(LAST, STATE)} is damaged: {error}; start a new run from {self.path(BEST)}"
-            ) from error
+        except Exception as error:  # damaged bytes raise errors of any type
+            raise RunError(f"{uri} is damaged: {error}; start a new run from {self.path(BEST)}") from error
         return state
 
 
-def summary_csv(history: History) -> bytes:
-    """Lay the finished epochs out as `summary.csv`."""
+class CheckpointWriter:
+    """Saves epochs at most once per `interval_s`, and always the last one of the run."""
+
+    def __init__(self, folder: RunFolder, num_saved: int, num_epochs: int, interval_s: float) -> None:
+        self._folder = folder
+        self._num_epochs = num_epochs
+        self._interval_s = interval_s
+        self._saved_at = time.monotonic()
+        self._unsaved_best: tuple[ResNet50, pa.Table] | None = None  # and its validation predictions
+        self.num_saved = num_saved
+
+    def save(self, history: History, model: ResNet50, optimizer: torch.optim.Optimizer, predictions: pa.Table) -> None:
+        """Save the last epoch of `history` if it is due; else keep its model in memory if it is the best one."""
+        if history.best_epoch == history.epoch:
+            self._unsaved_best = copy.deepcopy(model), predictions
+        is_due = time.monotonic() - self._saved_at >= self._interval_s
+        if is_due or history.epoch == self._num_epochs:
+            self._write(history, model, optimizer)
+            self._unsaved_best, self._saved_at, self.num_saved = None, time.monotonic(), history.epoch
+
+    def _write(self, history: History, model: ResNet50, optimizer: torch.optim.Optimizer) -> None:
+        folder = self._folder
+        if self._unsaved_best is not None:
+            best_model, predictions = self._unsaved_best
+            write_checkpoint(folder.path(BEST), best_model.state_dict(), folder.class_names, folder.preprocessing)
+            storage.write_bytes(folder.path(VAL_PREDICTIONS), parquet_bytes(predictions))
+        write_checkpoint(folder.path(LAST), model.state_dict(), folder.class_names, folder.preprocessing)
+        storage.write_bytes(folder.path(SUMMARY), _format_summary(history))
+        state = {"history": history.rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        storage.write_bytes(folder.path(LAST, STATE), buffer.getvalue())
+
+
+def _format_summary(history: History) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, SUMMARY_COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -1,104 +1,89 @@
-"""A run's settings: what is left open filled in, compared with those of the run to go on with."""
+"""The settings of a run: resolve defaults, compare them with those of the run to resume."""
 
 import dataclasses
 import datetime
 from typing import Any
 
+import torch
 import yaml
 
-from catsdogs import data, saved, storage
+from catsdogs import storage
 from catsdogs.config import TrainConfig
 from catsdogs.errors import InputError
-from catsdogs.labels import check_same_classes
-from catsdogs.train.run_folder import ARGS, LAST, STATE
+from catsdogs.process_setup import Precision, resolve_precision
+from catsdogs.train.run_folder import ARGS
 
-# What may differ when a run goes on.
-FREE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}
+CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}  # on --resume
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill in what the settings leave open, as far as no cluster is needed for it."""
-    fresh = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    """Resolve the settings that depend on neither the cluster nor the device."""
+    new_name = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     return dataclasses.replace(
         config,
         data_dir=storage.absolute(config.data_dir),
         storage_path=storage.absolute(config.storage_path),
-        name=config.name or fresh,
+        name=config.name or new_name,
         lr=config.peak_lr,
         views=config.num_views if config.freeze == "backbone" else None,
         weights=config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights),
     )
 
 
-def resolve_gpu(config: TrainConfig) -> TrainConfig:
-    """Choose GPUs where the cluster has them; Ray runs by now.
+def write_args(uri: str, settings: dict[str, Any]) -> None:
+    """Write the settings to the `args.yaml` of the run at `uri`."""
+    kept = {name: value for name, value in settings.items() if name != "resume"}
+    storage.write_bytes(storage.join(uri, ARGS), yaml.safe_dump(kept, sort_keys=False).encode())
 
-    Raises:
-        InputError: asked for GPUs that will never come.
+
+def choose_precision(uri: str, device: torch.device) -> Precision:
+    """Resolve the precision in the `args.yaml` of the run at `uri`, and write it there.
+
+    Restarted workers and --resume read it there, because before the first saved epoch there is no training state.
     """
-    use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
-    return dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
-
-
-def format_args_yaml(config: TrainConfig) -> bytes:
-    """Lay the settings out as `args.yaml`."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "resume"}
-    return yaml.safe_dump(settings, sort_keys=False).encode()
+    settings = _read_args(storage.join(uri, ARGS))
+    precision = resolve_precision(settings["precision"], device)
+    if precision != settings["precision"]:
+        write_args(uri, settings | {"precision": precision})
+    return precision
 
 
 def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
-    """Compare with the run to go on with; what was chosen for it then is chosen now.
+    """Check the settings against those of the run at `uri`, and use its precision.
 
     Raises:
-        InputError: a new run's folder is taken, or there is nothing to go on with, or the settings differ.
+        InputError: a new run's folder is not empty, there is no run to resume, or the settings differ.
     """
     if not config.resume:
         if storage.list_names(uri):
-            raise InputError(f"{uri} exists: expected a new --name; to go on with that run, add --resume")
+            raise InputError(f"{uri} exists: expected a new --name; to resume that run, add --resume")
         return config
     args = storage.join(uri, ARGS)
     if not storage.exists(args):
-        raise InputError(
-            f"nothing to resume: {args} is not there; check --storage-path and --name, or leave out --resume"
-        )
-    before = _read_args(args)
-    _check_settings(config, before, uri)
-    return dataclasses.replace(config, precision=before["precision"])
-
-
-def check_restored_classes(class_names: tuple[str, ...], uri: str) -> None:
-    """Compare the data's classes with those of the run to go on with, where it has finished an epoch.
-
-    Raises:
-        InputError: they differ.
-    """
-    if storage.exists(storage.join(uri, LAST, STATE)):
-        before, _ = saved.read_config(storage.join(uri, LAST))
-        check_same_classes(before, class_names, uri, "--data-dir")
-
-
-def read_precision(args: str) -> str:
-    """Read the precision of a run, `auto` until a worker has chosen one."""
-    return str(_read_args(args)["precision"])
+        raise InputError(f"nothing to resume: {args} does not exist; check --storage-path and --name, or omit --resume")
+    previous = _read_args(args)
+    _check_settings(config, previous, uri)
+    return dataclasses.replace(config, precision=previous["precision"])
 
 
 def _read_args(args: str) -> dict[str, Any]:
     try:
-        before = yaml.safe_load(storage.read_bytes(args))
+        previous = yaml.safe_load(storage.read_bytes(args))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{args} is damaged: {error}; start a new run with another --name") from error
-    if not isinstance(before, dict) or not {"epochs", "precision"} <= before.keys():
+    if not isinstance(previous, dict) or not {"epochs", "precision"} <= previous.keys():
         raise InputError(f"{args}: expected the settings of a run, as catsdogs train writes them; start a new run")
-    return before
+    return previous
 
 
-def _check_settings(config: TrainConfig, before: dict[str, Any], uri: str) -> None:
+def _check_settings(config: TrainConfig, previous: dict[str, Any], uri: str) -> None:
     differences = [
-        f"--{name.replace('_', '-')} was {before[name]}, is {value}"
+        f"--{name.replace('_', '-')} was {previous[name]}, is {value}"
         for name, value in dataclasses.asdict(config).items()
-        if name in before and name not in FREE_SETTINGS and value != "auto" and before[name] != value
+        if name in previous and name not in CHANGEABLE_SETTINGS and value != "auto" and previous[name] != value
     ]
-    if config.epochs < before["epochs"]:
-        differences.append(f"--epochs was {before['epochs']}, is {config.epochs} and may only grow")
+    if config.epochs < previous["epochs"]:
+        differences.append(f"--epochs was {previous['epochs']}, is {config.epochs} and may only grow")
     if differences:
-        raise InputError(f"--resume of {uri} with other settings: {'; '.join(differences)}; repeat the first command's")
+        text = "; ".join(differences)
+        raise InputError(f"--resume of {uri} with other settings: {text}; repeat those of the first command")

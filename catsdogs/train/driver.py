@@ -1,0 +1,168 @@
+"""Start a run in the driver, the process that runs the command: settings, listing, Ray, workers, report."""
+
+import dataclasses
+import os
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from catsdogs import data, local_ray, start, storage
+from catsdogs.checkpoint import read_config
+from catsdogs.config import TrainConfig
+from catsdogs.images import Preprocessing
+from catsdogs.labels import LabelledFiles, check_same_classes, list_training
+from catsdogs.progress import Message, Progress, silent
+from catsdogs.ray_errors import to_run_error
+from catsdogs.resnet import ResNet50, build_resnet50
+from catsdogs.train import settings
+from catsdogs.train.events import ProgressReporter, forward_events, make_retry_policy
+from catsdogs.train.loop import train_loop_per_worker
+from catsdogs.train.report_page import write_report
+from catsdogs.train.run_folder import LAST, RunFolder
+from catsdogs.train.worker import RunSpec
+from catsdogs.weights import load_pretrained
+
+# Long, because a worker waits in a collective while another computes features. Ray detects dead workers.
+COLLECTIVE_TIMEOUT_S = 24 * 3600
+
+RAY_TRAIN_SETTINGS = {  # environment variables
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves an actor that only warns
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the longest wait of ray.train.report
+}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    uri: str
+    val_accuracy: float
+    best_epoch: int
+
+
+def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
+    """Fine-tune ResNet50 on the workers of a Ray cluster.
+
+    Raises:
+        InputError: the settings or the data cannot be used.
+        RunError: the run failed; saved epochs are kept.
+    """
+    config = settings.resolve(config)
+    uri = storage.join(config.storage_path, config.name or "")
+    config = settings.restore_settings(config, uri)
+    train_files, validation_files = list_training(config.data_dir, config.val_split, progress)
+    folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size))
+    progress(Message(_describe(config, train_files, validation_files)))
+    model = _build_model(config, folder, progress)
+    start.start_ray()
+    use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
+    config = dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
+    settings.write_args(uri, dataclasses.asdict(config))
+    reporter = ProgressReporter(config, progress)
+    with data.quiet_ray_loggers():
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        spec = RunSpec(
+            config=config,
+            folder=folder,
+            train_files=train_files.files,
+            validation_files=validation_files.files,
+            initial_state={name: tensor.numpy() for name, tensor in model.state_dict().items()},
+            event_queue=Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node}),
+            decode_cpus=data.allocate_cpus(config.num_workers).decode,
+            decoded_cache=_cache_train_images(config, train_files.files, progress),
+            ray_is_local=not start.on_existing_cluster(),
+        )
+        _run_workers(spec, reporter)
+    assert reporter.precision is not None, "no worker reported its precision"
+    write_report(dataclasses.replace(config, precision=reporter.precision), folder, reporter.history, train_files)
+    best = reporter.history.rows[reporter.history.best_epoch - 1]
+    return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
+
+
+def _describe(config: TrainConfig, train_files: LabelledFiles, validation_files: LabelledFiles) -> str:
+    return (
+        f"{train_files.files.num_rows:,} training and {validation_files.files.num_rows:,} validation images of "
+        f"{len(train_files.class_names)} classes; {config.num_workers} x {config.batch_size} = "
+        f"{config.global_batch_size} images a step, learning rate {config.peak_lr:g}"
+    )
+
+
+def _build_model(config: TrainConfig, folder: RunFolder, progress: Progress) -> ResNet50:
+    """Build the model with its initial weights, which workers replace by those of the last saved epoch."""
+    model = build_resnet50(len(folder.class_names), config.seed)
+    if folder.has_state():
+        class_names, _ = read_config(folder.path(LAST))
+        check_same_classes(class_names, folder.class_names, folder.uri, "--data-dir")
+    else:
+        progress(Message(load_pretrained(model, config.weights, folder.class_names)))
+    return model
+
+
+def _cache_train_images(config: TrainConfig, files: pa.Table, progress: Progress) -> data.DecodedCache | None:
+    """Decode the training images once for all epochs: on GPUs, if all fit in half of the smallest object store."""
+    if config.freeze == "backbone" or config.epochs == 1 or not waits_for_images(config):
+        return None
+    try:
+        return data.cache_decoded(files, data.allocate_cpus(config.num_workers).decode, progress)
+    except Exception as error:
+        raise to_run_error(error, "decoding the training images", "no epoch was started") from error
+
+
+def waits_for_images(config: TrainConfig) -> bool:
+    """Return whether steps wait for images: on GPUs. On a CPU the model takes many times as long as decoding."""
+    return config.use_gpu == "true"
+
+
+def _run_workers(spec: RunSpec, reporter: ProgressReporter) -> None:
+    try:
+        # Ray Train requires a storage path; it stays empty, since RunFolder writes the checkpoints.
+        with tempfile.TemporaryDirectory() as unused, forward_events(spec.event_queue, reporter.on_event):
+            _fit(_build_trainer(spec, unused))
+    except TrainingFailedError as error:
+        failure = reporter.error or next(iter(getattr(error, "worker_failures", {}).values()), error)
+        raise to_run_error(failure, "training", reporter.describe_saved()) from error
+    if reporter.error is not None:
+        raise reporter.error
+
+
+def _build_trainer(spec: RunSpec, storage_path: str) -> TorchTrainer:
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    config, use_gpu = spec.config, spec.config.use_gpu == "true"
+    resources = {"CPU": data.allocate_cpus(config.num_workers).model} | ({"GPU": 1.0} if use_gpu else {})
+    trainer_class = TorchTrainer if start.on_existing_cluster() else local_ray.make_local_trainer_class()
+    return trainer_class(
+        train_loop_per_worker,
+        train_loop_config={"spec": ray.put(spec)},  # a reference: the controller need not import this package
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=[make_retry_policy()],  # type: ignore[list-item]  # mypy sees the class of Ray Train v1
+        ),
+    )
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Run the trainer. On Ctrl-C, Ray ends the workers and raises SystemExit; raise KeyboardInterrupt instead."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as error:
+        if type(error) is SystemExit:  # the command line raises a subclass on SIGTERM
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)

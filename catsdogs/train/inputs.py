@@ -1,0 +1,126 @@
+"""Images as the inputs of training and validation.
+
+Shapes: N batch, H, W, C channels.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from catsdogs import data, storage
+from catsdogs.data.datasets import RowIndices
+from catsdogs.images import MAX_PIXELS, ImageArray
+from catsdogs.images.tensors import to_device
+from catsdogs.predict import VALIDATION_BATCH_SIZE, Predictor
+from catsdogs.predictions import build_predictions
+from catsdogs.progress import report_failed_rows
+from catsdogs.resnet import ResNet50
+from catsdogs.schema import OK, RETRYABLE_STATUSES, parquet_bytes
+from catsdogs.train.run_folder import LEFT_OUT
+from catsdogs.train.worker import Ranks, TrainWorker
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and classes, int64 (N,), on the worker's device; N may be 0
+DecodedBatch = tuple[pa.Table, ImageArray]  # rows without `image`, and images_NHWC
+MAX_CACHED_BYTES = 1 << 30  # of a worker's validation images
+
+
+class ImageInputs:
+    """Images as the inputs of a run that trains all layers."""
+
+    def __init__(self, worker: TrainWorker) -> None:
+        self._worker = worker
+        self._spec = worker.spec
+        self._size = worker.spec.folder.preprocessing.img_size
+        self._validation_cache: list[DecodedBatch] | None = None
+        self.left_out = LeftOutImages()
+
+    def iter_batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield one batch per step: images, uint8 (N, H, W, C), and their classes."""
+        spec, plan, preprocessing = self._spec, self._worker.plan, self._spec.folder.preprocessing
+        batches = data.iter_epoch_batches(
+            spec.train_files, plan, epoch, preprocessing, spec.config.augment, spec.decode_cpus, spec.decoded_cache
+        )
+        for _ in range(plan.num_steps):
+            rows = next(batches, None)  # this worker may have no rows in the last step
+            yield self._empty_batch() if rows is None else self._to_batch(rows)
+
+    def _empty_batch(self) -> Batch:
+        images_NHWC = torch.zeros((0, self._size, self._size, 3), dtype=torch.uint8, device=self._worker.device)
+        return images_NHWC, torch.zeros(0, dtype=torch.int64, device=self._worker.device)
+
+    def _to_batch(self, rows: pa.Table) -> Batch:
+        images_NHWC = data.view_images(rows, self._size)
+        decoded_N = is_decoded(rows)
+        if not decoded_N.all():
+            self.left_out.add(rows.filter(pa.array(~decoded_N)))
+            images_NHWC = images_NHWC[decoded_N]
+        targets_N = torch.tensor(rows["true_index"].to_numpy()[decoded_N], dtype=torch.int64)
+        return to_device(images_NHWC, self._worker.device), targets_N.to(self._worker.device)
+
+    def predict_validation(self, model: ResNet50) -> Iterator[pa.Table]:
+        """Predict the worker's validation rows, one table of `PREDICTIONS` per batch."""
+        folder = self._spec.folder
+        predictor = Predictor(model.state_dict(), folder.preprocessing, self._worker.precision, self._worker.device)
+        for rows, images_NHWC in self._validation_cache or self._decode_validation():
+            yield build_predictions(rows, predictor(images_NHWC), folder.class_names)
+
+    def _decode_validation(self) -> Iterator[DecodedBatch]:
+        """Decode the worker's validation images; cache them if they are few and without transient errors."""
+        all_files = self._spec.validation_files
+        batches = list_validation_batches(all_files.num_rows, self._worker.ranks)
+        files = all_files.take(pa.array(np.concatenate(batches) if batches else [], pa.int64()))
+        stage = data.DecodeForInference(self._spec.folder.preprocessing, MAX_PIXELS, VALIDATION_BATCH_SIZE)
+        cacheable = files.num_rows / VALIDATION_BATCH_SIZE * stage.batch_bytes <= MAX_CACHED_BYTES
+        cache: list[DecodedBatch] = []
+        for rows in data.iter_decoded_batches(files, stage, self._spec.decode_cpus):
+            images_NHWC = data.view_images(rows, self._size)
+            rows = rows.drop_columns(["image"])
+            cacheable = cacheable and set(RETRYABLE_STATUSES).isdisjoint(rows["status"].to_pylist())
+            if cacheable:  # copies, since a view would keep its whole block in Ray's object store
+                cache.append((rows.take(pa.array(range(rows.num_rows))), images_NHWC.copy()))
+            else:
+                cache.clear()
+            yield rows, images_NHWC
+        self._validation_cache = cache if cacheable else None
+
+
+def list_validation_batches(num_rows: int, ranks: Ranks) -> list[RowIndices]:
+    """List the rows of a worker's validation batches; a batch has the same rows for any number of workers."""
+    rows = np.arange(num_rows)
+    starts = range(0, num_rows, VALIDATION_BATCH_SIZE)[ranks.rank :: ranks.world_size]
+    return [rows[start : start + VALIDATION_BATCH_SIZE] for start in starts]
+
+
+def is_decoded(rows: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Return which rows have an image, bool (N,)."""
+    return np.array([status == OK for status in rows["status"].to_pylist()], dtype=bool)
+
+
+class LeftOutImages:
+    """Collects training images that could not be decoded; each is reported once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, str]] = {}  # path, status and error by path
+        self._reported: dict[str, dict[str, str]] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        """Add rows that this worker left out of its batches."""
+        self._found |= {row["path"]: row for row in rows.select(["path", "status", "error"]).to_pylist()}
+
+    def report(self, worker: TrainWorker) -> None:
+        """Gather the images of all workers; the first worker writes left_out.parquet and reports the new ones."""
+        gathered = worker.ranks.gather(self._found) or []
+        self._found = {}
+        new = {path: row for found in gathered for path, row in found.items() if path not in self._reported}
+        if not new:
+            return
+        self._reported |= new
+        uri = worker.spec.folder.path(LEFT_OUT)
+        storage.write_bytes(uri, parquet_bytes(_build_table(self._reported)))
+        report_failed_rows(_build_table(new), f"left-out training images; all in {uri}", worker.events.send)
+
+
+def _build_table(rows: dict[str, dict[str, str]]) -> pa.Table:
+    return pa.Table.from_pylist(sorted(rows.values(), key=lambda row: row["path"]))
