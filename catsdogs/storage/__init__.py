@@ -1,22 +1,26 @@
-"""URI -> file system and path; listing; reading image bytes; atomic writes. No Ray.
+"""URIs, file systems, listing, reading and atomic writes. No Ray.
 
-A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens. An S3 key stands in its URI
-as it is: nothing in it is quoted, the first `/` after the bucket ends the bucket. A local path stands as it
-is, absolute; a name that is not UTF-8 stands as a `file://` URI with its bytes percent-encoded.
+A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens. An S3 key is not quoted: the first
+`/` after the bucket ends the bucket, everything behind it is the key. A local path is absolute and not quoted; a
+name that is not UTF-8 is a `file://` URI with its bytes percent-encoded.
+
+Functions that make S3 requests raise RunError if the credentials are missing, wrong or expired, or if the store does
+not respond.
+
+    uris.py        parse URIs, list the names in a folder
+    entries.py     listed files, and which names are images
+    listing.py     list the image files of a folder or prefix in order
+    reading.py     read files: the content, or a status
+    writing.py     atomic and conditional writes
+    objects.py     S3 operations
+    s3.py          S3 client, requests and error classes
+    retrying.py    which requests are retried, and for how long
 """
 
-from catsdogs.storage.listing import EXTENSIONS, Entry, Listing, is_hidden, is_image
+from catsdogs.storage.entries import EXTENSIONS, Entry, build_files_table
+from catsdogs.storage.listing import Listing
 from catsdogs.storage.reading import Fetched, fetch, fetch_ahead, listed_bytes, read_bytes, read_versioned
-from catsdogs.storage.uris import (
-    absolute,
-    exists,
-    fs_path,
-    is_local,
-    join,
-    list_names,
-    local_path,
-    parent_name,
-)
+from catsdogs.storage.uris import absolute, exists, is_local, join, list_names, local_path, parent_name
 from catsdogs.storage.writing import create_bytes, remove, remove_temporaries, replace_bytes, write_bytes
 
 __all__ = [
@@ -25,13 +29,11 @@ __all__ = [
     "Fetched",
     "Listing",
     "absolute",
+    "build_files_table",
     "create_bytes",
     "exists",
     "fetch",
     "fetch_ahead",
-    "fs_path",
-    "is_hidden",
-    "is_image",
     "is_local",
     "join",
     "list_names",

@@ -1,70 +1,53 @@
-"""A folder or prefix -> its image files, in order, one at a time.
+"""List the image files of a folder or prefix in path order, one at a time.
 
-Order is by path in bytes, which for UTF-8 is the order of code points: S3 lists that way, and a local folder
-is walked that way, so nothing is sorted in memory. Links to files count; a linked folder is followed once,
-and not at all where its files are listed under their own name anyway.
+Paths are ordered by their bytes, which for UTF-8 is the order of code points. S3 lists in this order and a local
+folder is walked in it, so only other stores are listed at once and sorted in memory. Linked files count. A linked
+folder is followed once, and not at all if the listing reaches its files under their own names.
 """
 
+import logging
 import os
 import stat
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fsspec.core import url_to_fs
+
 from catsdogs.errors import InputError
 from catsdogs.progress import Progress, StageProgress, silent
-from catsdogs.storage.objects import list_objects
+from catsdogs.storage.entries import Entry, is_hidden, is_image
+from catsdogs.storage.objects import find_object, list_objects
 from catsdogs.storage.s3 import split_s3
-from catsdogs.storage.uris import (
-    filesystem,
-    folder_name,
-    fs_path,
-    is_local,
-    local_path,
-    local_uri,
-    quoted_uri,
-)
+from catsdogs.storage.uris import filesystem, folder_name, is_local, local_path, local_uri, quoted_uri
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 REPORT_EVERY = 1000  # files; also a page of S3
-MAX_DEPTH = 200  # folders below the root; each takes a frame of the stack
+SHOWN_OTHER_EXTENSIONS = 5
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file as it was listed; `version` is S3's etag, or the modification time in ns of a local file."""
-
-    path: str
-    size_bytes: int | None = None
-    version: str | None = None
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image."""
-    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out."""
-    return name.startswith(".") or name == "__MACOSX"
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Listing:
-    """The image files under `root`, listed while it is iterated over; the rest is known afterwards.
+    """The image files under `root`. Iterating lists them; the other fields are complete afterwards.
 
     Attributes:
-        start_after: a path of an earlier listing; only files that come after it are listed.
-        notes_folders: whether `folders` is wanted, which is held in memory.
-        folders: names of folders at most two levels under the root, relative to it, hidden ones left out.
-        unlisted: what could not be listed, with the reason.
+        folders: paths of the folders at most two levels under the root, relative to it, without hidden ones.
+        unlisted: folders and files that could not be listed, with the reason.
+        other_files: number of files that are no images, by lower-case extension with its dot, "" without one; hidden
+            files are not counted.
+        num_files: number of image files.
+        start_after: a path of an earlier listing; only files after it are listed and counted.
+        collect_folders: whether `folders` is filled.
     """
 
     root: str
     progress: Progress = silent
     folders: set[str] = field(default_factory=set)
     unlisted: dict[str, str] = field(default_factory=dict)
+    other_files: Counter[str] = field(default_factory=Counter)
     num_files: int = 0
     start_after: str = ""
     collect_folders: bool = True
@@ -73,7 +56,7 @@ class Listing:
         """List the files.
 
         Raises:
-            InputError: the root is not there or cannot be listed.
+            InputError: the root does not exist or cannot be listed.
         """
         for entry in self._entries():
             self.num_files += 1
@@ -83,22 +66,37 @@ class Listing:
         self.progress(StageProgress("list", self.num_files, self.num_files))
 
     def relative(self, path: str) -> str:
-        """Cut the root off a listed path."""
+        """Return a listed path relative to the root."""
         if path.startswith("file://"):
             quoted = path[len(quoted_uri(local_path(self.root).rstrip(b"/"))) + 1 :]
             return "/".join(folder_name(urllib.parse.unquote_to_bytes(part)) for part in quoted.split("/"))
         if is_local(path) or path.startswith("s3://"):
             return path[len(self.root.rstrip("/")) + 1 :]
-        return fs_path(path)[len(fs_path(self.root).rstrip("/")) + 1 :]
+        fs, root = url_to_fs(self.root)
+        return path[len(fs.unstrip_protocol(root).rstrip("/")) + 1 :]
+
+    def describe_other_files(self) -> str:
+        """Describe what was listed, such as "looked at 312 files, 0 images: 310 .mov, 2 .txt"."""
+        total = self.num_files + self.other_files.total()
+        text = f"looked at {total:,} file{'s' * (total != 1)}, {self.num_files:,} image{'s' * (self.num_files != 1)}"
+        common = self.other_files.most_common(SHOWN_OTHER_EXTENSIONS)
+        counts = [f"{count:,} {extension or 'without extension'}" for extension, count in common]
+        rest = self.other_files.total() - sum(count for _, count in common)
+        return text + (": " if counts else "") + ", ".join(counts + ([f"{rest:,} others"] if rest else []))
 
     def _entries(self) -> Iterator[Entry]:
         if is_local(self.root):
             return self._local()
-        return self._s3() if self.root.startswith("s3://") else self._other()
+        return self._s3() if self.root.startswith("s3://") else self._fsspec()
 
     def _add_folder(self, parts: list[str]) -> None:
+        """Add a folder, given as its path below the root, to `folders`."""
         for depth in range(1, min(len(parts), 2) + 1) if self.collect_folders else ():
             self.folders.add("/".join(parts[:depth]))
+
+    def _count_other(self, name: str) -> None:
+        if name and not is_hidden(name):  # an S3 key that ends in a slash marks a folder
+            self.other_files[os.path.splitext(name)[1].lower()] += 1
 
     def _local(self) -> Iterator[Entry]:
         path = local_path(self.root)
@@ -106,10 +104,48 @@ class Listing:
             if not self.start_after:
                 yield _local_entry(path, os.stat(path))
         elif os.path.isdir(path):
-            start_after = local_path(self.start_after) if self.start_after else b""
-            yield from _LocalWalk(self, os.path.realpath(path), start_after).walk(path, [])
+            yield from self._walk(path, local_path(self.start_after) if self.start_after else b"")
         else:
             raise InputError(f"no such file or folder: {self.root}")
+
+    def _walk(self, root: bytes, start_after: bytes) -> Iterator[Entry]:
+        """Walk a local folder depth first."""
+        links = _LinkedFolders(os.path.realpath(root))
+        pending = self._scan(root, [])
+        while pending:
+            item, parts = pending.pop()
+            if _is_folder(item):
+                if links.enter(item):
+                    pending += self._scan(item.path, [*parts, folder_name(item.name)])
+            elif item.path > start_after:
+                yield from self._local_file(item)
+
+    def _scan(self, folder: bytes, parts: list[str]) -> list[tuple[os.DirEntry[bytes], list[str]]]:
+        """List a folder in reverse order; each item has the path of its folder below the root."""
+        self._add_folder(parts)
+        try:
+            with os.scandir(folder) as found:
+                items = sorted(found, key=_walk_order, reverse=True)
+        except OSError as error:
+            logger.debug("cannot list %s", local_uri(folder), exc_info=True)
+            self.unlisted[local_uri(folder)] = error.strerror or str(error)
+            return []
+        return [(item, parts) for item in items if not is_hidden(os.fsdecode(item.name))]
+
+    def _local_file(self, item: os.DirEntry[bytes]) -> Iterator[Entry]:
+        if not is_image(os.fsdecode(item.name)):
+            self._count_other(folder_name(item.name))
+            return
+        try:
+            found = os.stat(item.path)
+        except OSError:  # reading the file reports the reason
+            logger.debug("no size and version of %s", local_uri(item.path), exc_info=True)
+            yield Entry(local_uri(item.path))
+            return
+        if stat.S_ISREG(found.st_mode):
+            yield _local_entry(item.path, found)
+        else:
+            self.unlisted[local_uri(item.path)] = "not a regular file"
 
     def _s3(self) -> Iterator[Entry]:
         bucket, prefix = split_s3(self.root)
@@ -123,119 +159,73 @@ class Listing:
             self._add_folder(parts)
             if is_image(name):
                 yield _s3_entry(bucket, item)
-        if not found and not self.start_after:
-            yield from (_s3_entry(bucket, item) for item in self._s3_single(bucket, prefix[:-1]))
+            else:
+                self._count_other(name)
+        if not found and not self.start_after and (single := find_object(self.root)):
+            yield _s3_entry(bucket, single)
 
-    def _s3_single(self, bucket: str, key: str) -> Iterator[dict[str, Any]]:
-        """Take the root for the name of one object."""
-        if key:
-            first = next(list_objects(self.root, bucket, key), None)
-            if first is not None and first["Key"] == key:
-                yield first
-
-    def _other(self) -> Iterator[Entry]:
-        fs, root = filesystem(self.root), fs_path(self.root).rstrip("/")
+    def _fsspec(self) -> Iterator[Entry]:
+        if "::" in self.root:  # fsspec would chain file systems there
+            raise InputError(f"cannot list {self.root}: expected a URI without '::'; list a folder above it")
+        fs = filesystem(self.root)
+        root = url_to_fs(self.root)[1].rstrip("/")
         try:
-            found: dict[str, dict[str, Any]] = fs.find(root, detail=True)
+            found: dict[str, dict[str, Any]] = fs.find(self.root, detail=True)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot list {self.root}: {error}") from error
         for path in sorted(found):
             *parts, name = path[len(root) + 1 :].split("/") if path != root else [path.rpartition("/")[2]]
-            if not any(is_hidden(part) for part in parts):
-                self._add_folder(parts)
-                uri = fs.unstrip_protocol(path)
-                if is_image(name) and uri > self.start_after:
+            if any(is_hidden(part) for part in parts):
+                continue
+            self._add_folder(parts)
+            uri = fs.unstrip_protocol(path)
+            if uri > self.start_after:
+                if is_image(name):
                     yield Entry(uri, found[path].get("size"))
+                else:
+                    self._count_other(name)
+
+
+def _s3_entry(bucket: str, item: dict[str, Any]) -> Entry:
+    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
 def _local_entry(path: bytes, found: os.stat_result) -> Entry:
     return Entry(local_uri(path), found.st_size, str(found.st_mtime_ns))
 
 
-@dataclass
-class _LocalWalk:
-    """A depth-first walk that follows each linked folder once."""
+class _LinkedFolders:
+    """The folders that a walk has entered: it enters each only once."""
 
-    listing: Listing
-    root: bytes
-    start_after: bytes
-    followed: list[bytes] = field(default_factory=list)
+    def __init__(self, root: bytes) -> None:
+        self._entered = {root}
+        self._starts = [root]  # the root and the targets of the links that were followed
 
-    def walk(self, folder: bytes, parts: list[str]) -> Iterator[Entry]:
-        self.listing._add_folder(parts)
-        if len(parts) > MAX_DEPTH:
-            self.listing.unlisted[local_uri(folder)] = f"more than {MAX_DEPTH} folders deep"
-            return
-        try:
-            with os.scandir(folder) as found:
-                items = sorted(found, key=_walk_order)
-        except OSError as error:
-            self.listing.unlisted[local_uri(folder)] = error.strerror or str(error)
-            return
-        for item in items:
-            name = os.fsdecode(item.name)
-            if is_hidden(name):
-                continue
-            if _is_folder(item):
-                if self._enter(item):
-                    yield from self.walk(item.path, [*parts, folder_name(item.name)])
-            elif is_image(name):
-                yield from self._file(item)
-
-    def _file(self, item: os.DirEntry[bytes]) -> Iterator[Entry]:
-        if item.path <= self.start_after:
-            return
-        try:
-            found = os.stat(item.path)
-        except OSError:  # reading it will say why
-            yield Entry(local_uri(item.path))
-            return
-        if stat.S_ISREG(found.st_mode):
-            yield _local_entry(item.path, found)
-        else:
-            self.listing.unlisted[local_uri(item.path)] = "not a regular file"
-
-    def _enter(self, item: os.DirEntry[bytes]) -> bool:
+    def enter(self, item: os.DirEntry[bytes]) -> bool:
+        """Whether to walk a folder; if so, remember it."""
         real = os.path.realpath(item.path)
-        owner = self._owner(item)
-        if not item.is_symlink() and owner is None:
-            return True
-        taken = [self.root, *(target for target in self.followed if item.is_symlink() or target != owner)]
-        if any(_lists(other, real) for other in taken):
+        linked = item.is_symlink()
+        if real in self._entered or (linked and any(_reaches(start, real) for start in self._starts)):
             return False
-        if item.is_symlink():
-            self.followed.append(real)
+        self._entered.add(real)
+        if linked:
+            self._starts.append(real)
         return True
 
-    def _owner(self, item: os.DirEntry[bytes]) -> bytes | None:
-        """Find the followed link's target that the walk came here through."""
-        if not self.followed:
-            return None
-        folder = os.path.realpath(os.path.dirname(item.path))
-        return next((target for target in self.followed if _inside(folder, target)), None)
 
-
-def _inside(path: bytes, folder: bytes) -> bool:
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
-
-
-def _lists(folder: bytes, path: bytes) -> bool:
-    """Whether a walk of `folder` comes through `path`: hidden folders are left out of it."""
-    if not _inside(path, folder):
-        return False
-    return not any(is_hidden(os.fsdecode(name)) for name in path[len(folder) :].split(b"/"))
+def _reaches(folder: bytes, path: bytes) -> bool:
+    """Whether a walk of `folder`, which ignores hidden folders, reaches `path`."""
+    below = path.removeprefix(folder.rstrip(b"/") + b"/")
+    return below != path and not any(is_hidden(os.fsdecode(name)) for name in below.split(b"/"))
 
 
 def _is_folder(item: os.DirEntry[bytes]) -> bool:
     try:
         return item.is_dir()
-    except OSError:  # a link in a circle, or to where we may not look
+    except OSError:  # a link to itself, or into a folder without permission
+        logger.debug("not taken for a folder: %s", local_uri(item.path), exc_info=True)
         return False
 
 
 def _walk_order(item: os.DirEntry[bytes]) -> bytes:
     return item.name + b"/" if _is_folder(item) else item.name
-
-
-def _s3_entry(bucket: str, item: dict[str, Any]) -> Entry:
-    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))

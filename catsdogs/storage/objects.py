@@ -1,7 +1,8 @@
-"""Objects of S3: a listing page by page, one GET an object, writes that replace nothing unseen."""
+"""Operations on S3 objects: paged listings, one GET per object, conditional writes."""
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,46 +18,45 @@ from catsdogs.storage.s3 import (
     read_error_code,
     request,
     run_sync,
+    split_s3,
     to_store_error,
 )
 
-BODY_S, BODY_BYTES_PER_S = 20.0, 100_000  # a body takes no longer than the first, and a second for so many bytes
+BODY_TIMEOUT_S, MIN_BODY_BYTES_PER_S = 20.0, 100_000  # a body of n bytes may take 20 s + n / 100,000 s
 NO_LIMIT = 1 << 62
 PRECONDITION, UNSUPPORTED = {"412", "PreconditionFailed"}, {"501", "NotImplemented"}
 
+logger = logging.getLogger(__name__)
+
 
 class TooLongError(OSError):
-    """A file of more bytes than are wanted."""
+    """A file is larger than the limit."""
 
 
 def check_length(num_bytes: int, limit_bytes: int) -> None:
-    """Refuse to read what is too long.
-
-    Raises:
-        TooLongError: it is.
-    """
+    """Raise TooLongError if a file is larger than the limit."""
     if num_bytes > limit_bytes:
         raise TooLongError(
             f"{num_bytes} bytes, more than the {limit_bytes >> 20} MiB that reading and decoding may take"
         )
 
 
-def request_now(operation: str, **parameters: Any) -> Response:
-    """Make a request and wait for its answer."""
-    answer: tuple[Response, int] = run_sync(request, operation, **parameters)
-    return answer[0]
+def request_sync(operation: str, **parameters: Any) -> Response:
+    """Make a request and wait for its response."""
+    result: tuple[Response, int] = run_sync(request, operation, **parameters)
+    return result[0]
 
 
-async def _whole_page(page: Response) -> Response:
-    if "IsTruncated" not in page:  # an empty body reads as an empty listing
+async def _check_page(page: Response) -> Response:
+    if "IsTruncated" not in page:  # an empty body is parsed as an empty listing
         raise BrokenBodyError("the body of a listing broke off")
     return page
 
 
 def list_pages(bucket: str, prefix: str, **parameters: Any) -> Iterator[Response]:
-    """List a prefix, a page of 1,000 at a time."""
+    """List a prefix in pages of 1,000 keys."""
     while True:
-        page = request_now("list_objects_v2", read=_whole_page, Bucket=bucket, Prefix=prefix, **parameters)
+        page = request_sync("list_objects_v2", read=_check_page, Bucket=bucket, Prefix=prefix, **parameters)
         yield page
         if not page.get("IsTruncated"):
             return
@@ -64,11 +64,10 @@ def list_pages(bucket: str, prefix: str, **parameters: Any) -> Iterator[Response
 
 
 def list_objects(uri: str, bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
-    """List every object under a prefix, those after a key only.
+    """List every object under a prefix whose key is after `start_after`.
 
     Raises:
-        InputError: the bucket is not there or may not be listed.
-        RunError: the credentials are missing, wrong or expired, or the store does not answer.
+        InputError: the bucket does not exist or must not be listed.
     """
     try:
         for page in list_pages(bucket, prefix, **({"StartAfter": start_after} if start_after else {})):
@@ -80,55 +79,44 @@ def list_objects(uri: str, bucket: str, prefix: str, start_after: str = "") -> I
         ) from error
 
 
-def names_under(bucket: str, folder: str) -> list[str]:
-    """Name what stands directly under a prefix, sorted.
+def find_object(uri: str) -> dict[str, Any] | None:
+    """Find an object by a listing: the response to a HEAD request cannot say that the credentials expired."""
+    bucket, key = split_s3(uri)
+    first = next(list_objects(uri, bucket, key), None) if key else None
+    return first if first is not None and first["Key"] == key else None
+
+
+def list_names_under(bucket: str, folder: str) -> list[str]:
+    """List the names directly under a prefix, sorted.
 
     Raises:
-        NotADirectoryError: the prefix is the name of an object.
+        NotADirectoryError: the prefix is the key of an object.
     """
     prefix = f"{folder}/" if folder else ""
     names = set()
     for page in list_pages(bucket, prefix, Delimiter="/"):
         names |= {item["Key"][len(prefix) :] for item in page.get("Contents", ())}
         names |= {item["Prefix"][len(prefix) : -1] for item in page.get("CommonPrefixes", ())}
-    if not names and folder and head_object(bucket, folder) is not None:
+    if not names and folder and read_etag(bucket, folder) is not None:
         raise NotADirectoryError(folder)
     return sorted(names - {""})
-
-
-def object_exists(bucket: str, key: str) -> bool:
-    """Whether there is an object, or a prefix of objects, or with no key the bucket."""
-    if not key:
-        try:
-            request_now("head_bucket", Bucket=bucket)
-        except ClientError as error:
-            if read_error_code(error) in MISSING | {"NoSuchBucket"}:
-                return False
-            raise
-        return True
-    # Not a HEAD: its answer has no body to say that the credentials expired.
-    for prefix in (key, f"{key}/"):
-        page = request_now("list_objects_v2", read=_whole_page, Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        if any(item["Key"] == key or item["Key"].startswith(f"{key}/") for item in page.get("Contents", ())):
-            return True
-    return False
 
 
 async def get_object(
     bucket: str, key: str, *, size_bytes: int | None = None, etag: str | None = None, limit_bytes: int = NO_LIMIT
 ) -> tuple[bytes, str, int]:
-    """Read one object whole.
+    """Read one object.
 
     Args:
-        size_bytes: as it was listed with `etag`.
-        limit_bytes: of a longer one the body is not read.
+        size_bytes: the size that was listed together with `etag`.
+        limit_bytes: the body of a larger object is not read.
 
     Returns:
-        Its content, its etag, and how often it was asked for again.
+        The content, the etag, and the number of retries.
 
     Raises:
-        OSError, ClientError, BotoCoreError: as the client raises them; it is too long; its body broke off every time.
-        RunError: the store does not answer.
+        OSError, ClientError, BotoCoreError: from the client; also TooLongError, and BrokenBodyError if the body broke
+            off in every attempt.
     """
 
     async def read(response: Response) -> tuple[bytes, str]:
@@ -136,33 +124,39 @@ async def get_object(
         if announced is not None and announced > limit_bytes:
             response["Body"].close()
             check_length(announced, limit_bytes)
-        try:
-            async with asyncio.timeout(BODY_S + (announced or 0) / BODY_BYTES_PER_S), response["Body"] as body:
-                content: bytes = await body.read()
-        except transport_errors() as error:
-            raise BrokenBodyError(f"the body broke off: {str(error) or 'it took too long'}") from error
+        content = await _read_body(response, announced)
         found = response["ETag"].strip('"')
         expected = size_bytes if found == etag and size_bytes is not None else announced
         if expected is not None and len(content) != expected:
             raise BrokenBodyError(f"the body broke off after {len(content)} of {expected} bytes")
         if size_bytes is None and _is_md5(response, found) and hashlib.md5(content).hexdigest() != found:
-            raise BrokenBodyError(f"the body of {len(content)} bytes is not that of its etag")
+            raise BrokenBodyError(f"the body of {len(content)} bytes does not match its etag")
         return content, found
 
     (content, found), retries = await request("get_object", read, Bucket=bucket, Key=key)
     return content, found, retries
 
 
+async def _read_body(response: Response, announced_bytes: int | None) -> bytes:
+    timeout_s = BODY_TIMEOUT_S + (announced_bytes or 0) / MIN_BODY_BYTES_PER_S
+    try:
+        async with asyncio.timeout(timeout_s), response["Body"] as body:
+            content: bytes = await body.read()
+    except transport_errors() as error:
+        raise BrokenBodyError(f"the body broke off: {str(error) or 'it took too long'}") from error
+    return content
+
+
 def _is_md5(response: Response, etag: str) -> bool:
-    """Whether an etag is the digest of the content: one upload, not encrypted with a key of the customer's."""
+    """Whether an etag is the MD5 of the content: not a multipart upload, not encrypted with a customer's key."""
     plain = response.get("ServerSideEncryption") in (None, "AES256") and not response.get("SSECustomerAlgorithm")
     return plain and re.fullmatch("[0-9a-f]{32}", etag) is not None
 
 
-def head_object(bucket: str, key: str) -> str | None:
-    """Tell the etag of an object; None where there is none."""
+def read_etag(bucket: str, key: str) -> str | None:
+    """Return the etag of an object; None if there is no object."""
     try:
-        return str(request_now("head_object", Bucket=bucket, Key=key)["ETag"]).strip('"')
+        return str(request_sync("head_object", Bucket=bucket, Key=key)["ETag"]).strip('"')
     except ClientError as error:
         if read_error_code(error) in MISSING:
             return None
@@ -170,38 +164,36 @@ def head_object(bucket: str, key: str) -> str | None:
 
 
 def put_object(bucket: str, key: str, content: bytes, only_over: str | None = None, only_new: bool = False) -> bool:
-    """Write an object in one request; whether the condition held.
+    """Write an object in one request.
 
     Args:
-        only_over: the etag of the object to be replaced.
-        only_new: only where there is no object.
+        only_over: the etag of the object to replace; an object with another etag is kept.
+        only_new: an existing object is kept.
+
+    Returns:
+        Whether the object was written.
     """
     condition = {"IfNoneMatch": "*"} if only_new else {"IfMatch": f'"{only_over}"'} if only_over is not None else {}
     try:
-        request_now("put_object", Bucket=bucket, Key=key, Body=content, **condition)
+        request_sync("put_object", Bucket=bucket, Key=key, Body=content, **condition)
     except ClientError as error:
-        if not condition or read_error_code(error) not in PRECONDITION | MISSING | UNSUPPORTED:
+        code = read_error_code(error)
+        if not condition or code not in PRECONDITION | MISSING | UNSUPPORTED:
             raise
-        if read_error_code(error) in PRECONDITION:  # by an earlier try of ours, whose answer got lost?
-            found = read_object(bucket, key)
-            return found is not None and found[0] == content
-        if read_error_code(error) in MISSING or head_object(bucket, key) != only_over:
+        logger.debug("s3://%s/%s: the conditional write was refused", bucket, key, exc_info=True)
+        if code in PRECONDITION:  # an earlier attempt may have written it and lost its response
+            return _read_content(bucket, key) == content
+        if code in MISSING or read_etag(bucket, key) != only_over:
             return False
-        request_now("put_object", Bucket=bucket, Key=key, Body=content)  # a store that knows no conditions
+        request_sync("put_object", Bucket=bucket, Key=key, Body=content)  # the store supports no conditions
     return True
 
 
-def delete_object(bucket: str, key: str) -> None:
-    """Remove an object; absent is fine."""
-    request_now("delete_object", Bucket=bucket, Key=key)
-
-
-def read_object(bucket: str, key: str) -> tuple[bytes, str] | None:
-    """Read one object and its etag; None where there is none."""
+def _read_content(bucket: str, key: str) -> bytes | None:
+    """Read one object; None if there is no object."""
     try:
-        content, etag, _ = run_sync(get_object, bucket, key)
+        return run_sync(get_object, bucket, key)[0]
     except ClientError as error:
         if read_error_code(error) in MISSING:
             return None
         raise
-    return content, etag

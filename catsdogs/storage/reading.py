@@ -1,93 +1,95 @@
-"""Image files -> bytes, or a reason why not.
+"""Read files: the content, or a status that says why there is none.
 
-Every file is read by one request, and again where that broke off. A reason is a status of the output: `not_found`,
-`access_denied`, `changed` (another size, etag or modification time than was listed), `read_error`. Missing or expired
-credentials and a store that does not answer stop the job instead: they say nothing about an image.
+The statuses are those of the output: `not_found`, `access_denied`, `read_error`, and `changed` if the size, S3 etag or
+local modification time differs from the listing. An S3 object is read by one request, which is retried. Missing or
+expired S3 credentials and an S3 store that does not respond stop the job, because they say nothing about a file.
+Other fsspec stores: only the size is compared with the listing, and `limit_bytes` is not applied.
 """
 
 import asyncio
 import functools
 import hashlib
+import logging
 import os
 import stat
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
-from catsdogs.errors import InputError
-from catsdogs.storage.listing import Entry
-from catsdogs.storage.objects import NO_LIMIT, TooLongError, check_length, get_object, read_object
+from catsdogs.errors import CatsdogsError
+from catsdogs.storage.entries import Entry
+from catsdogs.storage.objects import NO_LIMIT, TooLongError, check_length, get_object
 from catsdogs.storage.s3 import (
     MISSING,
     REFUSED,
     STORE_ERRORS,
     check_credentials,
     read_error_code,
+    run_sync,
     split_s3,
     submit,
     to_store_error,
 )
-from catsdogs.storage.uris import filesystem, fs_path, is_local, local_path
+from catsdogs.storage.uris import filesystem, is_local, local_path
 
-NOWHERE = MISSING | {"NoSuchBucket"}
-READS_IN_FLIGHT = 32  # of one process; S3 answers a GET in tens of milliseconds
-AHEAD_BYTES = 256 << 20  # of files that are read before they are asked for
-UNLISTED_BYTES = 4 << 20  # taken for the size of a file that was not listed
+NOT_FOUND = MISSING | {"NoSuchBucket"}
+MAX_READS_IN_FLIGHT = 32  # per process; S3 responds to a GET in tens of milliseconds
+MAX_AHEAD_BYTES = 256 << 20  # read before the caller needs them
+UNLISTED_BYTES = 4 << 20  # the assumed size of a file that was not listed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The content of one file, or why there is none.
-
-    Attributes:
-        version: of what was read, as an `Entry` has it.
-        retries: how often reading was tried again.
-    """
+    """The content of one file and its version, in the form of `Entry.version`; or the reason why there is none."""
 
     status: str
-    image_bytes: bytes | None = None
+    content: bytes | None = None
     error: str | None = None
     version: str | None = None
     retries: int = 0
 
 
 def fetch(entries: Sequence[Entry], limit_bytes: int = NO_LIMIT) -> list[Fetched]:
-    """Read files as they were listed, many at once where they are far.
+    """Read listed files, those on S3 concurrently.
 
     Args:
         limit_bytes: a larger file is not read; its status is `decoder_crash`.
-
-    Raises:
-        RunError: the credentials are missing, wrong or expired, or the store does not answer.
     """
     return next(fetch_ahead([entries], limit_bytes))
 
 
 def fetch_ahead(groups: Iterable[Sequence[Entry]], limit_bytes: int = NO_LIMIT) -> Generator[list[Fetched], None, None]:
-    """Read groups of files in their order, those that are far before they are asked for, up to `AHEAD_BYTES`.
+    """Read groups of files in order, and S3 objects of the next groups ahead, up to `MAX_AHEAD_BYTES`.
 
-    A group waits for its slowest file; meanwhile the next are read. Raises as `fetch` does.
+    While a group waits for its slowest file, the next groups are read.
     """
-    todo = deque(groups)
-    started: deque[_Group] = deque()
+    remaining = iter(groups)
+    in_flight: deque[_Group] = deque()
     try:
-        while todo or started:
-            while todo and sum(group.num_bytes for group in started) < AHEAD_BYTES:
-                started.append(_Group(todo.popleft(), limit_bytes))
-            yield started[0].wait()
-            started.popleft()
+        while True:
+            while sum(group.num_bytes for group in in_flight) < MAX_AHEAD_BYTES:
+                entries = next(remaining, None)
+                if entries is None:
+                    break
+                in_flight.append(_Group(entries, limit_bytes))
+            if not in_flight:
+                return
+            yield in_flight[0].wait()
+            in_flight.popleft()
     finally:
-        for group in started:
+        for group in in_flight:
             group.cancel()
 
 
 def listed_bytes(entry: Entry) -> int:
-    """Tell what a file is likely to take."""
+    """Return the listed size of a file, or an estimate if it was not listed."""
     return UNLISTED_BYTES if entry.size_bytes is None else entry.size_bytes
 
 
 class _Group:
-    """Files that are being read together, those that are here once they are waited for."""
+    """Files that are read together: those on S3 from the start, the others in `wait`."""
 
     def __init__(self, entries: Sequence[Entry], limit_bytes: int) -> None:
         self._entries = entries
@@ -97,9 +99,9 @@ class _Group:
         self._reading = submit(_fetch_many, remote, limit_bytes) if remote else None
 
     def wait(self) -> list[Fetched]:
-        bodies = iter(self._reading.result() if self._reading else ())
+        s3_results = iter(self._reading.result() if self._reading else ())
         return [
-            next(bodies) if _is_s3(entry) else _fetch_local_or_fsspec(entry, self._limit_bytes)
+            next(s3_results) if _is_s3(entry) else _fetch_local_or_fsspec(entry, self._limit_bytes)
             for entry in self._entries
         ]
 
@@ -113,33 +115,30 @@ def _is_s3(entry: Entry) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a whole small file.
+    """Read a small file.
 
     Raises:
-        InputError: it is not there or may not be read.
-        RunError: as `fetch` does.
+        InputError: it does not exist or must not be read.
+        RunError: a later attempt may succeed.
     """
-    fetched = fetch([Entry(path=uri)])[0]
-    if fetched.image_bytes is None:
-        raise InputError(f"cannot read {uri}: {fetched.error}")
-    return fetched.image_bytes
+    try:
+        return _read(uri)[0]
+    except CatsdogsError:
+        raise
+    except Exception as error:  # the errors of other file systems share no base class
+        check_credentials(error)
+        raise to_store_error(error, f"cannot read {uri}: {_message(error)}") from error
 
 
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
-    """Read a whole small file and name its version, for `replace_bytes`; None where nothing is there.
+    """Read a small file and its version, for `replace_bytes`; None if it does not exist.
 
     Raises:
-        InputError: it may not be read.
-        RunError: as `fetch` does.
+        InputError: it must not be read.
+        RunError: as `read_bytes`.
     """
     try:
-        if is_local(uri):
-            content, found = _read_local(uri, NO_LIMIT)
-            return content, local_version(found)
-        if uri.startswith("s3://"):
-            return read_object(*split_s3(uri))
-        content = filesystem(uri).cat_file(fs_path(uri))
-        return content, hashlib.sha256(content).hexdigest()
+        return _read(uri)
     except (*STORE_ERRORS, ValueError) as error:
         check_credentials(error)
         if _status(error) == "not_found":
@@ -147,13 +146,25 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
         raise to_store_error(error, f"cannot read {uri}: {_message(error)}") from error
 
 
-def local_version(found: os.stat_result) -> str:
-    """Name the version of a local file; one that replaces it is another."""
+def _read(uri: str) -> tuple[bytes, str]:
+    """Read a file and its version for `replace_bytes`; raises what the store raises."""
+    if is_local(uri):
+        content, found = _read_local(uri, NO_LIMIT)
+        return content, local_write_version(found)
+    if uri.startswith("s3://"):
+        content, etag, _ = run_sync(get_object, *split_s3(uri))
+        return content, etag
+    content = filesystem(uri).cat_file(uri)
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def local_write_version(found: os.stat_result) -> str:
+    """Build the version of a local file that `replace_bytes` compares: `Entry.version` alone may stay the same."""
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
 def _read_local(uri: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
-    with open(local_path(uri), "rb", opener=_open_at_once) as file:
+    with open(local_path(uri), "rb", opener=_open_nonblocking) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
@@ -161,44 +172,44 @@ def _read_local(uri: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
         return file.read(), found
 
 
-def _fetch_local_or_fsspec(entry: Entry, limit_bytes: int) -> Fetched:
-    if not is_local(entry.path):
-        return _fetch_other(entry)
-    try:
-        content, found = _read_local(entry.path, limit_bytes)
-    except (OSError, ValueError) as error:  # a ValueError: the name holds a zero byte
-        return Fetched(_status(error), error=_message(error))
-    return _unchanged(entry, content, str(found.st_mtime_ns))
-
-
-def _open_at_once(path: str | bytes, flags: int) -> int:
-    """Open without waiting for a pipe's other end."""
+def _open_nonblocking(path: str | bytes, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _fetch_other(entry: Entry) -> Fetched:
+def _fetch_local_or_fsspec(entry: Entry, limit_bytes: int) -> Fetched:
+    if not is_local(entry.path):
+        return _fetch_fsspec(entry)
+    try:
+        content, found = _read_local(entry.path, limit_bytes)
+    except (OSError, ValueError) as error:  # a ValueError if the name contains a zero byte
+        return _failed(entry, error)
+    return _check_unchanged(entry, content, str(found.st_mtime_ns))
+
+
+def _fetch_fsspec(entry: Entry) -> Fetched:
     fs = filesystem(entry.path)
     try:
-        content = fs.cat_file(fs_path(entry.path))
+        content = fs.cat_file(entry.path)
     except Exception as error:  # noqa: BLE001 - the file systems' errors share no base class
-        return Fetched(_status(error), error=_message(error))
-    return _unchanged(entry, content, entry.version)
+        return _failed(entry, error)
+    return _check_unchanged(entry, content, entry.version)
 
 
-@functools.cache
-def _gate(_: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
-    return asyncio.Semaphore(READS_IN_FLIGHT)
+@functools.cache  # a semaphore belongs to one event loop; a forked process gets a new loop
+def _read_semaphore(_: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
+    return asyncio.Semaphore(MAX_READS_IN_FLIGHT)
 
 
 async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetched]:
-    async def one(entry: Entry) -> Fetched:
-        async with _gate(asyncio.get_running_loop()):
+    async def fetch_one(entry: Entry) -> Fetched:
+        async with _read_semaphore(asyncio.get_running_loop()):
             return await _fetch_s3(entry, limit_bytes)
 
-    reads = [asyncio.create_task(one(entry)) for entry in entries]
+    reads = [asyncio.create_task(fetch_one(entry)) for entry in entries]
     try:
         return await asyncio.gather(*reads)
-    except BaseException:  # the job stops: nobody waits for the other files
+    except BaseException:  # the job stops, or the caller cancelled the group
         for read in reads:
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
@@ -212,11 +223,11 @@ async def _fetch_s3(entry: Entry, limit_bytes: int) -> Fetched:
         )
     except STORE_ERRORS as error:
         check_credentials(error)
-        return Fetched(_status(error), error=_message(error))
-    return _unchanged(entry, content, etag, retries)
+        return _failed(entry, error)
+    return _check_unchanged(entry, content, etag, retries)
 
 
-def _unchanged(entry: Entry, content: bytes, version: str | None, retries: int = 0) -> Fetched:
+def _check_unchanged(entry: Entry, content: bytes, version: str | None, retries: int = 0) -> Fetched:
     if entry.size_bytes is not None and len(content) != entry.size_bytes:
         reason = f"has {len(content)} bytes, was listed with {entry.size_bytes}"
         return Fetched("changed", error=reason, retries=retries)
@@ -225,10 +236,15 @@ def _unchanged(entry: Entry, content: bytes, version: str | None, retries: int =
     return Fetched("ok", content, version=version, retries=retries)
 
 
+def _failed(entry: Entry, error: BaseException) -> Fetched:
+    logger.debug("cannot read %s", entry.path, exc_info=error)
+    return Fetched(_status(error), error=_message(error))
+
+
 def _status(error: BaseException) -> str:
     if isinstance(error, TooLongError):
         return "decoder_crash"
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or read_error_code(error) in NOWHERE:
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or read_error_code(error) in NOT_FOUND:
         return "not_found"
     return "access_denied" if isinstance(error, PermissionError) or read_error_code(error) in REFUSED else "read_error"
 

@@ -1,34 +1,28 @@
-"""Whose fault a failed request to S3 is, and how long to go on asking.
+"""Retries of S3 requests with backoff.
 
-Throttling, timeouts and broken connections say something about the store: they are asked again with growing, random
-pauses (full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/) as long as the store
-answers anything. Where only one key fails, that key is given up. Where nothing comes through, the job stops.
+Throttling, timeouts and broken connections are retried with exponential backoff and full jitter
+(https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If only one key keeps failing, its error
+is raised. If the store responds to no request, the job stops.
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from botocore.exceptions import (
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
+from botocore.exceptions import ClientError, FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from catsdogs.errors import RunError
 
-MAX_ATTEMPTS = 30  # of one key, while others come through
-BASE_S, CAP_S = 0.1, 5.0  # the longest pause before the first, and before any further try
-MOVING_CAP_S = 1.0  # the same while others come through: a batch waits for its slowest key
-PATIENCE_S = 300.0  # without an answer of any kind, or with one key throttled
-FIRST_PATIENCE_S = 20.0  # where this process never had any: the address may be wrong
+MAX_ATTEMPTS = 30  # for one key, while other requests succeed
+BASE_DELAY_S, MAX_DELAY_S = 0.1, 5.0  # upper bounds of the first delay and of any delay
+MAX_DELAY_WHILE_HEALTHY_S = 1.0  # while other requests succeed: a batch waits for its slowest key
+NO_RESPONSE_TIMEOUT_S = 300.0  # without a response, or with one key throttled
+FIRST_RESPONSE_TIMEOUT_S = 20.0  # before the first response of this process: the address may be wrong
 RETRYABLE_CODES = {
     "BandwidthLimitExceeded",
     "ConditionalRequestConflict",
@@ -45,22 +39,22 @@ RETRYABLE_CODES = {
 }
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 
 class BrokenBodyError(OSError):
-    """An answer whose body is not the object."""
+    """The body of a response is incomplete or is not the object."""
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """Name what says that an answer did not get through, or not whole."""
-    import aiohttp  # not above: 0.2 s of the start of every process that reads from no store
+    """List the errors of a response that did not arrive, or not completely."""
+    import aiohttp  # here, because it takes 0.2 s, also in processes that read local files only
 
     return (
         BotoConnectionError,
         FlexibleChecksumError,
         HTTPClientError,
         IncompleteReadError,
-        ReadTimeoutError,
-        ResponseStreamingError,
         aiohttp.ClientError,
         TimeoutError,
         ConnectionError,
@@ -69,84 +63,93 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same request may get through later."""
+    """Whether the same request may succeed later."""
     if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        status = _read_http_status(error)
         code = error.response.get("Error", {}).get("Code", "")
         return code in RETRYABLE_CODES or status == 429 or (status >= 500 and status != 501)
     return isinstance(error, transport_errors())
 
 
 @dataclass
-class _Answers:
-    """When this process last had a good answer from the store, None before the first; whether it had any."""
+class StoreHealth:
+    """Responses of the store to this process."""
 
-    last_s: float | None = None
-    heard: bool = False
-
-
-contact = _Answers()
+    last_response_s: float = 0.0  # monotonic time of the last one that needed no retry
+    ever_responded: bool = False  # errors included
 
 
-async def with_retries(make_request: Callable[[], Awaitable[T]], probe: Callable[[], Awaitable[Any]]) -> tuple[T, int]:
-    """Ask until there is an answer; the answer, and how often it was asked again.
+store_health = StoreHealth()
+
+
+async def with_retries(
+    make_request: Callable[[], Awaitable[T]], probe: Callable[[], Awaitable[Any]], name: str = "request"
+) -> tuple[T, int]:
+    """Make a request until it succeeds.
 
     Args:
-        ask: makes the request.
-        canary: another small request, which shows whether the store answers at all.
+        probe: a small request that shows whether the store responds at all.
+        name: of the request, for the log.
+
+    Returns:
+        The result and the number of retries.
 
     Raises:
-        Exception: as `ask` raised it: what no repetition mends, or a key that kept failing.
-        RunError: the store does not answer.
+        Exception: the request's error, if it is not retryable or the key keeps failing.
+        RunError: the store does not respond.
     """
-    began = time.monotonic()
-    attempts = 0
+    started_s = time.monotonic()
+    retries = 0
     while True:
         try:
             result = await make_request()
         except Exception as error:
-            contact.heard = contact.heard or isinstance(error, ClientError)
+            store_health.ever_responded |= isinstance(error, ClientError)
             if not is_retryable(error):
                 if isinstance(error, ClientError):
-                    contact.last_s = time.monotonic()
+                    store_health.last_response_s = time.monotonic()
                 raise
-            attempts += 1
-            await _wait_before_retry(error, attempts, began, probe)
+            retries += 1
+            logger.debug("%s: attempt %d failed", name, retries, exc_info=True)
+            await _wait_before_retry(error, retries, started_s, probe)
         else:
-            contact.last_s, contact.heard = time.monotonic(), True
-            return result, attempts
+            store_health.last_response_s, store_health.ever_responded = time.monotonic(), True
+            return result, retries
 
 
 async def _wait_before_retry(
-    error: Exception, attempts: int, began: float, probe: Callable[[], Awaitable[Any]]
+    error: Exception, attempts: int, started_s: float, probe: Callable[[], Awaitable[Any]]
 ) -> None:
-    """Wait for the next try, or raise what ends them."""
-    now = time.monotonic()
-    patience_s = PATIENCE_S if contact.heard else FIRST_PATIENCE_S
-    silent_s = now - max(began, contact.last_s or began)
-    given_up = attempts >= MAX_ATTEMPTS and (not _throttles(error) or now - began > PATIENCE_S)
-    if given_up or silent_s > patience_s:
-        if (contact.last_s or 0.0) > began or await _answers_at_all(probe):
-            if given_up:
+    """Sleep before the next attempt; raise if there is none."""
+    now_s = time.monotonic()
+    timeout_s = NO_RESPONSE_TIMEOUT_S if store_health.ever_responded else FIRST_RESPONSE_TIMEOUT_S
+    silent_s = now_s - max(started_s, store_health.last_response_s)
+    give_up = attempts >= MAX_ATTEMPTS and (
+        _read_http_status(error) not in (429, 503) or now_s - started_s > NO_RESPONSE_TIMEOUT_S
+    )
+    if give_up or silent_s > timeout_s:
+        if store_health.last_response_s > started_s or await _responds(probe):
+            if give_up:
                 raise error
-        elif silent_s > patience_s:
+        elif silent_s > timeout_s:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network") from error
-    cap_s = min(CAP_S, MOVING_CAP_S) if silent_s < MOVING_CAP_S else CAP_S
-    await asyncio.sleep(random.uniform(0, min(cap_s, BASE_S * 2 ** min(attempts, 10))))
+    healthy = silent_s < MAX_DELAY_WHILE_HEALTHY_S
+    max_delay_s = min(MAX_DELAY_S, MAX_DELAY_WHILE_HEALTHY_S) if healthy else MAX_DELAY_S
+    await asyncio.sleep(random.uniform(0, min(max_delay_s, BASE_DELAY_S * 2 ** min(attempts, 10))))
 
 
-def _throttles(error: Exception) -> bool:
-    if not isinstance(error, ClientError):
-        return False
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) in (429, 503)
+def _read_http_status(error: BaseException) -> int:
+    """Return the HTTP status of a response; 0 if the error is not a response."""
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
 
 
-async def _answers_at_all(probe: Callable[[], Awaitable[Any]]) -> bool:
+async def _responds(probe: Callable[[], Awaitable[Any]]) -> bool:
     try:
         await probe()
-    except Exception as error:  # noqa: BLE001 every answer counts, a refusal too
+    except Exception as error:
+        logger.debug("the probe failed", exc_info=True)
         if is_retryable(error) or not isinstance(error, ClientError):
             return False
-    contact.last_s = time.monotonic()
+    store_health.last_response_s = time.monotonic()
     return True

@@ -1,4 +1,4 @@
-"""URI -> file system and path."""
+"""Parse URIs, open their fsspec file systems, and list the names in a folder."""
 
 import os
 import re
@@ -8,27 +8,27 @@ from typing import Any
 import fsspec
 
 from catsdogs.errors import InputError
-from catsdogs.storage.objects import names_under, object_exists
+from catsdogs.storage.objects import find_object, list_names_under
 from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 
-# Of a URL that is a key by itself: S3's two kinds, Google's, Azure's.
+# The signature in a presigned URL: of S3 (two versions), Google, Azure.
 SIGNATURE = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
 
 
 def is_local(uri: str) -> bool:
-    """Whether `uri` names a file or folder of this machine."""
+    """Whether a URI is a path of this machine."""
     return "://" not in uri or uri.startswith("file://")
 
 
 def local_path(uri: str) -> bytes:
-    """Name a local URI the way the operating system does, in bytes."""
+    """Return the path of a local URI in the bytes that the operating system uses."""
     if uri.startswith("file://"):
         return urllib.parse.unquote_to_bytes(uri.removeprefix("file://"))
     return os.fsencode(uri)
 
 
 def local_uri(path: bytes) -> str:
-    """Name an absolute local path: as it is, or percent-encoded where it is not UTF-8."""
+    """Return the URI of an absolute local path: the path, or percent-encoded if it is not UTF-8."""
     try:
         return path.decode("utf-8")
     except UnicodeDecodeError:
@@ -44,7 +44,7 @@ def absolute(uri: str) -> str:
     """Make a local path absolute and drop a trailing slash; leave other URIs as they are.
 
     Raises:
-        InputError: no name at all, a scheme that fsspec does not open, or credentials in it.
+        InputError: the URI is empty, contains credentials, or fsspec cannot open its scheme.
     """
     if not uri:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
@@ -52,10 +52,10 @@ def absolute(uri: str) -> str:
         return local_uri(os.path.abspath(local_path(uri)))
     if "@" in uri.split("://", 1)[1].partition("/")[0] or SIGNATURE.search(uri):
         raise InputError(
-            "a URI with credentials in it: they would be written to logs and files; expected them in the environment "
-            "or the store's own configuration"
+            "a URI with credentials in it: they would be written to logs and files; pass them in the environment or in "
+            "the configuration of the store"
         )
-    if _scheme(uri) != "s3":
+    if not uri.lower().startswith("s3://"):
         filesystem(uri)
         return uri.rstrip("/")
     bucket, key = split_s3(f"s3://{uri[5:]}")
@@ -65,33 +65,29 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *names: str) -> str:
-    """Append path components to a folder's URI."""
+    """Append path components to the URI of a folder."""
     quoted = [urllib.parse.quote(name) for name in names] if uri.startswith("file://") else names
     return "/".join([uri.rstrip("/"), *quoted])
 
 
 def parent_name(uri: str) -> str:
-    """Name the folder that a file stands in, without the folders above; empty where there is none."""
+    """Return the name of the folder that contains a file; empty if there is none."""
     folder = uri.rpartition("/")[0].rpartition("/")[2]
     return folder_name(urllib.parse.unquote_to_bytes(folder)) if uri.startswith("file://") else folder
 
 
 def folder_name(name: bytes) -> str:
-    """Name a local folder: as it is, or percent-encoded where it is not UTF-8."""
+    """Return the name of a local folder, percent-encoded if it is not UTF-8."""
     return local_uri(name).removeprefix("file://")
 
 
-def _scheme(uri: str) -> str:
-    return uri.partition("://")[0].lower()
-
-
 def filesystem(uri: str) -> Any:
-    """Open the fsspec file system of a URI; S3 takes endpoint and credentials from the standard AWS chain.
+    """Return the fsspec file system of a URI. Its methods take the URI; most of them return paths without the scheme.
 
     Raises:
         InputError: the scheme is unknown or its package is not installed.
     """
-    scheme = "file" if is_local(uri) else _scheme(uri)
+    scheme = "file" if is_local(uri) else uri.partition("://")[0].lower()
     options = S3_OPTIONS if scheme == "s3" else {}
     try:
         return fsspec.filesystem(scheme, **options)
@@ -99,46 +95,31 @@ def filesystem(uri: str) -> Any:
         raise InputError(f"cannot open {uri}: {error}") from error
 
 
-def fs_path(uri: str) -> str:
-    """Name a URI the way its fsspec file system does."""
-    if is_local(uri):
-        return os.fsdecode(local_path(uri))
-    if uri.startswith("s3://"):
-        return uri.split("://", 1)[1]
-    return str(filesystem(uri)._strip_protocol(uri))
-
-
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there.
+    """Whether a file exists.
 
     Raises:
-        InputError: the store does not tell.
-        RunError: the credentials are missing, wrong or expired, or the store does not answer.
+        InputError: the request is refused.
     """
     if is_local(uri):
         return os.path.lexists(local_path(uri))
-    try:
-        if uri.startswith("s3://"):
-            return object_exists(*split_s3(uri))
-        return bool(filesystem(uri).exists(fs_path(uri)))
-    except STORE_ERRORS as error:
-        check_credentials(error)
-        raise to_store_error(error, f"cannot look for {uri}: {error}; check its policy and the endpoint") from error
+    if uri.startswith("s3://"):
+        return find_object(uri) is not None
+    return bool(filesystem(uri).exists(uri))
 
 
 def list_names(uri: str) -> list[str]:
-    """Name what stands directly in a folder, sorted; empty where there is no such folder.
+    """List the names directly in a folder, sorted; empty if there is no such folder.
 
     Raises:
-        InputError: it cannot be listed.
-        RunError: the credentials are missing, wrong or expired, or the store does not answer.
+        InputError: the folder cannot be listed.
     """
     try:
         if is_local(uri):
             return sorted(os.fsdecode(name) for name in os.listdir(local_path(uri)))
         if uri.startswith("s3://"):
-            return names_under(*split_s3(uri))
-        found = filesystem(uri).ls(fs_path(uri), detail=False)
+            return list_names_under(*split_s3(uri))
+        found = filesystem(uri).ls(uri, detail=False)
     except NotADirectoryError as error:
         raise InputError(f"{uri}: expected a folder, found a file") from error
     except FileNotFoundError:

@@ -1,65 +1,59 @@
-"""Bytes -> files that appear whole or not at all, where wanted only over nothing or over what was read.
+"""Atomic writes, also conditional ones: only if the file does not exist, or only over the version that was read.
 
-Local: a temporary name, fsync, then a link or a rename, and fsync of the folder. S3: one PUT, with a condition.
+Local: write a hidden temporary file, fsync it, link or rename it, and fsync the folder. S3: one PUT, perhaps with a
+condition. Other stores: check, then write; two writers may overwrite each other.
+
+Every function raises RunError if the file cannot be written; then nothing partial is left.
 """
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
 from collections.abc import Iterator
 
 from catsdogs.errors import RunError
-from catsdogs.storage.objects import delete_object, put_object
-from catsdogs.storage.reading import local_version, read_versioned
+from catsdogs.storage.objects import put_object, request_sync
+from catsdogs.storage.reading import local_write_version, read_versioned
 from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, split_s3
-from catsdogs.storage.uris import exists, filesystem, fs_path, is_local, local_path
+from catsdogs.storage.uris import exists, filesystem, is_local, local_path
 
 TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}", re.DOTALL)
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+logger = logging.getLogger(__name__)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write or replace a file whole.
-
-    Raises:
-        RunError: it cannot be written, and nothing is left of it; or the credentials are missing or expired.
-    """
-    with _explained(uri):
+    """Write or replace a file atomically."""
+    with _convert_errors(uri):
         if is_local(uri):
-            with _finished(local_path(uri), content) as temporary:
+            with _written(local_path(uri), content) as temporary:
                 os.replace(temporary, local_path(uri))
         elif uri.startswith("s3://"):
             put_object(*split_s3(uri), content)
         else:
-            filesystem(uri).pipe_file(fs_path(uri), content)
+            filesystem(uri).pipe_file(uri, content)
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
-    """Write a file whole where there is none; False where something is there already.
-
-    Raises:
-        RunError: as write_bytes.
-    """
-    with _explained(uri):
+    """Write a new file atomically; return False if it exists already."""
+    with _convert_errors(uri):
         if is_local(uri):
             return not os.path.lexists(local_path(uri)) and _create_local(local_path(uri), content)
         if uri.startswith("s3://"):
             return put_object(*split_s3(uri), content, only_new=True)
         if exists(uri):
             return False
-        filesystem(uri).pipe_file(fs_path(uri), content)
+        filesystem(uri).pipe_file(uri, content)
     return True
 
 
 def replace_bytes(uri: str, content: bytes, version: str) -> bool:
-    """Replace a file whole if it is still the version that was read; False otherwise.
-
-    Raises:
-        RunError: as write_bytes.
-    """
-    with _explained(uri):
+    """Replace a file atomically if it still has the version that `read_versioned` returned; else return False."""
+    with _convert_errors(uri):
         if is_local(uri):
             return _replace_local(local_path(uri), content, version)
         if uri.startswith("s3://"):
@@ -67,37 +61,34 @@ def replace_bytes(uri: str, content: bytes, version: str) -> bool:
         found = read_versioned(uri)
         if found is None or found[1] != version:
             return False
-        filesystem(uri).pipe_file(fs_path(uri), content)
+        filesystem(uri).pipe_file(uri, content)
     return True
 
 
 def remove(uri: str) -> None:
-    """Remove one file; absent is fine.
-
-    Raises:
-        RunError: as write_bytes.
-    """
-    with _explained(uri), contextlib.suppress(FileNotFoundError):
+    """Remove a file if it exists."""
+    with _convert_errors(uri), contextlib.suppress(FileNotFoundError):
         if is_local(uri):
             os.unlink(local_path(uri))
         elif uri.startswith("s3://"):
-            delete_object(*split_s3(uri))
+            bucket, key = split_s3(uri)
+            request_sync("delete_object", Bucket=bucket, Key=key)
         else:
-            filesystem(uri).rm_file(fs_path(uri))
+            filesystem(uri).rm_file(uri)
 
 
 def remove_temporaries(uri: str) -> None:
-    """Remove what a killed writer left in a local folder; other stores keep nothing unfinished in sight."""
+    """Remove the temporary files that a killed writer left in a folder; only local writes use them."""
     if not is_local(uri):
         return
     folder = local_path(uri)
-    with _explained(uri), contextlib.suppress(FileNotFoundError):
+    with _convert_errors(uri), contextlib.suppress(FileNotFoundError):
         for name in filter(TEMPORARY.fullmatch, os.listdir(folder)):
             os.unlink(os.path.join(folder, name))
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def _convert_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
@@ -106,8 +97,8 @@ def _explained(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _finished(path: bytes, content: bytes) -> Iterator[bytes]:
-    """Finish a file beside its place, to be given its name; durable afterwards, and nothing else is left."""
+def _written(path: bytes, content: bytes) -> Iterator[bytes]:
+    """Write a temporary file beside the target. The caller links or renames it; then the folder is synced."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, b"." + name[:40] + b"." + secrets.token_hex(8).encode())
@@ -124,14 +115,15 @@ def _finished(path: bytes, content: bytes) -> Iterator[bytes]:
 
 
 def _create_local(path: bytes, content: bytes) -> bool:
-    with _finished(path, content) as temporary:
+    with _written(path, content) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in NO_LINKS:
+            if error.errno not in NO_HARD_LINKS:
                 raise
+            logger.debug("no hard links in this file system", exc_info=True)
             if os.path.lexists(path):
                 return False
             os.replace(temporary, path)
@@ -140,20 +132,21 @@ def _create_local(path: bytes, content: bytes) -> bool:
 
 def _replace_local(path: bytes, content: bytes, version: str) -> bool:
     try:
-        if local_version(os.stat(path)) != version:
+        if local_write_version(os.stat(path)) != version:
             return False
     except FileNotFoundError:
         return False
-    with _finished(path, content) as temporary:
+    with _written(path, content) as temporary:
         os.replace(temporary, path)
     return True
 
 
 def _sync_folder(folder: bytes) -> None:
-    """Make the names in a folder durable, where its file system can."""
+    """Make the names in a folder durable, if its file system supports that."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError:
+        logger.debug("cannot sync a folder", exc_info=True)
     finally:
         os.close(descriptor)
