@@ -1,4 +1,4 @@
-"""One frozen dataclass per command: the only place of a setting's default, help and check."""
+"""The settings of each command, one frozen dataclass each. The command line is derived from them."""
 
 import math
 from dataclasses import dataclass
@@ -6,44 +6,48 @@ from typing import Literal
 
 from catsdogs.errors import InputError
 
-Precision = Literal["auto", "fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
 UseGpu = Literal["auto", "true", "false"]
 MAX_VIEWS = 32
-MAX_EMBEDDED = 100_000  # rows a part with embeddings, which is put together in memory
-MAX_SEED = 2**32 - 1  # what every generator takes
+MAX_SHARD_SIZE_WITH_EMBEDDINGS = 100_000  # rows; a part is assembled in memory
+MAX_SEED = 2**32 - 1  # the largest seed that NumPy, Python and torch all accept
 
 
-def _check(holds: bool, flag: str, expected: str, came: object) -> None:
-    if not holds:
-        raise InputError(f"{flag}: expected {expected}, got {came}")
+def _check(valid: bool, flag: str, expected: str, found: object) -> None:
+    if not valid:
+        raise InputError(f"{flag}: expected {expected}, got {found}")
 
 
-def _check_range(flag: str, value: float, low: float, high: float = math.inf) -> None:
-    expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-    _check(low <= value <= high and value != math.inf, flag, expected, value)
+def _check_range(config: object, low: float, high: float, *names: str) -> None:
+    """Check that the named settings are finite and within [low, high]; None stands for a default."""
+    expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
+    for name in names:
+        value = getattr(config, name)
+        valid = value is None or (low <= value <= high and value != math.inf)
+        _check(valid, f"--{name.replace('_', '-')}", expected, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Draw labelled cats and dogs, fine-tune, evaluate and bulk-score: the whole job on one machine."""
+    """Draw labelled cats and dogs, fine-tune, evaluate and bulk-score them on one machine."""
 
     output: str
-    """Folder to make: data, run, evaluation, scores and report.html."""
+    """New folder for data, run, evaluation, scores and report.html."""
     seed: int = 0
     """Seed of the drawings and of the training."""
 
     def __post_init__(self) -> None:
-        _check_range("--seed", self.seed, 0, MAX_SEED)
+        _check_range(self, 0, MAX_SEED, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Fetch and unpack the cats and dogs photographs, safely."""
+    """Download and safely unpack the cats and dogs photographs."""
 
     output: str
-    """Folder to make."""
+    """New or empty folder."""
     url: str = "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip"
-    """Where the zip is; a mirror's address works too."""
+    """URL of the zip, or of a mirror."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +55,25 @@ class TrainConfig:
     """Fine-tune ResNet50 on folders of labelled images with Ray Train."""
 
     data_dir: str
-    """Root with train/ and validation/ (or val/, test/), or class folders directly; a path or s3://."""
+    """Root with train/ and validation/ (or val/, test/), or class folders directly; a path or URI."""
     val_split: float = 0.15
-    """Share of each class kept for validation where the root has no validation folder."""
+    """Fraction of each class used for validation if the root has no validation folder."""
     storage_path: str = "runs"
-    """Folder or s3:// prefix of all runs."""
+    """Folder or s3:// prefix that contains all runs."""
     name: str | None = None
-    """Name of this run; default: a fresh one from the date."""
+    """Name of this run; default: a new name with the date."""
     resume: bool = False
-    """Go on with the named run at its last finished epoch."""
+    """Continue the named run after its last saved epoch."""
     max_failures: int = 3
-    """How often a worker that dies restarts the group from the last finished epoch."""
+    """How often the workers restart from the last saved epoch after one of them dies."""
     weights: str = "imagenet"
     """imagenet, none, or a ResNet50 state dict (.pth, .safetensors) or checkpoint directory."""
     freeze: Literal["none", "backbone"] = "none"
-    """backbone trains the new head only, on features that are computed once."""
+    """backbone trains only the new head, on features that are computed once."""
     views: int | None = None
-    """With --freeze backbone, augmented views of an image that are kept; default 5, without augmentation 1."""
+    """With --freeze backbone: augmented views per image; default 5, without augmentation 1."""
     epochs: int = 10
-    """Passes over the training rows."""
+    """Passes over the training images."""
     batch_size: int = 32
     """Images per worker and step; the global batch is this times --num-workers."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -77,49 +81,39 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate; default, per 32 images of the global batch: sgd 0.02 (frozen 0.1), adamw 0.001."""
     warmup_epochs: float = 1.0
-    """Epochs of linear warm-up before the cosine; at most a third of all."""
+    """Epochs of linear warm-up before the cosine schedule, at most a third of all epochs."""
     weight_decay: float = 1e-4
-    """Weight decay; norms and biases have none."""
+    """Weight decay; not applied to norms and biases."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Fraction of the target probability spread over all classes."""
     clip_grad_norm: float = 5.0
-    """Largest norm of the whole gradient."""
+    """Maximum norm of the gradient."""
     augment: Literal["none", "light", "affine"] = "light"
     """light: random resized crop and flip; affine: rotation, shift, shear, zoom and flip."""
     img_size: int = 224
-    """Pixels a side that the model sees."""
+    """Side length in pixels of the square images that the model takes."""
     seed: int = 0
-    """Seed of order, augmentation and the new head."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it."""
+    """Seed of the sample order, the augmentation and the new head."""
+    precision: PrecisionChoice = "auto"
+    """auto is bf16 on hardware that is faster with it, else fp32."""
     num_workers: int = 1
-    """Ray Train workers."""
+    """Number of Ray Train workers."""
     use_gpu: UseGpu = "auto"
-    """auto takes a GPU per worker where the cluster has them."""
+    """auto uses one GPU per worker if the cluster has GPUs."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.val_split < 1, "--val-split", "a share between 0 and 1", self.val_split)
-        _check(not self.resume or self.name is not None, "--resume", "--name of the run to go on with", "none")
+        _check(0 < self.val_split < 1, "--val-split", "a fraction between 0 and 1", self.val_split)
+        _check(not self.resume or self.name is not None, "--resume", "--name of the run to continue", "none")
         _check(self.name is None or _is_name(self.name), "--name", "a plain folder name", repr(self.name))
-        for flag, value in (
-            ("--epochs", self.epochs),
-            ("--batch-size", self.batch_size),
-            ("--num-workers", self.num_workers),
-        ):
-            _check_range(flag, value, 1)
         _check(self.lr is None or 0 < self.lr < math.inf, "--lr", "a positive number", self.lr)
-        _check_range("--img-size", self.img_size, 32, 4096)
-        _check(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone with it", self.freeze)
-        _check_range("--views", self.num_views, 1, MAX_VIEWS if self.augment != "none" else 1)
-        _check_range("--seed", self.seed, 0, MAX_SEED)
-        _check_range("--label-smoothing", self.label_smoothing, 0, 0.99)
         _check(self.clip_grad_norm > 0, "--clip-grad-norm", "a positive number", self.clip_grad_norm)
-        for flag, least in (
-            ("--weight-decay", self.weight_decay),
-            ("--warmup-epochs", self.warmup_epochs),
-            ("--max-failures", self.max_failures),
-        ):
-            _check_range(flag, least, 0)
+        _check(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone with it", self.freeze)
+        _check_range(self, 1, MAX_VIEWS if self.augment != "none" else 1, "views")
+        _check_range(self, 1, math.inf, "epochs", "batch_size", "num_workers")
+        _check_range(self, 32, 4096, "img_size")
+        _check_range(self, 0, MAX_SEED, "seed")
+        _check_range(self, 0, 0.99, "label_smoothing")
+        _check_range(self, 0, math.inf, "weight_decay", "warmup_epochs", "max_failures")
 
     @property
     def global_batch_size(self) -> int:
@@ -128,14 +122,14 @@ class TrainConfig:
 
     @property
     def num_views(self) -> int:
-        """Views of an image that a frozen backbone sees."""
+        """Views per image with a frozen backbone."""
         if self.views is not None:
             return self.views
         return 1 if self.augment == "none" else 5
 
     @property
     def peak_lr(self) -> float:
-        """The rate after warm-up; by default it grows with the global batch (Goyal, arXiv 1706.02677)."""
+        """Learning rate after warm-up; by default proportional to the global batch (Goyal, arXiv 1706.02677)."""
         if self.lr is not None:
             return self.lr
         base = 1e-3 if self.optimizer == "adamw" else 0.1 if self.freeze == "backbone" else 0.02
@@ -153,19 +147,18 @@ class EvaluateConfig:
     output: str
     """Folder or s3:// prefix for metrics.json and predictions.parquet."""
     split: str | None = None
-    """Name of another folder of the root to evaluate on."""
+    """Name of the folder of the root to evaluate on."""
     batch_size: int = 32
     """Images per forward pass."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it."""
+    precision: PrecisionChoice = "auto"
+    """auto is bf16 on hardware that is faster with it, else fp32."""
     num_actors: int | None = None
-    """Model replicas; default: one per GPU, or one per machine."""
+    """Number of model replicas; default: one per GPU, or one per machine without GPUs."""
     use_gpu: UseGpu = "auto"
-    """auto takes a GPU per actor where the cluster has them."""
+    """auto uses one GPU per replica if the cluster has GPUs."""
 
     def __post_init__(self) -> None:
-        _check_range("--batch-size", self.batch_size, 1)
-        _check_range("--num-actors", 1 if self.num_actors is None else self.num_actors, 1)
+        _check_range(self, 1, math.inf, "batch_size", "num_actors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,54 +166,47 @@ class ScoreConfig:
     """Bulk-classify a folder or a bucket into Parquet with Ray Data."""
 
     input: str
-    """Folder, prefix, one image, or a .parquet, .csv or .txt manifest of paths."""
+    """Folder, prefix, one image, or a .parquet, .csv or .txt list of paths."""
     checkpoint: str
     """Checkpoint directory, such as runs/NAME/best."""
     output: str
-    """Folder or s3:// prefix for the Parquet parts: new, empty, or of an earlier scoring."""
+    """Folder or s3:// prefix for the Parquet parts: new, empty, or of an earlier run."""
     limit: int | None = None
-    """Score the first so many files by path."""
+    """Score only this many files, the first in path order."""
     batch_size: int | None = None
-    """Images per forward pass; default 32, on GPUs 256."""
-    precision: Precision = "auto"
-    """auto is bf16 where the hardware is fast at it."""
+    """Images per forward pass; default 32, on a GPU 256."""
+    precision: PrecisionChoice = "auto"
+    """auto is bf16 on hardware that is faster with it, else fp32."""
     num_actors: int | None = None
-    """Model replicas; default: one per GPU, or one per machine."""
+    """Number of model replicas; default: one per GPU, or one per machine without GPUs."""
     use_gpu: UseGpu = "auto"
-    """auto takes a GPU per actor where the cluster has them."""
+    """auto uses one GPU per replica if the cluster has GPUs."""
     shard_size: int = 10_000
-    """Rows a part."""
+    """Rows per part."""
     max_pixels: int = 178_956_970
-    """Larger images get the status too_large."""
+    """Images with more pixels get the status too_large."""
     max_error_rate: float = 1.0
-    """Exit 3 where a larger share of rows has no label."""
+    """Exit with code 3 if a larger fraction of rows has no label."""
     resume: bool = True
-    """Go on with what is in --output; --no-resume wants it empty or new."""
+    """Continue an unfinished run in --output; --no-resume needs a new or empty one."""
     save_embeddings: bool = False
-    """Also write the 2,048 features that the model's head sees, column embedding: 8 KB a row."""
+    """Also write the 2,048 input features of the model's head as the column embedding, 8 KB per row."""
     retry_failed: bool = False
-    """Label rows again whose file changed, was missing, refused or unreadable, or crashed the decoder."""
+    """Score rows again whose file changed, was missing, refused or unreadable, or crashed the decoder."""
 
     def __post_init__(self) -> None:
-        _check_range("--limit", 1 if self.limit is None else self.limit, 1)
-        _check_range("--num-actors", 1 if self.num_actors is None else self.num_actors, 1)
-        _check_range("--max-error-rate", self.max_error_rate, 0, 1)
-        for flag, value in (
-            ("--batch-size", 1 if self.batch_size is None else self.batch_size),
-            ("--shard-size", self.shard_size),
-            ("--max-pixels", self.max_pixels),
-        ):
-            _check_range(flag, value, 1)
+        _check_range(self, 1, math.inf, "limit", "batch_size", "num_actors", "shard_size", "max_pixels")
+        _check_range(self, 0, 1, "max_error_rate")
         if self.save_embeddings:
-            _check_range("--shard-size", self.shard_size, 1, MAX_EMBEDDED)
+            _check_range(self, 1, MAX_SHARD_SIZE_WITH_EMBEDDINGS, "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Prove that a scoring has exactly one row for every listed file, from its files alone."""
+    """Verify from its files alone that an output of score has exactly one row per listed file."""
 
     output: str
-    """Folder or s3:// prefix that score wrote."""
+    """Folder or s3:// prefix written by score."""
 
 
 def _is_name(name: str) -> bool:

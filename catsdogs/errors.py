@@ -1,21 +1,21 @@
-"""The errors that catsdogs raises on purpose; anything else is a bug of ours.
+"""The errors that catsdogs raises on purpose. Any other exception is a bug.
 
 CatsdogsError
 ├── InputError     the user's input is wrong; exit 2
-└── RunError       the run failed, what is done is kept; exit 1
+└── RunError       the run failed, finished work is kept; exit 1
 
-Each takes exactly one message, so that it survives pickling between processes. The message names the
-setting or path, what was expected, what came, and what to do.
+Each takes exactly one message, so that it can be pickled between processes. The message states the setting or path,
+what was expected, what was found, and what to do.
 """
 
 
 class CatsdogsError(Exception):
-    """Any failure that catsdogs explains in one line."""
+    """A failure that its message explains in one line."""
 
 
 class InputError(CatsdogsError):
-    """What the user gave cannot be used as it is."""
+    """The user's input cannot be used."""
 
 
 class RunError(CatsdogsError):
-    """The run could not go on; what it had finished is kept."""
+    """The run failed; finished work is kept."""

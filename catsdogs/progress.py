@@ -1,12 +1,18 @@
-"""What a long job tells while it runs; who calls it decides how it is shown."""
+"""Progress events of a command. The caller passes a `Progress` callback that shows them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # the command line starts without it
+
+MAX_REPORTED_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """Work of one stage that is `done` out of `total`, which may be unknown yet."""
+    """Number of items that a stage has finished; `total` is None while it is unknown."""
 
     stage: str
     done: int
@@ -16,7 +22,7 @@ class StageProgress:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One line that stays."""
+    """One line for the user."""
 
     text: str
 
@@ -25,4 +31,18 @@ Progress = Callable[[StageProgress | Message], None]
 
 
 def silent(_: StageProgress | Message) -> None:
-    """Show nothing."""
+    """Ignore every event."""
+
+
+def report_failed_rows(rows: "pa.Table", what: str, progress: Progress) -> None:
+    """Report how many rows have failed, and why the first of them did.
+
+    Args:
+        rows: `path`, `status`, `error`; rows whose status is `ok` are not counted.
+        what: follows the count, such as "images have no label and count as incorrect".
+    """
+    failed = [row for row in rows.select(["path", "status", "error"]).to_pylist() if row["status"] != "ok"]
+    if failed:
+        progress(Message(f"{len(failed)} {what}"))
+    for row in failed[:MAX_REPORTED_ROWS]:
+        progress(Message(f"  {row['path']}: {row['status']}, {row['error']}"))

@@ -1,3 +1,5 @@
+"""Settings: flags, defaults and their checks."""
+
 import ast
 import dataclasses
 import inspect
@@ -162,13 +164,13 @@ def test_values_out_of_range_name_their_flag(config_class, name, value):
         (ScoreConfig, {"limit": 1, "max_error_rate": 0.0, "num_actors": 1}),
     ],
 )
-def test_values_at_the_edge_are_fine(config_class, values):
+def test_values_at_the_edge_of_their_range_are_accepted(config_class, values):
     settings = make(config_class, **values)
     assert {name: getattr(settings, name) for name in values} == values
 
 
 def test_resume_needs_a_name():
-    with pytest.raises(InputError, match="--resume: expected --name of the run to go on with, got none"):
+    with pytest.raises(InputError, match="--resume: expected --name of the run to continue, got none"):
         make(TrainConfig, resume=True)
 
 
@@ -176,7 +178,7 @@ def test_resume_needs_a_name():
     ("settings", "expected"),
     [({}, 5), ({"augment": "affine"}, 5), ({"augment": "none"}, 1), ({"augment": "light", "views": 32}, 32)],
 )
-def test_views_go_by_the_augmentation(settings, expected):
+def test_the_default_number_of_views_depends_on_the_augmentation(settings, expected):
     assert make(TrainConfig, freeze="backbone", **settings).num_views == expected
 
 
@@ -189,10 +191,16 @@ def test_views_go_by_the_augmentation(settings, expected):
         ({"freeze": "backbone", "views": 2, "augment": "none"}, "--views: expected 1 to 1, got 2"),
     ],
 )
-def test_views_that_would_do_nothing_are_refused(settings, message):
+def test_views_without_effect_are_refused(settings, message):
     with pytest.raises(InputError) as caught:
         make(TrainConfig, **settings)
     assert str(caught.value) == message
+
+
+def test_parts_with_embeddings_are_bounded():
+    assert make(ScoreConfig, save_embeddings=True, shard_size=100_000).shard_size == 100_000
+    with pytest.raises(InputError, match="--shard-size: expected 1 to 100000, got 100001"):
+        make(ScoreConfig, save_embeddings=True, shard_size=100_001)
 
 
 def test_the_global_batch_counts_every_worker():
@@ -211,7 +219,7 @@ def test_the_global_batch_counts_every_worker():
         ({"lr": 0.5, "num_workers": 8}, 0.5),
     ],
 )
-def test_the_default_learning_rate_grows_with_the_global_batch(values, peak):
+def test_the_default_learning_rate_is_proportional_to_the_global_batch(values, peak):
     assert make(TrainConfig, **values).peak_lr == pytest.approx(peak)
 
 

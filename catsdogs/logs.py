@@ -1,0 +1,52 @@
+"""Logging of the command line and of Ray's worker processes.
+
+The library only creates loggers. A command calls `configure_logging`, which adds one handler to the `catsdogs`
+logger: it shows warnings as one line each or, if verbose, every record with its traceback. Records are escaped, because
+they contain file names.
+"""
+
+import logging
+import os
+from typing import Any
+
+from catsdogs.text import escape_invisible
+
+LOG_VARIABLE = "CATSDOGS_LOG"  # an environment variable; "debug" is the same as --verbose
+DEBUG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def is_verbose() -> bool:
+    """Whether the environment switches debug logs on."""
+    return os.environ.get(LOG_VARIABLE, "").lower() == "debug"
+
+
+def configure_logging() -> logging.Handler:
+    """Add the handler for stderr, and return it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_DebugFormatter(DEBUG_FORMAT) if is_verbose() else _LineFormatter())
+    logger = logging.getLogger("catsdogs")
+    logger.setLevel(logging.DEBUG if is_verbose() else logging.WARNING)
+    logger.addHandler(handler)
+    return handler
+
+
+def worker_runtime_env() -> dict[str, Any]:
+    """Build the part of Ray's `runtime_env` that makes workers log into Ray's files; empty if not verbose."""
+    if not is_verbose():
+        return {}
+    return {"env_vars": {LOG_VARIABLE: "debug"}, "worker_process_setup_hook": "catsdogs.logs.configure_logging"}
+
+
+def escape_lines(text: str) -> str:
+    """Escape a text, but keep its line breaks."""
+    return "\n".join(map(escape_invisible, text.split("\n")))
+
+
+class _LineFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_invisible(f"catsdogs: {record.getMessage()}")
+
+
+class _DebugFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_lines(super().format(record))
