@@ -1,7 +1,10 @@
-"""Exact sums over all workers -> numbers. K classes; a file without a label counts as wrong."""
+"""Classification metrics from sums that can be added over workers.
+
+K classes, N rows. A file without a label counts as incorrect.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +18,12 @@ MIN_PROB = 1e-15  # keeps the logarithm finite
 
 @dataclass(frozen=True)
 class MetricSums:
-    """What every number is made of; adding two gives the sums over both sets of rows.
+    """The sums that metrics are computed from.
 
     Attributes:
         matrix_KK: int64, rows true class, columns predicted class.
-        failed_K: int64, files of a class without a label.
-        loss: float64, cross-entropy summed over the labelled rows.
+        failed_K: int64, files of each class without a label.
+        loss: cross-entropy summed over the labelled rows.
     """
 
     matrix_KK: np.ndarray[Any, np.dtype[np.int64]]
@@ -29,41 +32,41 @@ class MetricSums:
 
     @classmethod
     def from_predictions(cls, predictions: pa.Table, class_names: Sequence[str]) -> "MetricSums":
-        """Sum over predictions of which every row has a true label."""
+        """Sum over predictions, which must all have a true label."""
         K = len(class_names)
-        position = {name: i for i, name in enumerate(class_names)}
-        true_N = np.array([position[name] for name in predictions["true_label"].to_pylist()], dtype=np.int64)
+        index_by_name = {name: i for i, name in enumerate(class_names)}
+        true_N = np.array([index_by_name[name] for name in predictions["true_label"].to_pylist()], dtype=np.int64)
         ok_N = np.array([status == OK for status in predictions["status"].to_pylist()], dtype=bool)
         index_N = predictions["index"].fill_null(0).to_numpy()[ok_N]
         matrix_KK = np.bincount(true_N[ok_N] * K + index_N, minlength=K * K).reshape(K, K)
-        prob_N = true_probs(predictions.filter(pa.array(ok_N)), true_N[ok_N])
+        prob_N = select_true_probs(predictions.filter(pa.array(ok_N)), true_N[ok_N])
         loss = -math.fsum(np.log(np.maximum(prob_N, MIN_PROB)))
         return cls(matrix_KK, np.bincount(true_N[~ok_N], minlength=K), loss)
 
     @classmethod
     def from_vector(cls, vector: np.ndarray[Any, np.dtype[np.float64]], num_classes: int) -> "MetricSums":
-        """Undo `vector`."""
+        """Build the sums from the result of `vector`."""
         counts = vector[:-1].astype(np.int64)
         K = num_classes
         return cls(counts[: K * K].reshape(K, K), counts[K * K :], float(vector[-1]))
 
     def vector(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Lay the sums out as float64, which holds counts exactly, for one all-reduce."""
+        """Return the sums as one float64 vector for an all-reduce; counts stay exact up to 2**53."""
         return np.concatenate([self.matrix_KK.ravel(), self.failed_K, [self.loss]]).astype(np.float64)
 
     @property
     def num_labelled(self) -> int:
-        """Rows with a label."""
+        """Number of rows with a label."""
         return int(self.matrix_KK.sum())
 
     @property
     def num_failed(self) -> int:
-        """Rows without one."""
+        """Number of rows without a label."""
         return int(self.failed_K.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of all rows that are right."""
+        """Fraction of all rows that are correct."""
         total = self.num_labelled + self.num_failed
         return float(np.trace(self.matrix_KK) / total) if total else math.nan
 
@@ -73,8 +76,8 @@ class MetricSums:
         return self.loss / self.num_labelled if self.num_labelled else math.nan
 
 
-def true_probs(predictions: pa.Table, true_N: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Take each labelled row's probability of its true class, float64 (N,)."""
+def select_true_probs(predictions: pa.Table, true_N: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Select the probability of each labelled row's true class, float64 (N,)."""
     if not len(true_N):
         return np.zeros(0)
     probs = predictions["probs"].combine_chunks()
@@ -83,13 +86,13 @@ def true_probs(predictions: pa.Table, true_N: np.ndarray[Any, Any]) -> np.ndarra
 
 
 def compute_metrics(predictions: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
-    """Compute every number of `metrics.json`."""
+    """Compute the content of `metrics.json`."""
     sums = MetricSums.from_predictions(predictions, class_names)
     total = sums.num_labelled + sums.num_failed
-    right = int(np.trace(sums.matrix_KK))
+    num_correct = int(np.trace(sums.matrix_KK))
     return {
         "accuracy": sums.accuracy,
-        "accuracy_interval_95": list(wilson_interval(right, total)),
+        "accuracy_interval_95": list(wilson_interval(num_correct, total)),
         "log_loss": sums.mean_loss if sums.num_labelled else None,
         "roc_auc": _binary_auc(predictions, class_names) if len(class_names) == 2 else None,
         "n": total,
@@ -102,7 +105,7 @@ def compute_metrics(predictions: pa.Table, class_names: Sequence[str]) -> dict[s
 
 
 def per_class(sums: MetricSums, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Compute precision, recall, F1 and support of each class; 0 where nothing was predicted."""
+    """Compute precision, recall, F1 and support of each class; 0 where the denominator is 0."""
     hits_K = np.diag(sums.matrix_KK)
     predicted_K = sums.matrix_KK.sum(axis=0)
     support_K = sums.matrix_KK.sum(axis=1) + sums.failed_K
@@ -117,29 +120,37 @@ def per_class(sums: MetricSums, class_names: Sequence[str]) -> dict[str, dict[st
     return rows
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """Bound a share with 95% confidence (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+def wilson_interval(num_correct: int, total: int) -> tuple[float, float]:
+    """Compute the 95% confidence interval of a fraction (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
     if not total:
         return 0.0, 1.0
     z = 1.959964
-    share, spread = (
-        right / total,
-        z * math.sqrt(right * (total - right) / total + z * z / 4) / (total + z * z),
-    )
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    fraction = num_correct / total
+    centre = (fraction + z * z / (2 * total)) / (1 + z * z / total)
+    spread = z * math.sqrt(num_correct * (total - num_correct) / total + z * z / 4) / (total + z * z)
     return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
 def _binary_auc(predictions: pa.Table, class_names: Sequence[str]) -> float | None:
-    """Rank the labelled rows by the second class's probability (Mann-Whitney U); ties count half."""
+    """Compute ROC AUC as Mann-Whitney U of the second class's probability; ties count half."""
     labelled = predictions.filter(pa.array([status == OK for status in predictions["status"].to_pylist()]))
-    positive = np.array([name == class_names[1] for name in labelled["true_label"].to_pylist()], dtype=bool)
-    if positive.all() or not positive.any():
+    positive_N = np.array([name == class_names[1] for name in labelled["true_label"].to_pylist()], dtype=bool)
+    if positive_N.all() or not positive_N.any():
         return None
-    score = true_probs(labelled, np.ones(len(positive), dtype=np.int64))
-    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    del values
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    num_positive = int(positive.sum())
-    u = rank[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(u / (num_positive * (len(positive) - num_positive)))
+    score_N = select_true_probs(labelled, np.ones(len(positive_N), dtype=np.int64))
+    _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
+    rank_N = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    num_positive = int(positive_N.sum())
+    u = rank_N[positive_N].sum() - num_positive * (num_positive + 1) / 2
+    return float(u / (num_positive * (len(positive_N) - num_positive)))
+
+
+def find_best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
+    """Find the epoch of highest validation accuracy, then lowest loss, then the first, in rows of `summary.csv`."""
+
+    def rank(row: Mapping[str, float]) -> tuple[float, float]:
+        loss = row.get("val_loss", math.nan)
+        return row["val_accuracy"], -loss if math.isfinite(loss) else -math.inf
+
+    measured = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
+    return int(max(measured, key=rank)["epoch"]) if measured else None

@@ -1,4 +1,4 @@
-"""Columns and types of the Parquet output; the words of its `status` column."""
+"""Columns and types of the Parquet output; the values of its `status` column."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +18,7 @@ STATUSES = (
     "decoder_crash",
 )
 
-# Those of files that may do better another time.
+# A later attempt may succeed.
 RETRYABLE_STATUSES = ("changed", "not_found", "access_denied", "read_error", "decoder_crash")
 
 PREDICTIONS = pa.schema(
@@ -37,7 +37,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-# Where asked for: what the model's head sees.
+# With --save-embeddings: the features that the model's head takes.
 WITH_EMBEDDINGS = PREDICTIONS.append(pa.field("embedding", pa.list_(pa.float32())))
 
 # One listed file. `version` is S3's etag, or a local file's modification time in ns.
@@ -54,16 +54,12 @@ LABELLED_FILES = FILES.append(pa.field("true_index", pa.int32(), nullable=False)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Lay a table out as a Parquet file."""
+    """Write a table as Parquet in memory."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
 
 
 def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file's table, or some columns of it.
-
-    Raises:
-        pyarrow.ArrowException: it is no whole Parquet file, or lacks a column.
-    """
+    """Read columns of a Parquet file; pyarrow.ArrowException if it is incomplete or a column is missing."""
     return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)

@@ -25,20 +25,20 @@ def images(folder: str, count: int, start: int = 0) -> list[str]:
     return [f"{folder}/{i:03}.jpg" for i in range(start, start + count)]
 
 
-def names_of(labelled: LabelledFiles, root: str) -> dict[str, str]:
+def map_classes(labelled: LabelledFiles, root: str) -> dict[str, str]:
     """Map each path below the root to its class."""
     rows = labelled.files.to_pylist()
     return {row["path"][len(root) + 1 :]: labelled.class_names[row["true_index"]] for row in rows}
 
 
-def made_up(root: str, counts: dict[str, int]) -> LabelledFiles:
+def make_labelled(root: str, counts: dict[str, int]) -> LabelledFiles:
     names = tuple(sorted(counts))
     rows = [(f"{root}/{name}/{i}.jpg", None, None, k) for k, name in enumerate(names) for i in range(counts[name])]
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=LABELLED_FILES)
     return LabelledFiles(names, table)
 
 
-# Which folder is what
+# Which folders are splits and classes
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_validation_comes_before_val_before_test(tmp_path, present, chosen):
     splits = ("train", *present)
     root = fill(tmp_path, *(f"{split}/{label}/{split}.jpg" for split in splits for label in ("cats", "dogs")))
     train, validation = labels.list_training(root, 0.15)
-    assert names_of(train, root) == {"train/cats/train.jpg": "cats", "train/dogs/train.jpg": "dogs"}
-    assert names_of(validation, root) == {f"{chosen}/{c}/{chosen}.jpg": c for c in ("cats", "dogs")}
+    assert map_classes(train, root) == {"train/cats/train.jpg": "cats", "train/dogs/train.jpg": "dogs"}
+    assert map_classes(validation, root) == {f"{chosen}/{c}/{chosen}.jpg": c for c in ("cats", "dogs")}
     assert labels.list_evaluation(root, None).files == validation.files
-    assert names_of(labels.list_evaluation(root, "train"), root) == names_of(train, root)
+    assert map_classes(labels.list_evaluation(root, "train"), root) == map_classes(train, root)
 
 
-def test_a_validation_folder_without_classes_is_passed_over(tmp_path):
+def test_a_validation_folder_without_classes_is_ignored(tmp_path):
     (tmp_path / "validation").mkdir()
     root = fill(tmp_path, *(f"{split}/{label}/1.jpg" for split in ("train", "val") for label in ("a", "b")))
-    assert list(names_of(labels.list_training(root, 0.15)[1], root)) == ["val/a/1.jpg", "val/b/1.jpg"]
+    assert list(map_classes(labels.list_training(root, 0.15)[1], root)) == ["val/a/1.jpg", "val/b/1.jpg"]
 
 
 def test_table_has_the_schema_and_is_sorted_by_path(tmp_path):
@@ -87,7 +87,7 @@ def test_class_folders_directly_are_classes_in_sorted_order(tmp_path):
     )
     labelled = labels.list_evaluation(root, None)
     assert labelled.class_names == ("Zebras", "cats", "dogs", "żaby")
-    assert names_of(labelled, root) == {
+    assert map_classes(labelled, root) == {
         "Zebras/1.jpg": "Zebras",
         "cats/1.jpg": "cats",
         "dogs/1.jpg": "dogs",
@@ -97,7 +97,7 @@ def test_class_folders_directly_are_classes_in_sorted_order(tmp_path):
     }
 
 
-def test_hidden_folders_are_no_classes_and_images_outside_of_classes_are_left_out(tmp_path):
+def test_hidden_folders_and_images_outside_of_class_folders_are_ignored(tmp_path):
     root = fill(
         tmp_path,
         "train/.ipynb_checkpoints/1.jpg",
@@ -110,7 +110,7 @@ def test_hidden_folders_are_no_classes_and_images_outside_of_classes_are_left_ou
     )
     train, validation = labels.list_training(root, 0.3)
     assert train.class_names == validation.class_names == ("cats", "dogs")
-    assert {**names_of(train, root), **names_of(validation, root)} == {
+    assert {**map_classes(train, root), **map_classes(validation, root)} == {
         name: name.split("/")[1] for name in (*images("train/cats", 9), *images("train/dogs", 9))
     }
 
@@ -124,26 +124,27 @@ def test_a_class_whose_name_is_not_utf8_is_a_class(tmp_path):
     assert labels.list_evaluation(root, None).class_names == ("a", "caf%E9")
 
 
-def test_folders_that_cannot_be_listed_are_told(tmp_path):
-    root = fill(tmp_path, "a/1.jpg", "b/1.jpg", "b/" + "x/" * 210 + "deep.jpg")
-    told: list[Message] = []
-    labels.list_evaluation(root, None, lambda event: told.append(event) if isinstance(event, Message) else None)
-    assert len(told) == 1
-    assert told[0].text.startswith(f"could not list {root}/b/x/")
+def test_what_cannot_be_listed_is_reported(tmp_path):
+    root = fill(tmp_path, "a/1.jpg", "b/1.jpg")
+    os.mkfifo(f"{root}/b/pipe.jpg")
+    messages: list[Message] = []
+    labels.list_evaluation(root, None, lambda event: messages.append(event) if isinstance(event, Message) else None)
+    assert messages == [Message(f"could not list {root}/b/pipe.jpg: not a regular file")]
 
 
-# Mistakes
+# Input errors
 
 
 @pytest.mark.parametrize(
     ("files", "folders", "words"),
     [
-        ([], [], "no images under ROOT: looked for .jpg"),
+        ([], [], "no images under ROOT: looked at 0 files, 0 images; expected files such as .jpg"),
+        (["a/1.mov", "a/2.MOV", "x"], [], "no images under ROOT: looked at 3 files, 0 images: 2 .mov, 1 without"),
         (["1.jpg", "2.jpg"], [], "no class folders under ROOT: expected one folder of images per class"),
         (["cats/1.jpg", "dogs/1.txt"], ["mice"], "no images in class 'dogs', 'mice' under ROOT"),
         (["train/cats/1.jpg"], ["train/dogs"], "no images in class 'dogs' under ROOT/train"),
         (["cats/1.jpg", "cats/2.jpg"], [], "one class only, 'cats', under ROOT"),
-        (["cats/1.jpg", "dogs/1.jpg", "dogs/2.jpg"], [], "class 'cats' has one image only"),
+        (["cats/1.jpg", "dogs/1.jpg", "dogs/2.jpg"], [], "class 'cats' has only one image"),
         (
             ["train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/1.jpg", "val/Dogs/1.jpg"],
             [],
@@ -152,7 +153,7 @@ def test_folders_that_cannot_be_listed_are_told(tmp_path):
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path, files, folders, words):
+def test_input_errors_are_one_line(tmp_path, files, folders, words):
     root = fill(tmp_path, *files)
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
@@ -162,13 +163,13 @@ def test_mistakes_are_told_in_one_line(tmp_path, files, folders, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_split_is_named(tmp_path):
+def test_a_missing_split_is_an_input_error(tmp_path):
     root = fill(tmp_path, "validation/a/1.jpg", "validation/b/1.jpg")
     with pytest.raises(InputError, match=f"no class folders under {root}/holdout; check --data-dir and --split"):
         labels.list_evaluation(root, "holdout")
 
 
-def test_many_differing_classes_are_cut_short():
+def test_a_message_shows_only_the_first_class_names():
     with pytest.raises(InputError) as caught:
         labels.check_same_classes([f"c{i:03}" for i in range(1000)], ["x"], "the checkpoint", "data")
     assert "'c009' and 990 more" in str(caught.value)
@@ -182,7 +183,7 @@ def test_the_order_of_class_names_does_not_matter():
 # The split
 
 
-def test_only_train_is_split_within_every_class(tmp_path):
+def test_every_class_is_split_without_a_validation_folder(tmp_path):
     root = fill(tmp_path, *images("train/cats", 60), *images("train/dogs", 90))
     train, validation = labels.list_training(root, 0.2)
     assert train.files.num_rows + validation.files.num_rows == 150
@@ -195,14 +196,14 @@ def test_only_train_is_split_within_every_class(tmp_path):
 @pytest.mark.parametrize("fraction", [0.05, 0.15, 0.5])
 def test_each_class_is_split_near_the_fraction(fraction):
     counts = {"cats": 4000, "dogs": 1000, "mice": 400}
-    _, validation = labels.split(made_up("/data", counts), fraction, "/data")
+    _, validation = labels.split(make_labelled("/data", counts), fraction, "/data")
     found = np.bincount(validation.files["true_index"].to_numpy())
     for share, count in zip(found / list(counts.values()), counts.values(), strict=True):
         assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / count) ** 0.5
 
 
-def test_more_files_move_none_of_the_others():
-    few, many = made_up("/data", {"a": 100, "b": 120}), made_up("/data", {"a": 900, "b": 121})
+def test_files_stay_in_their_split_when_others_are_added():
+    few, many = make_labelled("/data", {"a": 100, "b": 120}), make_labelled("/data", {"a": 900, "b": 121})
     train, validation = labels.split(few, 0.15, "/data")
     train_then, validation_then = labels.split(many, 0.15, "/data")
     assert set(train.files["path"].to_pylist()) < set(train_then.files["path"].to_pylist())
@@ -211,8 +212,8 @@ def test_more_files_move_none_of_the_others():
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("count", [2, 3])
-def test_no_side_is_empty(fraction, count):
-    train, validation = labels.split(made_up("/data", {"a": count, "b": count}), fraction, "/data")
+def test_no_split_is_empty(fraction, count):
+    train, validation = labels.split(make_labelled("/data", {"a": count, "b": count}), fraction, "/data")
     assert set(train.files["true_index"].to_pylist()) == set(validation.files["true_index"].to_pylist()) == {0, 1}
 
 
@@ -225,7 +226,7 @@ def test_the_split_is_the_same_from_s3_a_local_folder_and_elsewhere(tmp_path, bu
     found = []
     for root in (local, elsewhere, f"s3://{bucket}/prefix"):
         train, validation = labels.list_training(root, 0.3)
-        found.append((names_of(train, root), names_of(validation, root)))
+        found.append((map_classes(train, root), map_classes(validation, root)))
     assert found[0] == found[1] == found[2]
     assert len(found[0][0]) + len(found[0][1]) == 40
 

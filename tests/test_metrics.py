@@ -1,3 +1,5 @@
+"""Metrics against numbers computed by hand and by slower definitions."""
+
 import itertools
 import json
 import math
@@ -13,7 +15,7 @@ CLASSES = ("cats", "dogs")
 FAILED = None
 
 
-def table(rows: list[tuple[str, list[float] | None]], classes: tuple[str, ...] = CLASSES) -> pa.Table:
+def make_table(rows: list[tuple[str, list[float] | None]], classes: tuple[str, ...] = CLASSES) -> pa.Table:
     """Make predictions from (true label, probabilities or FAILED)."""
     made = []
     for i, (true_label, probs) in enumerate(rows):
@@ -26,7 +28,7 @@ def table(rows: list[tuple[str, list[float] | None]], classes: tuple[str, ...] =
     return pa.Table.from_pylist(made, schema=PREDICTIONS)
 
 
-# 4 cats: 3 labelled, 2 right; 3 dogs: 2 labelled, 1 right
+# 4 cats: 3 labelled, 2 correct; 3 dogs: 2 labelled, 1 correct
 EXAMPLE = [
     ("cats", [0.75, 0.25]),
     ("cats", [0.5, 0.5]),
@@ -45,11 +47,11 @@ def random_predictions(num_rows: int, num_classes: int, seed: int = 0) -> tuple[
     rows = [
         (classes[rng.integers(num_classes)], FAILED if rng.random() < 0.1 else [float(p) for p in row]) for row in probs
     ]
-    return table(rows, classes), classes
+    return make_table(rows, classes), classes
 
 
-def test_report_matches_numbers_worked_out_by_hand():
-    found = compute_metrics(table(EXAMPLE), CLASSES)
+def test_metrics_match_numbers_computed_by_hand():
+    found = compute_metrics(make_table(EXAMPLE), CLASSES)
     assert found["n"] == 7
     assert found["failed"] == 2
     assert found["accuracy"] == pytest.approx(3 / 7)
@@ -64,8 +66,8 @@ def test_report_matches_numbers_worked_out_by_hand():
     assert found["accuracy_interval_95"] == pytest.approx([0.158, 0.750], abs=1e-3)
 
 
-def test_report_is_valid_json_even_when_every_file_failed():
-    found = compute_metrics(table([("cats", FAILED), ("dogs", FAILED)]), CLASSES)
+def test_metrics_are_valid_json_when_every_file_failed():
+    found = compute_metrics(make_table([("cats", FAILED), ("dogs", FAILED)]), CLASSES)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["accuracy"], found["n"], found["failed"]) == (0.0, 2, 2)
     assert found["log_loss"] is None
@@ -75,7 +77,7 @@ def test_report_is_valid_json_even_when_every_file_failed():
 
 def test_classes_without_predictions_or_rows_have_zeros():
     sums = MetricSums.from_predictions(
-        table([("a", [1.0, 0.0, 0.0]), ("b", [1.0, 0.0, 0.0])], ("a", "b", "c")), ("a", "b", "c")
+        make_table([("a", [1.0, 0.0, 0.0]), ("b", [1.0, 0.0, 0.0])], ("a", "b", "c")), ("a", "b", "c")
     )
     found = per_class(sums, ("a", "b", "c"))
     assert found["a"] == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1})
@@ -83,8 +85,8 @@ def test_classes_without_predictions_or_rows_have_zeros():
     assert found["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 
-def test_a_probability_of_zero_costs_a_finite_loss():
-    assert MetricSums.from_predictions(table([("cats", [0.0, 1.0])]), CLASSES).loss == pytest.approx(
+def test_the_loss_of_a_zero_probability_is_finite():
+    assert MetricSums.from_predictions(make_table([("cats", [0.0, 1.0])]), CLASSES).loss == pytest.approx(
         -math.log(MIN_PROB)
     )
 
@@ -102,7 +104,7 @@ def test_sums_add_up_over_any_parts(num_classes):
     assert added.num_labelled + added.num_failed == 300
 
 
-def test_sums_survive_their_vector():
+def test_sums_are_restored_from_their_vector():
     whole = MetricSums.from_predictions(*random_predictions(100, 3))
     again = MetricSums.from_vector(whole.vector(), 3)
     assert whole.vector().dtype == np.float64
@@ -122,15 +124,15 @@ def test_sums_of_chunked_and_sliced_tables_are_the_same():
     assert compute_metrics(chunked, classes) == compute_metrics(predictions, classes)
 
 
-def test_nothing_sums_to_nothing():
+def test_no_rows_have_zero_sums():
     empty = MetricSums.from_predictions(PREDICTIONS.empty_table(), CLASSES)
     assert empty.vector().tolist() == [0.0] * 7
     assert math.isnan(empty.accuracy)
     assert math.isnan(empty.mean_loss)
 
 
-def test_failed_rows_count_as_wrong():
-    sums = MetricSums.from_predictions(table([("cats", [0.9, 0.1]), ("cats", FAILED)]), CLASSES)
+def test_failed_rows_count_as_incorrect():
+    sums = MetricSums.from_predictions(make_table([("cats", [0.9, 0.1]), ("cats", FAILED)]), CLASSES)
     assert sums.accuracy == 0.5
     assert sums.failed_K.tolist() == [1, 0]
     assert sums.mean_loss == pytest.approx(-math.log(0.9), rel=1e-6)
@@ -143,7 +145,7 @@ def test_auc_with_ties_matches_every_pair(seed):
     positive = rng.random(80) < 0.4
     rows = [(CLASSES[int(p)], [float(1 - s), float(s)]) for p, s in zip(positive, score, strict=True)]
     pairs = [(s > t) + (s == t) / 2 for s in score[positive] for t in score[~positive]]
-    assert compute_metrics(table([*rows, ("cats", FAILED)]), CLASSES)["roc_auc"] == pytest.approx(
+    assert compute_metrics(make_table([*rows, ("cats", FAILED)]), CLASSES)["roc_auc"] == pytest.approx(
         np.mean(pairs), abs=1e-12
     )
 
@@ -158,8 +160,8 @@ def test_auc_with_ties_matches_every_pair(seed):
         ([("cats", [0.5, 0.5]), ("dogs", FAILED)], None),
     ],
 )
-def test_auc_at_its_ends(rows, auc):
-    assert compute_metrics(table(rows), CLASSES)["roc_auc"] == auc
+def test_auc_of_extreme_orders(rows, auc):
+    assert compute_metrics(make_table(rows), CLASSES)["roc_auc"] == auc
 
 
 def test_more_than_two_classes_have_no_auc():
@@ -167,7 +169,7 @@ def test_more_than_two_classes_have_no_auc():
 
 
 @pytest.mark.parametrize(
-    ("right", "total", "expected"),
+    ("num_correct", "total", "expected"),
     [
         (0, 0, (0.0, 1.0)),
         (0, 10, (0.0, 0.2775)),
@@ -176,13 +178,13 @@ def test_more_than_two_classes_have_no_auc():
         (15, 148, (0.0624, 0.1605)),
     ],
 )
-def test_wilson_interval(right, total, expected):
-    assert wilson_interval(right, total) == pytest.approx(expected, abs=1e-4)
+def test_wilson_interval(num_correct, total, expected):
+    assert wilson_interval(num_correct, total) == pytest.approx(expected, abs=1e-4)
 
 
-def test_wilson_interval_holds_the_share():
+def test_wilson_interval_contains_the_fraction():
     for total in (1, 7, 1000):
-        for right in range(0, total + 1, max(1, total // 7)):
-            low, high = wilson_interval(right, total)
-            assert 0 <= low <= right / total + 1e-12
-            assert right / total - 1e-12 <= high <= 1
+        for num_correct in range(0, total + 1, max(1, total // 7)):
+            low, high = wilson_interval(num_correct, total)
+            assert 0 <= low <= num_correct / total + 1e-12
+            assert num_correct / total - 1e-12 <= high <= 1

@@ -1,10 +1,12 @@
+"""The columns and statuses of the output."""
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catsdogs.schema import FILES, LABELLED_FILES, OK, PREDICTIONS, STATUSES
 
 
-def test_predictions_have_the_contracts_columns_and_types():
+def test_predictions_have_the_documented_columns_and_types():
     assert [(field.name, str(field.type)) for field in PREDICTIONS] == [
         ("path", "string"),
         ("status", "string"),
@@ -21,7 +23,7 @@ def test_predictions_have_the_contracts_columns_and_types():
     assert [field.name for field in PREDICTIONS if not field.nullable] == ["path", "status"]
 
 
-def test_statuses_are_the_contracts():
+def test_statuses_are_the_documented_ones():
     assert OK == "ok"
     assert set(STATUSES) == {
         *("ok", "empty", "unsupported", "truncated", "decode_error", "too_large", "changed"),
@@ -30,7 +32,7 @@ def test_statuses_are_the_contracts():
     assert len(set(STATUSES)) == len(STATUSES)
 
 
-def test_listed_files_have_a_class_index_where_labelled():
+def test_labelled_files_have_a_class_index():
     assert FILES.names == ["path", "size_bytes", "version"]
     assert LABELLED_FILES.names == [*FILES.names, "true_index"]
     assert not LABELLED_FILES.field("true_index").nullable
