@@ -1,20 +1,18 @@
-"""The demo's steps on few pictures; `make demo` does them on all."""
+"""The steps of the demo on a few pictures; `make demo` runs them on all."""
 
 import json
-import sys
 
 import pytest
 
 from catsdogs.config import DemoConfig
 from catsdogs.demo import demo
+from catsdogs.demo import run as module
 from catsdogs.errors import InputError
-from catsdogs.images import decode
-
-module = sys.modules["catsdogs.demo"]
+from catsdogs.images import decode_image
 
 
-@pytest.mark.slow  # its steps are tested one by one, and `make demo` does them all
-def test_the_demo_leaves_what_the_contract_names(ray_cluster, tmp_path, monkeypatch):
+@pytest.mark.slow  # other tests cover each step, and `make demo` runs them all
+def test_the_demo_writes_the_documented_files(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NUM_TRAIN", 32)
     monkeypatch.setattr(module, "NUM_VALIDATION", 12)
     monkeypatch.setattr(module, "NUM_UNLABELLED", 6)
@@ -32,9 +30,9 @@ def test_the_demo_leaves_what_the_contract_names(ray_cluster, tmp_path, monkeypa
     assert "web page.jpg" in page
 
 
-def test_the_broken_files_it_draws_are_broken_as_it_says(tmp_path):
-    module._draw_unlabelled(tmp_path / "pictures", seed=1)
-    status = {path.name: decode(path.read_bytes()).status for path in (tmp_path / "pictures").iterdir()}
+def test_each_broken_file_gets_its_status(tmp_path):
+    module.draw_unlabelled(tmp_path / "pictures", seed=1)
+    status = {path.name: decode_image(path.read_bytes()).status for path in (tmp_path / "pictures").iterdir()}
     broken = {name: found for name, found in status.items() if found != "ok"}
     assert broken == {
         "cut off.jpg": "truncated",
@@ -45,7 +43,7 @@ def test_the_broken_files_it_draws_are_broken_as_it_says(tmp_path):
     assert len(status) - len(broken) == module.NUM_UNLABELLED
 
 
-def test_a_taken_output_is_refused(tmp_path):
+def test_an_output_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="expected an empty or new local folder"):
+    with pytest.raises(InputError, match="expected a new or empty local folder"):
         demo(DemoConfig(output=str(tmp_path)))

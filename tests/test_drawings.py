@@ -1,4 +1,4 @@
-"""The demo's drawings: reproducible, balanced, not to be told apart by colour or by a coarse thumbnail."""
+"""The drawings of the demo: reproducible, balanced, not separable by colour or by a coarse thumbnail."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from catsdogs.demo.drawings import KINDS, draw, draw_dataset
+from catsdogs.progress import Message, StageProgress
 
 Array = NDArray[np.float64]
 
@@ -48,25 +49,25 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.jpg"))}
 
 
-def test_mean_colour_does_not_tell_cats_from_dogs(train_and_test: tuple[Features, Features]) -> None:
+def test_mean_colour_does_not_separate_cats_from_dogs(train_and_test: tuple[Features, Features]) -> None:
     train, test = train_and_test
     assert ridge_accuracy(train.colour, train.sign, test.colour, test.sign) < 0.65
 
 
-def test_grey_thumbnail_hardly_tells_cats_from_dogs(train_and_test: tuple[Features, Features]) -> None:
+def test_grey_thumbnail_hardly_separates_cats_from_dogs(train_and_test: tuple[Features, Features]) -> None:
     train, test = train_and_test
     assert ridge_accuracy(train.thumbnail, train.sign, test.thumbnail, test.sign) < 0.80
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [32, 96])
-def test_picture_is_rgb_of_the_asked_size(kind: str, size: int) -> None:
+def test_picture_is_rgb_of_the_given_size(kind: str, size: int) -> None:
     image = draw(kind, np.random.default_rng(0), size)
     assert (image.mode, image.size) == ("RGB", (size, size))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_state_draws_the_same_pixels_and_another_state_others(kind: str) -> None:
+def test_pixels_depend_only_on_the_state(kind: str) -> None:
     first, same, other = (np.asarray(draw(kind, np.random.default_rng(seed))) for seed in (3, 3, 4))
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
@@ -88,7 +89,7 @@ def test_dataset_is_balanced_named_by_kind_and_readable(tmp_path: Path) -> None:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (96, 96))
 
 
-def test_same_seed_writes_the_same_files_and_another_seed_others(tmp_path: Path) -> None:
+def test_files_depend_only_on_the_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         draw_dataset(tmp_path / name, num_train=4, num_validation=2, seed=seed)
     first, same, other = (files(tmp_path / name) for name in "abc")
@@ -102,6 +103,6 @@ def test_no_picture_is_drawn_twice(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_picture(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    draw_dataset(tmp_path, num_train=2, num_validation=2, seed=0, progress=lambda *call: calls.append(call))
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    events: list[StageProgress | Message] = []
+    draw_dataset(tmp_path, num_train=2, num_validation=2, seed=0, progress=events.append)
+    assert events == [StageProgress("draw", done, 4) for done in (1, 2, 3, 4)]
