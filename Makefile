@@ -1,9 +1,11 @@
-# Everything runs from .venv/bin. Not through `uv run`: Ray 2.60 would rebuild the environment in its workers.
+# All commands run from .venv/bin. Not through `uv run`: with it, Ray 2.60 rebuilds the environment in its workers.
 PYTHON ?= python3
 BIN := .venv/bin
-# Of the benchmarks.
+# For bench and bench-full: a folder of photographs, and the weights as of `catsdogs train`.
 IMAGES ?= data/cats_and_dogs_filtered
 WEIGHTS ?= imagenet
+# For faults: the rows whose name contains this; or "planning"; or "cost". Empty: everything.
+PART ?=
 
 .PHONY: demo test check format bench bench-full faults
 .DELETE_ON_ERROR:
@@ -31,7 +33,7 @@ bench-full: .venv/installed .venv/peers
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS) --full
 
 faults: .venv/installed
-	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.faults --only '$(PART)'
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "catsdogs needs Python 3.11 or newer, this is " + sys.version)'
@@ -41,7 +43,7 @@ faults: .venv/installed
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	touch $@
 
-# Without its own requirements, which hold pyarrow back; it runs beside ours.
+# Daft without its requirements, which restrict pyarrow to an older version; it works with ours.
 .venv/peers: .venv/installed
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps daft==0.7.26
 	touch $@

@@ -1,1 +1,1 @@
-"""Measurements of the package; each prints or writes its own table."""
+"""Measurements of the package; each prints its results or writes them to a page of docs/."""

@@ -1,4 +1,4 @@
-"""What a page of measurements says about where they were made."""
+"""The machine and the versions that a page of measurements names."""
 
 import os
 import platform
@@ -7,16 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def machine(packages: Iterable[str]) -> str:
-    """Name the cores, the memory, Python and the versions of packages."""
+def describe_machine(packages: Iterable[str]) -> str:
+    """Describe the cores, the memory, the GPU, Python and the versions of packages."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores ({_cpu()}), {memory:.0f} GiB, {gpu}; Python {platform.python_version()}, {versions}"
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores ({_cpu_model()}), {memory:.0f} GiB, {gpu}; Python {python}, {versions}"
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

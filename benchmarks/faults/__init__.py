@@ -1,4 +1,4 @@
-"""The fault table: what is lost, doubled and wrong when machines, networks and disks misbehave.
+"""The fault table: rows that are lost, doubled or wrong when machines, networks and disks fail.
 
-Run by `python -m benchmarks.faults`; it writes docs/faults.md.
+`python -m benchmarks.faults` runs it and writes docs/faults.md.
 """

@@ -1,6 +1,7 @@
-"""The pipeline of `catsdogs score` without what makes it safe: no plan, lease, child process, parts, records or proof.
+"""The pipeline of `catsdogs score` without its safety: no plan, lease, child process, parts, records or audit.
 
-Reading, decoding and the model are the same code; the driver writes what comes, so many rows a file.
+The stages, their batches and the decoder are those of `score`. It decodes in the process of the Ray task, and the
+driver writes rows as they arrive.
 """
 
 import argparse
@@ -9,74 +10,86 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catsdogs import data, saved, storage
+from catsdogs import data, storage
+from catsdogs.checkpoint import read_checkpoint
 from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
-from catsdogs.data import decode as decoding
+from catsdogs.data import decode
 from catsdogs.data.sandbox import Decoder, DecodeRequest, DecodeResult
-from catsdogs.schema import FILES
+from catsdogs.images.decode import import_decoders
+from catsdogs.schema import FILES, parquet_bytes
 from catsdogs.start import start_ray
 
-ROWS_PER_FILE = 10_000
+ROWS_PER_FILE = 10_000  # as `--shard-size`
 
 
-def decode_here(decoder: Decoder, files: Sequence[DecodeRequest]) -> list[DecodeResult]:
-    """Decode in this process."""
-    answers = []
-    for file in files:
-        began = time.perf_counter()
-        decoded = decoder.decode(file.image_bytes, file.row)
+def decode_in_process(decoder: Decoder, requests: Sequence[DecodeRequest]) -> list[DecodeResult]:
+    """Decode files in this process, in place of `decode_in_subprocess`."""
+    results = []
+    for request in requests:
+        start = time.perf_counter()
+        decoded = decoder.decode(request.image_bytes, request.row)
         if decoded.image is not None:
-            file.pixels[:] = decoded.image
-        seconds = time.perf_counter() - began
-        answers.append(DecodeResult(decoded.status, decoded.error, decoded.width, decoded.height, seconds))
-    return answers
+            request.pixels[:] = decoded.image
+        decode_s = time.perf_counter() - start
+        results.append(DecodeResult(decoded.status, decoded.error, decoded.width, decoded.height, decode_s))
+    return results
 
 
 @dataclass(frozen=True)
-class DecodeHere(data.DecodeForInference):
-    """The decoding stage, in the process of its task."""
+class DecodeInProcess(data.DecodeForInference):
+    """The decoding stage of `score`, without its child process."""
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
         """Read and decode one block of files."""
-        vars(decoding)["decode_in_subprocess"] = decode_here
-        return super().__call__(files)
+        import_decoders()  # as the child process of `score` does
+        with mock.patch.object(decode, "decode_in_subprocess", decode_in_process):
+            yield from super().__call__(files)
 
 
-def write(batches: Iterable[pa.Table], folder: Path) -> None:
-    """Write rows as they come."""
-    folder.mkdir()
-    waiting: list[pa.Table] = []
+def write_rows(batches: Iterable[pa.Table], folder: Path) -> None:
+    """Write rows as they arrive, `ROWS_PER_FILE` to a file."""
     numbers = itertools.count()
-    for batch in itertools.chain(batches, [None]):
-        if batch is not None:
-            waiting.append(batch)
-        if waiting and (batch is None or sum(table.num_rows for table in waiting) >= ROWS_PER_FILE):
-            pq.write_table(pa.concat_tables(waiting), folder / f"{next(numbers):05d}.parquet")
-            waiting = []
+    pending: list[pa.Table] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(table.num_rows for table in pending) >= ROWS_PER_FILE:
+            _write(pending, folder, next(numbers))
+            pending = []
+    if pending:
+        _write(pending, folder, next(numbers))
+
+
+def _write(tables: list[pa.Table], folder: Path, number: int) -> None:
+    pq.write_table(pa.concat_tables(tables), folder / f"{number:05d}.parquet")
 
 
 def main() -> None:
-    """Run the pipeline once."""
+    """Score a folder once."""
     parser = argparse.ArgumentParser()
     for flag in ("--input", "--checkpoint", "--output"):
         parser.add_argument(flag, required=True)
-    options = parser.parse_args()
-    config = ScoreConfig(input=options.input, checkpoint=options.checkpoint, output=options.output)
-    model = saved.read(config.checkpoint)
+    arguments = parser.parse_args()
+    config = ScoreConfig(input=arguments.input, checkpoint=arguments.checkpoint, output=arguments.output)
+    checkpoint = read_checkpoint(config.checkpoint)
     entries = list(storage.Listing(storage.absolute(config.input)))
     columns = [[getattr(entry, name) for entry in entries] for name in ("path", "size_bytes", "version")]
     files = pa.table(columns, schema=FILES)
     start_ray()
-    classify = ClassifyOptions.from_config(config, model)
-    stage = DecodeHere(model.preprocessing, config.max_pixels, config.batch_size)
-    decoded = data.read_and_decode(files, stage, classify.cpus.decode)
-    labelled = add_classifier(decoded, stage, classify)
-    write(labelled.iter_batches(batch_size=None, batch_format="pyarrow"), Path(options.output))
+    options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
+    stage = options.build_decode_stage(config.max_pixels)
+    stage = DecodeInProcess(stage.preprocessing, stage.max_pixels, stage.batch_size, gpu_jpegs=stage.gpu_jpegs)
+    manifest = f"{config.output}/_files.parquet"
+    storage.write_bytes(manifest, parquet_bytes(files))
+    decoded = data.read_and_decode_manifests([manifest], stage, options.cpus.decode)
+    predictions = add_classifier(decoded, stage, options)
+    with data.quiet_ray_loggers(), data.without_cluster_actors():
+        write_rows(predictions.iter_batches(batch_size=None, batch_format="pyarrow"), Path(config.output))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A Ray cluster of a head and two nodes on this machine; a line on standard input kills a node's raylet and adds one.
+"""A Ray cluster of a head and two nodes on this machine.
 
-It prints the address first.
+It prints its address. Each line on standard input, a random seed, kills the raylet of one node and adds another node.
 """
 
 import random
@@ -13,7 +13,7 @@ READY = "the cluster is at"
 
 
 def main() -> None:
-    """Run until standard input ends; each line is the seed of whom it hits."""
+    """Run the cluster until standard input ends."""
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]

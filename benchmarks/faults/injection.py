@@ -1,4 +1,4 @@
-"""What can happen to a request to S3: which faults there are, whom they hit, how often they did."""
+"""The faults of the S3 proxy: which kinds exist, which requests they hit, how often they did."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from benchmarks.faults.wire import Head
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-ANSWERS = {
+RESPONSES = {
     "slow_down": (503, "Slow Down", "SlowDown", "Please reduce your request rate."),
     "internal_error": (500, "Internal Server Error", "InternalError", "We encountered an internal error."),
     "access_denied": (403, "Forbidden", "AccessDenied", "Access Denied"),
@@ -18,15 +18,15 @@ ANSWERS = {
 }
 BODIES = {
     "reset": "the connection is reset after `at_byte` bytes of the body",
-    "cut": "the connection is closed after `at_byte` bytes, fewer than Content-Length says",
-    "short": "the body ends after `at_byte` bytes, and Content-Length says so too",
-    "slow": "the body comes at one byte a second",
-    "replaced": "the content is that of the key `instead`, as after a PUT that came since the listing",
+    "cut": "the connection is closed after `at_byte` bytes, fewer than Content-Length",
+    "short": "the body ends after `at_byte` bytes, and Content-Length matches",
+    "slow": "the body is sent at one byte per second",
+    "replaced": "the content is that of the key `instead`, as after a PUT since the listing",
 }
 
 
 class Request(Head):
-    """One request to S3, by path-style URL."""
+    """One request to S3, with a path-style URL."""
 
     def __init__(self, head: Head) -> None:
         super().__init__(head.first_line, head.headers)
@@ -45,15 +45,15 @@ class Request(Head):
 
 @dataclass
 class Fault:
-    """What happens to which requests; what is not given does not restrict them.
+    """A fault and the requests that it hits: those that meet all of the given conditions.
 
     Attributes:
-        what: of ANSWERS or BODIES.
-        first: only the first requests of each key, so many.
-        total: so many requests in all.
-        after_images: only once so many image GETs have come.
-        active: the switch; a fault that is off sees nothing.
-        injected: how often it happened.
+        what: a key of RESPONSES or BODIES.
+        first: only the first N requests of each key.
+        total: at most N requests.
+        after_images: only after N image GETs.
+        active: whether the fault is switched on.
+        injected: how often it was injected.
     """
 
     what: str
@@ -71,11 +71,11 @@ class Fault:
     _seen: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        assert self.what in ANSWERS.keys() | BODIES.keys(), self.what
+        assert self.what in RESPONSES.keys() | BODIES.keys(), self.what
 
-    def takes(self, request: "Request", num_images: int, rng: random.Random) -> bool:
-        """Decide about one request, and remember it."""
-        chosen = (
+    def should_inject(self, request: "Request", num_images: int, rng: random.Random) -> bool:
+        """Decide whether to hit a request, and count it."""
+        matches = (
             self.active
             and num_images >= self.after_images
             and (not self.kinds or request.kind in self.kinds)
@@ -83,7 +83,7 @@ class Fault:
             and (not self.keys or request.key in self.keys)
             and (self.total is None or self.injected < self.total)
         )
-        if not chosen:
+        if not matches:
             return False
         self._seen[request.key] += 1
         if (self.first is not None and self._seen[request.key] > self.first) or rng.random() >= self.probability:
@@ -94,7 +94,7 @@ class Fault:
 
 @dataclass
 class Counts:
-    """What came, and what was done to it."""
+    """The number of requests and of injected faults."""
 
     by_method: Counter[str] = field(default_factory=Counter)
     by_kind: Counter[str] = field(default_factory=Counter)

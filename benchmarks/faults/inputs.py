@@ -1,4 +1,4 @@
-"""What is scored: 2,000 small pictures, bad files among them; the checkpoint; the manifest of the stock runs."""
+"""The inputs of the fault table: 2,000 small pictures, some of them bad files; a checkpoint; a manifest."""
 
 import io
 import json
@@ -10,67 +10,64 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from catsdogs import checkpoint
-from catsdogs.images import Preprocessing
-from catsdogs.model import build
+from benchmarks.checkpoints import save_red_blue
 
 N = 2000
-BAD_EVERY = 20  # of N files one is bad
+BAD_EVERY = 20  # one of so many files is bad
 CLASSES = ("blue", "red")
 IMG_SIZE = 32
 SHARD_SIZE = 100
 POISON_INDEX = 1031
-POISON = f"red/{POISON_INDEX:05d}-poison.png"  # carries the mark that benchmarks/faults/poison looks for
+POISON = f"red/{POISON_INDEX:05d}-poison.png"  # contains POISON_MARK, see benchmarks/faults/poison
 POISON_MARK = b"catsdogs-poison"
-NUM_BLOCKS = N // SHARD_SIZE  # of the stock runs' manifest: as many as our parts
+NUM_BLOCKS = N // SHARD_SIZE  # files of the manifest for the stock pipelines: as many as our parts
 
 
 class Inputs:
-    """The files under a work folder; made once."""
+    """The files under a work folder, created once."""
 
     def __init__(self, work: Path) -> None:
         self.checkpoint = work / "checkpoint"
         self._images = work / "images"
         self._names = work / "names.json"
         if not self._names.exists():
-            self._make()
+            self._create()
         self.names: list[str] = json.loads(self._names.read_text())
 
     @property
     def good_names(self) -> list[str]:
-        """Name the files that have a label; relative paths."""
+        """Return the relative paths of the files that are images."""
         return [name for name in self.names if not is_bad(name)]
 
-    def linked(self, name: str) -> Path:
-        """Give the images in a folder of their own, whose reads can be counted apart."""
+    def link_images(self, name: str) -> Path:
+        """Link the images into a folder of their own, so that its reads are counted separately."""
         folder = self._images.with_name(name)
         if not folder.exists():
             shutil.copytree(self._images, folder, copy_function=os.link)
         return folder
 
     def write_manifest(self, folder: Path, root: str) -> Path:
-        """Write the paths of the images under a root, in as many files as there are parts."""
+        """Write the paths of the images under a root as a Parquet file per block."""
         folder.mkdir(exist_ok=True)
         for block in range(NUM_BLOCKS):
             names = self.names[block * SHARD_SIZE : (block + 1) * SHARD_SIZE]
             pq.write_table(pa.table({"path": [f"{root}/{name}" for name in names]}), folder / f"{block:05d}.parquet")
         return folder
 
-    def _make(self) -> None:
-        contents = _contents()
+    def _create(self) -> None:
+        contents = _draw_contents()
         for name, content in contents.items():
             (self._images / name).parent.mkdir(parents=True, exist_ok=True)
             (self._images / name).write_bytes(content)
-        save_red_blue(self.checkpoint, slope=1.0)
+        save_red_blue(self.checkpoint, CLASSES, IMG_SIZE, slope=1.0)
         self._names.write_text(json.dumps(sorted(contents)))
 
 
 def picture(label: str, i: int) -> Image.Image:
-    """Draw the i-th picture of a class: one colour with a little noise, no two quite the same."""
+    """Draw the i-th picture of a class: one colour with a little noise, each picture different."""
     rng = np.random.default_rng([CLASSES.index(label), i])
     strong, weak = rng.integers(100, 240), rng.integers(10, 90)
     color = (strong, 20, weak) if label == "red" else (weak, 20, strong)
@@ -79,19 +76,19 @@ def picture(label: str, i: int) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Write an image into bytes."""
+    """Encode an image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def is_bad(name: str) -> bool:
-    """Whether a file has no label."""
+    """Whether a file is damaged, or no image."""
     return "-" in name
 
 
-def _contents() -> dict[str, bytes]:
-    """Draw every file, the bad ones among the others; relative path -> content."""
+def _draw_contents() -> dict[str, bytes]:
+    """Create every file, good and bad; relative path -> content."""
     contents = {}
     for i in range(N):
         label = CLASSES[i % 2]
@@ -117,7 +114,7 @@ def _bad(i: int) -> tuple[str, bytes]:
 
 
 def _damaged_png(i: int, mark: str = "") -> bytes:
-    """Flip bytes of a PNG's pixel data: Pillow says so, libpng in torchvision kills its process."""
+    """Flip bytes in the pixel data of a PNG: Pillow raises, libpng in torchvision kills its process."""
     info = PngInfo()
     if mark:
         info.add_text("mark", mark)
@@ -128,22 +125,3 @@ def _damaged_png(i: int, mark: str = "") -> bytes:
         content[k] ^= 0xFF
     content[start + length : start + length + 4] = zlib.crc32(content[start - 4 : start + length]).to_bytes(4, "big")
     return bytes(content)
-
-
-def save_red_blue(folder: Path, slope: float) -> None:
-    """Save a ResNet50 whose logits grow with an image's blue and red: every block passes channels 0 and 1 through."""
-    model = build(num_classes=len(CLASSES), seed=0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point() and "running_var" not in name:
-                tensor.zero_()
-        state = model.state_dict()
-        state["conv1.weight"][0, 2, 3, 3] = state["conv1.weight"][1, 0, 3, 3] = 1.0
-        state["bn1.weight"].fill_(1.0)
-        state["bn1.bias"].fill_(3.0)  # normalised pixels reach down to about -2.1
-        for layer in ("layer1", "layer2", "layer3", "layer4"):
-            for i in (0, 1):
-                state[f"{layer}.0.downsample.0.weight"][i, i] = 1.0
-            state[f"{layer}.0.downsample.1.weight"].fill_(1.0)
-        state["fc.weight"][0, 0] = state["fc.weight"][1, 1] = slope
-    checkpoint.save(str(folder), model, CLASSES, Preprocessing(img_size=IMG_SIZE))

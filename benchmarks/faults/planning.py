@@ -1,4 +1,4 @@
-"""100 million files of which 1% is open: what it takes to plan the resume; and what the proof takes a row."""
+"""The resume of 100 million files of which 1% is unfinished, and the audit: seconds and memory."""
 
 import itertools
 import json
@@ -19,22 +19,22 @@ from catsdogs.progress import silent
 from catsdogs.schema import PREDICTIONS, parquet_bytes
 from catsdogs.score.audit import audit
 from catsdogs.score.parts import PartRecord
+from catsdogs.score.pipeline import run_pipeline
 from catsdogs.score.plan import MANIFEST, RUN, STATS, Plan, build_files_table, part_name
-from catsdogs.score.run import RunSettings, run
+from catsdogs.score.run_files import RunSettings
 
 NUM_SHARDS, SHARD_SIZE, OPEN_EVERY = 10_000, 10_000, 100
-PROVED_SHARDS = 50
+NUM_AUDITED_SHARDS = 50
 RUN_SETTINGS = RunSettings({"class_names": ["a", "b"], "model_sha256": "0" * 64}, {})
 
 
 class _PlannedError(BaseException):
-    """The first file is about to be labelled."""
+    """Ends a run where it would score its first file."""
 
 
-class _Stopper:
-    """A labeller that stops, and remembers how much was to be done."""
+class _StoppingScorer:
+    """A scorer that stops at once, and counts the shards it was given."""
 
-    parallelism = dict.fromkeys(("read", "decode", "model"), 1)
     num_open = 0
 
     def __call__(self, uris: Sequence[str]) -> Iterator[pa.Table]:
@@ -43,82 +43,84 @@ class _Stopper:
 
 
 def measure_planning(work: Path) -> None:
-    """Generate the manifest and measure, in a process of its own, if that was not done."""
+    """Generate the manifest, then measure in a process of its own; skipped where there is a result."""
     if read_planning(work):
         return
     output = work / "planning"
     shutil.rmtree(output, ignore_errors=True)
-    began = time.monotonic()
+    start = time.monotonic()
     _generate(output)
-    print(f"{NUM_SHARDS * SHARD_SIZE:,} rows of manifest in {time.monotonic() - began:.0f} s", flush=True)
-    words = [sys.executable, "-m", "benchmarks.faults.planning", output]
-    found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    print(f"{NUM_SHARDS * SHARD_SIZE:,} rows of manifest in {time.monotonic() - start:.0f} s", flush=True)
+    command = [sys.executable, "-m", "benchmarks.faults.planning", str(output)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     shutil.rmtree(output)
-    found |= _prove(work / "proving")
+    found |= _measure_audit(work / "audit")
     print(found, flush=True)
-    _path(work).write_text(json.dumps(found))
+    _result_path(work).write_text(json.dumps(found))
 
 
 def read_planning(work: Path) -> dict[str, float]:
-    """Read what was measured; empty where nothing was."""
-    return json.loads(_path(work).read_text()) if _path(work).exists() else {}
+    """Read the result of an earlier call; empty without one."""
+    return json.loads(_result_path(work).read_text()) if _result_path(work).exists() else {}
 
 
-def _path(work: Path) -> Path:
+def _result_path(work: Path) -> Path:
     return work / "planning.json"
 
 
 def _generate(output: Path) -> None:
-    """Write the plan, and a part for every shard but each hundredth; the parts are one file of many names."""
+    """Write the plan, and a part for all shards but each hundredth; the parts are links to one file."""
     plan = Plan(str(output), [SHARD_SIZE] * NUM_SHARDS, [0], listing_cursor=None)
     plan.save()
     storage.write_bytes(f"{output}/{RUN}", json.dumps(dict(RUN_SETTINGS.settings)).encode())
     part = output / "_manifest" / "_some-part"
-    part.write_bytes(b"its rows are not read")
+    part.write_bytes(b"never read")
     for shard in range(NUM_SHARDS):
-        (output / MANIFEST / part_name(shard)).write_bytes(parquet_bytes(build_files_table(_entries(shard), shard)))
+        (output / MANIFEST / part_name(shard)).write_bytes(
+            parquet_bytes(build_files_table(_list_entries(shard), shard))
+        )
         if shard % OPEN_EVERY:
             os.link(part, output / part_name(shard))
 
 
-def _entries(shard: int) -> Iterator[storage.Entry]:
+def _list_entries(shard: int) -> Iterator[storage.Entry]:
     for i in range(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE):
         yield storage.Entry(f"s3://photos/2026/{i // 1000:06d}/{i:09d}.jpg", 40_000 + i % 9999, f"{i:032x}")
 
 
-def _plan_resume(output: str) -> None:
-    """Measure from the settings to the first file to be labelled."""
-    stopper, began = _Stopper(), time.monotonic()
+def _measure_resume(output: str) -> None:
+    """Measure a run from its settings to its first file."""
+    scorer, start = _StoppingScorer(), time.monotonic()
     config = ScoreConfig(input="s3://photos/2026", checkpoint="none", output=output, shard_size=SHARD_SIZE)
     try:
-        run(config, RUN_SETTINGS, stopper, silent)
+        run_pipeline(config, RUN_SETTINGS, scorer, silent)
     except _PlannedError:
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
     rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"plan_s": seconds, "plan_rss_bytes": rss_bytes, "open_shards": stopper.num_open}
+    found = {"plan_s": seconds, "plan_rss_bytes": rss_bytes, "open_shards": scorer.num_open}
     print(json.dumps(found))
 
 
-def _prove(output: Path) -> dict[str, float]:
-    """Measure the proof on some shards."""
+def _measure_audit(output: Path) -> dict[str, float]:
+    """Measure the audit on some shards."""
     shutil.rmtree(output, ignore_errors=True)
-    plan = Plan(str(output), [SHARD_SIZE] * PROVED_SHARDS, [0], listing_cursor=None)
+    plan = Plan(str(output), [SHARD_SIZE] * NUM_AUDITED_SHARDS, [0], listing_cursor=None)
     plan.save()
     (output / STATS).mkdir()
-    for shard in range(PROVED_SHARDS):
-        files = build_files_table(_entries(shard), shard)
+    for shard in range(NUM_AUDITED_SHARDS):
+        files = build_files_table(_list_entries(shard), shard)
         storage.write_bytes(plan.manifest_uri(shard), parquet_bytes(files))
-        part = _rows(files["path"].to_pylist())
+        part = _build_part(files["path"].to_pylist())
         storage.write_bytes(plan.part_uri(shard), parquet_bytes(part))
         PartRecord.from_table(part_name(shard), part).write(str(output))
-    began = time.monotonic()
-    totals = audit(plan, silent, lambda record: None)
-    seconds = time.monotonic() - began
+    start = time.monotonic()
+    totals = audit(plan, silent)
+    seconds = time.monotonic() - start
     shutil.rmtree(output)
-    return {"proof_rows_per_s": totals.rows / seconds}
+    return {"audit_rows_per_s": totals.rows / seconds}
 
 
-def _rows(paths: list[str]) -> pa.Table:
+def _build_part(paths: list[str]) -> pa.Table:
     rows = []
     for path, prob in zip(paths, itertools.cycle([0.51, 0.7, 0.83, 0.999])):
         row = {"path": path, "status": "ok", "label": "a", "index": 0, "prob": prob, "probs": [prob, 1 - prob]}
@@ -127,4 +129,4 @@ def _rows(paths: list[str]) -> pa.Table:
 
 
 if __name__ == "__main__":
-    _plan_resume(sys.argv[1])
+    _measure_resume(sys.argv[1])

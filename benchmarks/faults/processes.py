@@ -1,4 +1,4 @@
-"""Commands under test: started, watched, killed, and all that they leave behind ended."""
+"""Commands under test: start, watch and kill them with all of their processes."""
 
 import contextlib
 import os
@@ -16,39 +16,39 @@ from typing import Self
 
 import psutil
 
-MARK = "CATSDOGS_FAULT_RUN"  # in the environment of a command and of everything that it starts
+MARK = "CATSDOGS_FAULT_RUN"  # an environment variable that the processes of a command inherit
 START_S = 120.0  # of a server
-_living: set["Command"] = set()
+_running: set["Command"] = set()
 _stopping = threading.Event()
 
 
 class CutError(Exception):
-    """A run took too long."""
+    """A command ran into its time limit."""
 
 
 class StoppedError(Exception):
-    """The table is being stopped: nothing new is started."""
+    """A command was started after `stop_commands`."""
 
 
-def stop() -> None:
-    """End every command, and start no more."""
+def stop_commands() -> None:
+    """Kill every command, and refuse to start others."""
     _stopping.set()
-    for command in list(_living):
-        command.end()
+    for command in list(_running):
+        command.kill()
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Find a port on which nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a server that was started listens.
+    """Wait until a server listens on a port.
 
     Raises:
-        RuntimeError: it ended, or did not come.
+        RuntimeError: the server ended, or does not listen after START_S seconds.
     """
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -59,19 +59,19 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 class Command:
-    """One command in a process group of its own, with a Ray of its own unless RAY_ADDRESS is given."""
+    """A command in its own process group; it starts its own Ray, unless `environment` has RAY_ADDRESS."""
 
-    def __init__(self, words: Sequence[object], log: Path, **environment: str) -> None:
+    def __init__(self, command: Sequence[object], log: Path, **environment: str) -> None:
         if _stopping.is_set():
             raise StoppedError
         self.log = log
         self._mark = uuid.uuid4().hex
-        self._folder = tempfile.mkdtemp(prefix="cf-")  # short: Ray puts sockets there
+        self._folder = tempfile.mkdtemp(prefix="cf-")  # short: Ray creates sockets there
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
         own = {MARK: self._mark, "RAY_TMPDIR": self._folder, "RAY_USAGE_STATS_ENABLED": "0"}
         with log.open("a") as file:
             self._process = subprocess.Popen(
-                [str(word) for word in words],
+                [str(word) for word in command],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -80,20 +80,20 @@ class Command:
             )
 
     def __enter__(self) -> Self:
-        """Run while the context lasts."""
-        _living.add(self)
+        """Enter; the command has been started by the constructor."""
+        _running.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End every process of the command, those too that its death left alone."""
-        _living.discard(self)
-        self.end()
+        """Kill every process of the command, orphans included."""
+        _running.discard(self)
+        self.kill()
         self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill every process of the command."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -105,20 +105,20 @@ class Command:
         return self._process.poll()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the command, not to what it started."""
+        """Send a signal to the command, not to its children."""
         self._process.send_signal(number)
 
-    def tell(self, line: str) -> None:
-        """Write a line to the command."""
+    def write_line(self, line: str) -> None:
+        """Write a line to the standard input of the command."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
         self._process.stdin.flush()
 
     def wait(self, seconds: float) -> int:
-        """Wait for the end.
+        """Wait for the end of the command, and return its exit status.
 
         Raises:
-            CutError: it did not come.
+            CutError: it still runs after `seconds`.
         """
         try:
             return self._process.wait(max(0.0, seconds))
@@ -126,13 +126,13 @@ class Command:
             raise CutError from error
 
     def runs_for(self, seconds: float) -> bool:
-        """Wait; whether the command still runs then."""
+        """Wait at most `seconds`; whether the command still runs."""
         with contextlib.suppress(CutError):
             self.wait(seconds)
         return self.code is None
 
     def processes(self) -> list[psutil.Process]:
-        """Find the living processes of the command."""
+        """Find the running processes of the command."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -141,7 +141,7 @@ class Command:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """Find the workers and actors of its Ray that have something to do."""
+        """Find the workers and actors of its Ray that are not idle."""
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.Error, IndexError):
@@ -150,6 +150,6 @@ class Command:
         return found
 
     def last_line(self) -> str:
-        """Quote what the command said last."""
+        """Return the last line of the log."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].rpartition("\r")[2][:300] if lines else ""

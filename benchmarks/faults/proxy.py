@@ -1,13 +1,13 @@
-"""A reverse proxy in front of an S3 endpoint that does what object stores do on a bad day.
+"""A reverse proxy in front of an S3 endpoint that injects faults.
 
     with FaultProxy("http://127.0.0.1:5000") as proxy:
         proxy.faults = [Fault("slow_down", probability=0.1), Fault("reset", kinds={"image"}, first=1, at_byte=100)]
-        ...  # a client that talks to proxy.endpoint
+        ...  # a client of proxy.endpoint
         proxy.counts.by_kind["image"], proxy.counts.injected["reset"]
 
-Paths, queries and headers go on as they came (Host too, which S3 signs), bodies as they come. The first fault of the
-list that wants a request gets it. Requests are counted by kind: `image` (GET of an image's key), `list`, `get`, `head`,
-`put`, `post`, `delete`.
+Paths, queries and headers are forwarded unchanged (also Host, which S3 signs), and bodies are streamed. A request gets
+the first fault of the list that matches it. Requests are counted by kind: `image` (GET of an image's key), `list`,
+`get`, `head`, `put`, `post`, `delete`.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ import threading
 from typing import Self
 from urllib.parse import urlsplit
 
-from benchmarks.faults.injection import ANSWERS, Counts, Fault, Request
-from benchmarks.faults.wire import Head, body_of, encoded
+from benchmarks.faults.injection import RESPONSES, Counts, Fault, Request
+from benchmarks.faults.wire import Head, encode_head, read_body
 
 __all__ = ["Fault", "FaultProxy"]
 
 
 class FaultProxy:
-    """The proxy, on a thread of its own while the context lasts."""
+    """The proxy; it serves on a thread of its own while its context is open."""
 
     def __init__(self, upstream: str, port: int = 0, seed: int = 0) -> None:
         url = urlsplit(upstream)
@@ -47,7 +47,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Drop every connection."""
+        """Close every connection."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -59,7 +59,7 @@ class FaultProxy:
         return f"http://127.0.0.1:{self._port}"
 
     def reset(self, *faults: Fault, seed: int = 0) -> None:
-        """Begin anew: these faults, no counts."""
+        """Replace the faults, and set the counts to zero."""
         self.faults, self.counts, self._rng = list(faults), Counts(), random.Random(seed)
 
     async def _start(self) -> asyncio.Server:
@@ -76,33 +76,39 @@ class FaultProxy:
         assert task is not None
         self._connections.add(task)
         try:
-            while await self._answer(Request(await Head.read(reader)), reader, writer):
+            while await self._respond(Request(await Head.read(reader)), reader, writer):
                 pass
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):  # either side went away, or we do
+        except (
+            OSError,
+            asyncio.IncompleteReadError,
+            asyncio.CancelledError,
+        ):  # the client or the store closed, or the proxy stops
             pass
         finally:
             self._connections.discard(task)
             writer.close()
 
-    async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; whether the connection stays."""
-        fault = next((f for f in self.faults if f.takes(request, self.counts.by_kind["image"], self._rng)), None)
+    async def _respond(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Respond to one request; whether the connection stays open."""
+        fault = next(
+            (f for f in self.faults if f.should_inject(request, self.counts.by_kind["image"], self._rng)), None
+        )
         self.counts.by_method[request.method] += 1
         self.counts.by_kind[request.kind] += 1
         if request.kind == "image":
             self.counts.gets_by_key[request.key] += 1
         if fault is not None:
             self.counts.injected[fault.what] += 1
-            if fault.what in ANSWERS:
+            if fault.what in RESPONSES:
                 return await _refuse(fault.what, request, reader, writer)
         upstream_reader, upstream_writer = await asyncio.open_connection(*self._upstream)
         try:
-            await _send(request, fault, reader, writer, upstream_writer)
-            return await self._pass_back(request, fault, upstream_reader, writer)
+            await _forward(request, fault, reader, writer, upstream_writer)
+            return await self._send_back(request, fault, upstream_reader, writer)
         finally:
             upstream_writer.close()
 
-    async def _pass_back(
+    async def _send_back(
         self, request: Request, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         head = await Head.read(reader)
@@ -111,58 +117,62 @@ class FaultProxy:
         framed = bool(head.get("content-length") or head.get("transfer-encoding"))
         headers = head.without("connection")
         if fault is not None and fault.what != "replaced" and has_body and status < 300:
-            body = b"".join([piece async for piece in body_of(head, reader, to_the_end=True)])
+            body = b"".join([chunk async for chunk in read_body(head, reader, to_the_end=True)])
             return await _damage(fault, Head(head.first_line, headers), body, writer)
-        writer.write(encoded(head.first_line, headers))
+        writer.write(encode_head(head.first_line, headers))
         if has_body:
-            async for piece in body_of(head, reader, to_the_end=True):
-                writer.write(piece)
+            async for chunk in read_body(head, reader, to_the_end=True):
+                writer.write(chunk)
                 await writer.drain()
         await writer.drain()
         return framed or not has_body
 
 
-async def _send(
+async def _forward(
     request: Request,
     fault: Fault | None,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     upstream: asyncio.StreamWriter,
 ) -> None:
-    """Pass a request on, over a connection of its own."""
+    """Forward a request over a new connection."""
     first_line = request.first_line
     if fault is not None and fault.what == "replaced":
         first_line = f"{request.method} /{request.bucket}/{fault.instead} HTTP/1.1"
-    upstream.write(encoded(first_line, [*request.without("connection", "expect"), ("Connection", "close")]))
+    upstream.write(encode_head(first_line, [*request.without("connection", "expect"), ("Connection", "close")]))
     if request.get("expect"):
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    async for piece in body_of(request, reader, to_the_end=False):
-        upstream.write(piece)
+    async for chunk in read_body(request, reader, to_the_end=False):
+        upstream.write(chunk)
         await upstream.drain()
 
 
 async def _refuse(what: str, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    status, reason, code, message = ANSWERS[what]
-    keeps = not request.get("expect")  # else the client may or may not send its body now
-    if keeps:
-        async for _ in body_of(request, reader, to_the_end=False):
+    status, reason, code, message = RESPONSES[what]
+    keep_open = not request.get("expect")  # else it is unknown whether the client sends its body
+    if keep_open:
+        async for _ in read_body(request, reader, to_the_end=False):
             pass
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
     body = b"" if request.method == "HEAD" else text.encode()
     headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-    writer.write(encoded(f"HTTP/1.1 {status} {reason}", headers if keeps else [*headers, ("Connection", "close")]))
+    writer.write(
+        encode_head(f"HTTP/1.1 {status} {reason}", headers if keep_open else [*headers, ("Connection", "close")])
+    )
     writer.write(body)
     await writer.drain()
-    return keeps
+    return keep_open
 
 
 async def _damage(fault: Fault, head: Head, body: bytes, writer: asyncio.StreamWriter) -> bool:
-    """Send a part of a body, or all of it too slowly; whether the connection stays."""
+    """Send part of a body, or all of it slowly; whether the connection stays open."""
     part = body[: min(fault.at_byte, max(0, len(body) - 1))]
     if fault.what == "short":
-        writer.write(encoded(head.first_line, [*head.without("content-length"), ("Content-Length", str(len(part)))]))
+        writer.write(
+            encode_head(head.first_line, [*head.without("content-length"), ("Content-Length", str(len(part)))])
+        )
     else:
-        writer.write(encoded(head.first_line, head.headers))
+        writer.write(encode_head(head.first_line, head.headers))
     if fault.what == "slow":
         for i in range(len(body)):
             writer.write(body[i : i + 1])
@@ -172,7 +182,7 @@ async def _damage(fault: Fault, head: Head, body: bytes, writer: asyncio.StreamW
     writer.write(part)
     await writer.drain()
     if fault.what == "reset":
-        with contextlib.suppress(OSError):  # no linger: the kernel sends a reset
+        with contextlib.suppress(OSError):  # without linger, the kernel sends RST
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()

@@ -1,4 +1,4 @@
-"""How often image files of the local disk are opened, whoever does it: Linux tells through inotify."""
+"""Count how often files on the local disk are opened by any process, by inotify of Linux."""
 
 import ctypes
 import os
@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 from typing import Self
 
-# Closing is watched too: of two openings of a file in a row, with nothing between, the kernel tells one.
+# Closing is watched too: the kernel merges two identical events in a row, such as two openings of one file.
 IN_OPEN, IN_CLOSE_NOWRITE, IN_ISDIR, IN_Q_OVERFLOW = 0x20, 0x10, 0x40000000, 0x4000
 EVENT = struct.Struct("iIII")
 
 
 class OpenCounter:
-    """Counts opened files under a folder while the context lasts."""
+    """Counts openings of files under a folder while its context is open."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -21,26 +21,26 @@ class OpenCounter:
         self.overflowed = False
 
     def __enter__(self) -> Self:
-        """Watch every folder that is there now."""
+        """Watch every folder that exists now."""
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         for folder, _, _ in os.walk(self._root):
             libc.inotify_add_watch(self._fd, os.fsencode(folder), IN_OPEN | IN_CLOSE_NOWRITE)
-        self._ended = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._count, name="open-counter", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop watching."""
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
         os.close(self._fd)
 
     def _count(self) -> None:
-        while not self._ended.wait(0.02):
+        while not self._stop.wait(0.02):
             self._drain()
         self._drain()
 

@@ -1,4 +1,4 @@
-"""One line of JSON a run, so that an interrupted table goes on where it was."""
+"""Results as one line of JSON per run, so that an interrupted table is resumed."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from benchmarks.faults.oracle import Row, Rows
 
 @dataclass
 class Result:
-    """One run under one fault."""
+    """The result of one run under one fault."""
 
     fault: str
     pipeline: str
@@ -32,7 +32,7 @@ class Result:
 
 
 class Results:
-    """The runs of a work folder, and the rows of the first run without faults of each pipeline."""
+    """The results in a work folder, and the reference of each pipeline: the rows of its first run without faults."""
 
     def __init__(self, work: Path) -> None:
         self._path = work / "results.jsonl"
@@ -42,35 +42,35 @@ class Results:
             self.runs = [Result(**json.loads(line)) for line in self._path.read_text().splitlines()]
 
     def add(self, result: Result) -> None:
-        """Keep one."""
+        """Store a result."""
         self.runs.append(result)
         with self._path.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
     def copy_to(self, path: Path) -> None:
-        """Publish the runs."""
+        """Copy the results to a file."""
         if self.runs:
             path.write_text(self._path.read_text())
 
-    def of(self, fault: str, pipeline: str) -> list[Result]:
-        """List the runs of one row of the table."""
+    def find(self, fault: str, pipeline: str) -> list[Result]:
+        """Find the results of one row of the table."""
         return [run for run in self.runs if (run.fault, run.pipeline) == (fault, pipeline)]
 
     def wall_s(self, fault: str, pipeline: str) -> float | None:
-        """Give the median wall time of a row's runs."""
-        runs = self.of(fault, pipeline)
+        """Return the median wall time of the runs of a row."""
+        runs = self.find(fault, pipeline)
         return median(run.wall_s for run in runs) if runs else None
 
     def reference(self, pipeline: str) -> tuple[Rows, int] | None:
-        """Give a pipeline's rows without faults, and the bytes of that output on a disk."""
+        """Read a pipeline's rows without faults, and the bytes of that output on a disk."""
         path = self._reference_path(pipeline)
         if not path.exists():
             return None
         record = json.loads(path.read_text())
         return {name: Row(*row) for name, row in record["rows"].items()}, record["num_bytes"]
 
-    def keep_reference(self, pipeline: str, rows: Rows, num_bytes: int) -> None:
-        """Store them."""
+    def save_reference(self, pipeline: str, rows: Rows, num_bytes: int) -> None:
+        """Store the reference of a pipeline."""
         self._reference_path(pipeline).write_text(json.dumps({"rows": rows, "num_bytes": num_bytes}))
 
     def _reference_path(self, pipeline: str) -> Path:

@@ -1,4 +1,4 @@
-"""An S3 server on loopback with the fault proxy in front of it."""
+"""An S3 server on loopback, behind the fault proxy."""
 
 import subprocess
 import sys
@@ -20,16 +20,16 @@ CREDENTIALS = {
 
 
 class Store:
-    """moto's server in a process of its own; `environment` leads a command to the proxy."""
+    """moto's server in a process of its own; `environment` points a command at the proxy."""
 
     def __init__(self, images: Path) -> None:
         self._images = images
 
     def __enter__(self) -> Self:
-        """Start, and upload the images under `in/`."""
+        """Start the server and the proxy, and upload the images under `in/`."""
         port = free_port()
-        words = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         upstream = f"http://127.0.0.1:{port}"
         self.client = boto3.client(
             "s3",
@@ -53,17 +53,17 @@ class Store:
         self._process.wait()
 
     def read(self, prefix: str) -> dict[str, bytes]:
-        """Read every object under a prefix, by what follows it; nothing on the way is broken."""
+        """Read every object under a prefix, past the proxy; by key without the prefix."""
         return {
             key[len(prefix) + 1 :]: self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-            for key in self._keys(f"{prefix}/")
+            for key in self._list_keys(f"{prefix}/")
         }
 
     def clear(self, prefix: str) -> None:
         """Remove every object under a prefix."""
-        for key in self._keys(f"{prefix}/"):
+        for key in self._list_keys(f"{prefix}/"):
             self.client.delete_object(Bucket=BUCKET, Key=key)
 
-    def _keys(self, prefix: str) -> list[str]:
+    def _list_keys(self, prefix: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]

@@ -1,4 +1,4 @@
-"""One run of one pipeline: the command, again after whatever ended it, until it is done or its time is over."""
+"""One run of one pipeline: its command, repeated until it succeeds or the time limit is reached."""
 
 import contextlib
 import random
@@ -14,20 +14,21 @@ from benchmarks.faults.inputs import SHARD_SIZE, Inputs
 from benchmarks.faults.processes import Command, CutError
 from benchmarks.faults.store import BUCKET, Store
 
-CUT_S = 300.0
-MAX_COMMANDS = 6  # of one run, so that a command which fails at once ends too
+CUT_S = 300.0  # the time limit of a run
+MAX_COMMANDS = 6  # of one run
 OURS, STOCK, STOCK_CHECKPOINT, READ_IMAGES = "catsdogs", "stock", "stock + checkpoint", "stock, read_images"
 
 
 @dataclass
 class Trial:
-    """A run, and what a fault does to it.
+    """One run, and the faults that are injected into it.
 
     Attributes:
-        usual_s: how long a run takes without faults.
-        usual_bytes: what its output takes of a disk.
-        injected: how many faults came, as far as the fault itself counts them.
-        problems: what the fault's own checks found wrong.
+        usual_s: the wall time of a run without faults.
+        usual_bytes: the size of its output on a disk.
+        injected: the number of faults, where the scenario counts them.
+        codes: the exit status of each command.
+        problems: found by the scenario itself.
     """
 
     pipeline: str
@@ -45,7 +46,7 @@ class Trial:
     codes: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic)
     wall_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -57,21 +58,21 @@ class Trial:
 
     @property
     def root(self) -> str:
-        """Where the images are."""
+        """The folder or prefix of the images."""
         return f"s3://{BUCKET}/in" if self.store else str(self.images)
 
     @property
     def left_s(self) -> float:
-        """What is left of the run's time."""
-        return self.began + self.cut_s - time.monotonic()
+        """The seconds until the time limit of the run."""
+        return self.start + self.cut_s - time.monotonic()
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is catsdogs that runs."""
+        """Whether this is a run of catsdogs."""
         return self.pipeline == OURS
 
-    def words(self) -> list[object]:
-        """Lay out the command."""
+    def build_command(self) -> list[object]:
+        """Build the command line."""
         common = ["--checkpoint", self.inputs.checkpoint, "--output", self.output]
         if self.is_ours:
             scoring = [Path(sys.executable).with_name("catsdogs"), "score", "--input", self.root]
@@ -85,13 +86,13 @@ class Trial:
 
     @contextlib.contextmanager
     def command(self) -> Iterator[Command]:
-        """Start the command; whatever of it is left afterwards is ended."""
+        """Start the command; its remaining processes are killed afterwards."""
         environment = self.environment | (self.store.environment if self.store else {})
-        with Command(self.words(), self.folder / "log.txt", **environment) as command:
+        with Command(self.build_command(), self.folder / "log.txt", **environment) as command:
             yield command
 
-    def once(self, meanwhile: Callable[[Command], None] = lambda _: None) -> int:
-        """Run the command to its end while something happens to it; its exit status."""
+    def run_once(self, meanwhile: Callable[[Command], None] = lambda _: None) -> int:
+        """Run the command and `meanwhile`, and return the exit status of the command."""
         with self.command() as command:
             meanwhile(command)
             code = command.wait(self.left_s)
@@ -100,13 +101,13 @@ class Trial:
                 self.notes.append(command.last_line())
             return code
 
-    def until_done(self) -> None:
-        """Run the command until it ends well."""
+    def run_until_done(self) -> None:
+        """Run the command until it succeeds, at most MAX_COMMANDS times."""
         while len(self.codes) < MAX_COMMANDS and (not self.codes or self.codes[-1] != 0):
-            self.once()
+            self.run_once()
 
-    def files(self) -> Mapping[str, bytes]:
-        """Read what stands in the output, or what was kept of it."""
+    def read_files(self) -> Mapping[str, bytes]:
+        """Read the files of the output, or return those of `keep_output`."""
         if self._kept is not None:
             return self._kept
         if self.store:
@@ -114,28 +115,28 @@ class Trial:
         out = Path(self.output)
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
-    def keep(self) -> None:
-        """Read the output now: it will not be there later."""
-        self._kept = self.files()
+    def keep_output(self) -> None:
+        """Read the output before its disk is removed."""
+        self._kept = self.read_files()
 
-    def found(self) -> oracle.Found:
-        """Read the output's rows."""
-        return oracle.read(self.files(), self.root)
+    def read_output(self) -> oracle.Found:
+        """Read the rows of the output."""
+        return oracle.read_output(self.read_files(), self.root)
 
     def clear(self) -> None:
-        """Remove what the run wrote."""
+        """Remove the files of the run."""
         if self.store:
             self.store.clear(self._key)
             self.store.clear(f"{self._key}-ids")
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def cut(run: Callable[[Trial], None], trial: Trial) -> bool:
-    """Run a fault; whether its time was over before it was done."""
+def run_limited(run: Callable[[Trial], None], trial: Trial) -> bool:
+    """Run a trial; whether it ran into its time limit."""
     try:
         run(trial)
     except CutError:
         return True
     finally:
-        trial.wall_s = time.monotonic() - trial.began
+        trial.wall_s = time.monotonic() - trial.start
     return False

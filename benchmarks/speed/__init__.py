@@ -1,1 +1,1 @@
-"""Ours and the peers, run in turn: how many images a second, and what start-up takes."""
+"""The speed of catsdogs and of its peers, run in turn: images per second and start-up."""

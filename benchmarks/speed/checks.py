@@ -1,21 +1,21 @@
-"""What must hold beside the ratios."""
+"""Goals that are not ratios of two contestants."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Checks:
-    """What was measured, and whether it is as asked."""
+    """One line for each measured value, and the lines that missed their goal."""
 
     lines: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
-    def note(self, what: str, holds: bool) -> None:
-        """Add a line; what does not hold is marked, and kept for the exit code."""
-        self.lines.append(f"- {what}{'' if holds else ' **missed**'}")
-        if not holds:
-            self.missed.append(what)
+    def add(self, line: str, reached: bool) -> None:
+        """Add a line, marked where its goal was missed."""
+        self.lines.append(f"- {line}{'' if reached else ' **missed**'}")
+        if not reached:
+            self.missed.append(line)
 
-    def section(self) -> str:
-        """Lay it out for the page."""
+    def format_section(self) -> str:
+        """Format the section of the page."""
         return "\n".join(["## Start-up, growth, agreement\n", *self.lines, ""])

@@ -1,8 +1,8 @@
-"""Where the time goes, of a training step, of decoding and of the start."""
+"""Profiles of a training step, of decoding and of start-up."""
 
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,117 +11,128 @@ from pathlib import Path
 import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torchcodec.decoders import decode_jpeg
 
-from benchmarks.speed.contestants import SCORING, sample
-from catsdogs import checkpoint
+from benchmarks.speed.contestants import SCORING, copy_sample
+from benchmarks.speed.timing import PROGRESS
+from catsdogs.checkpoint import read_checkpoint
 from catsdogs.config import TrainConfig
-from catsdogs.images import Preprocessing, decode
-from catsdogs.model import measure_bf16_speedup
-from catsdogs.predict import configure_threads_and_malloc
-from catsdogs.train.step import TrainStep, Whole, make_optimizer
-from catsdogs.vision import ResNet
+from catsdogs.images import Preprocessing, decode_image
+from catsdogs.process_setup import configure_threads_and_malloc, measure_bf16_speedup
+from catsdogs.resnet import ResNet50, build_resnet50
+from catsdogs.train.loop import train_step
+from catsdogs.train.model import FullModel, build_optimizer
+from catsdogs.train.worker import Ranks
+from catsdogs.weights import load_state_dict_strictly
 
 BATCH_SIZE = 32
 STEPS = 4
 NUM_DECODED, NUM_SCORED = 600, 64
 CPU = torch.device("cpu")
-KINDS = {"convolution": "convolutions", "batch_norm": "BatchNorm", "pool": "pooling"}  # part of an operator's name
-LABELLED = "first batch labelled"
+OPERATORS = {"convolution": "convolutions", "batch_norm": "BatchNorm", "pool": "pooling"}  # part of an operator's name
 
 
-def profiles(images: Path, model: Path, work: Path) -> str:
-    """Profile each; a section of the page."""
-    lines = [_step(model), _decoding(images, work), _start(images, model, work)]
+def write_profiles(images: Path, model: Path, work: Path) -> str:
+    """Measure each profile, and write the section of the page."""
+    lines = [_profile_step(model), _profile_decoding(images, work), _profile_start(images, model, work)]
     return "\n".join(["## Where the time goes\n", *(f"- {line}" for line in lines), ""])
 
 
-def _step(model: Path) -> str:
-    """Time steps on a batch in memory, then one by operators."""
+def _profile_step(model_folder: Path) -> str:
+    """Time training steps on a batch in memory, then profile one by operator."""
     configure_threads_and_malloc(1)
-    given = checkpoint.load(str(model))
-    trained = given.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    step = training_step(trained, trained, given.preprocessing, CPU, BATCH_SIZE)
-    steps = [_seconds(step) for _ in range(STEPS)]
+    files = read_checkpoint(str(model_folder))
+    model = build_resnet50(len(files.class_names), seed=0).to(memory_format=torch.channels_last)
+    load_state_dict_strictly(model, files.load_state_dict(), files.uri)
+    step = build_training_step(model, model, files.preprocessing, CPU, BATCH_SIZE)
+    steps = [_measure_s(step) for _ in range(STEPS)]
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()
-    by_kind: Counter[str] = Counter()
+    cpu_us: Counter[str] = Counter()
     for event in found.key_averages():
-        kind = next((KINDS[part] for part in KINDS if part in event.key), "everything else")
-        by_kind[kind] += event.self_cpu_time_total
-    total = by_kind.total()
-    shares = ", ".join(f"{kind} {us / total:.0%}" for kind, us in by_kind.most_common())
+        name = next((OPERATORS[part] for part in OPERATORS if part in event.key), "everything else")
+        cpu_us[name] += round(event.self_cpu_time_total)
+    shares = ", ".join(f"{name} {us / cpu_us.total():.0%}" for name, us in cpu_us.most_common())
     return (
-        f"A step of training on a batch in memory, bf16: {BATCH_SIZE / min(steps[1:]):.1f} img/s; {shares}. A "
+        f"A training step on a batch in memory, bf16: {BATCH_SIZE / min(steps[1:]):.1f} img/s; {shares}. A "
         f"convolution from the middle of the model is {measure_bf16_speedup():.1f} times as fast in bf16 as in fp32."
     )
 
 
-def training_step(
-    model: ResNet,
+def build_training_step(
+    model: ResNet50,
     wrapped: Callable[[torch.Tensor], torch.Tensor],
     preprocessing: Preprocessing,
     device: torch.device,
     batch_size: int,
 ) -> Callable[[], object]:
-    """Make what takes one step of ours in bf16, on a batch in the device's memory."""
+    """Build a call that runs one training step of ours in bf16, on a batch in the memory of the device."""
     config = TrainConfig(data_dir="", lr=0.001)
-    whole = Whole(model, wrapped, preprocessing, device, "bf16")
-    train_step = TrainStep(whole, make_optimizer(model, config), config, device, world_size=1)
+    train_model = FullModel(model, wrapped, preprocessing, "bf16")
+    optimizer = build_optimizer(model, config)
     size = preprocessing.img_size
     images_NHWC = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device=device)
     targets_N = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    return partial(train_step.step, images_NHWC, targets_N, 0.001)
+    return partial(train_step, train_model, optimizer, (images_NHWC, targets_N), 0.001, config, Ranks())
 
 
-def _decoding(images: Path, work: Path) -> str:
-    """Time the parts of decoding files that are in memory, on one core."""
+def _profile_decoding(images: Path, work: Path) -> str:
+    """Time the parts of decoding on one core, from memory."""
     torch.set_num_threads(1)
-    folder = sample(images, NUM_DECODED, work / f"decoded-{NUM_DECODED}")
+    folder = copy_sample(images, NUM_DECODED, work / f"decoded-{NUM_DECODED}")
     files = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
-    decoded = [image for image in (decode(content).image for content in files) if image is not None]
+    images_HWC = [image for image in (decode_image(file).image for file in files) if image is not None]
     preprocessing = Preprocessing()
-    encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in files]
-    jpeg = _us_each(lambda: [torch.ops.image.decode_jpeg(content, 3, True) for content in encoded], len(files))
-    decoding = _us_each(lambda: [decode(content) for content in files], len(files))
-    view = _us_each(lambda: [preprocessing(image) for image in decoded], len(files))
+    jpeg_us = _measure_us(lambda: [decode_jpeg(file) for file in files], len(files))
+    decode_us = _measure_us(lambda: [decode_image(file) for file in files], len(files))
+    preprocess_us = _measure_us(lambda: [preprocessing(image) for image in images_HWC], len(files))
     return (
-        f"An image on one core: {decoding:.0f} us to decode it, of which libjpeg-turbo takes {jpeg:.0f}, and "
-        f"{view:.0f} us to resize and crop it."
+        f"An image on one core: {decode_us:.0f} us to decode, of which `torchcodec.decoders.decode_jpeg` takes "
+        f"{jpeg_us:.0f}, and {preprocess_us:.0f} us to resize and crop."
     )
 
 
-def _start(images: Path, model: Path, work: Path) -> str:
-    """Count the CPU seconds of every process up to the first labelled batch."""
-    folder = sample(images, NUM_SCORED, work / f"start-{NUM_SCORED}")
-    filled = {"images": folder, "checkpoint": model, "output": work / "start"}
-    words = [word.format(**filled) for word in SCORING[0].words]
-    began, spent = time.monotonic(), Counter[str]()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+def _profile_start(images: Path, model: Path, work: Path) -> str:
+    """Measure the CPU seconds of every process until the first batch is done."""
+    folder = copy_sample(images, NUM_SCORED, work / f"start-{NUM_SCORED}")
+    command = SCORING[0].format_command(folder, model, work / "start")
+    start = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(LABELLED):
-                seconds = time.monotonic() - began
-                parent = psutil.Process(process.pid)
-                for one in [parent, *parent.children(recursive=True)]:
-                    with suppress(psutil.Error):  # it has ended
-                        spent["the command" if one == parent else _name(one.cmdline())] += sum(one.cpu_times()[:2])
-    shown = ", ".join(f"{name} {cpu_s:.1f}" for name, cpu_s in spent.most_common())
-    return f"The start of `score`, {seconds:.1f} s, in CPU seconds: {shown}; {spent.total():.0f} in all."
+        next(line for line in process.stdout if PROGRESS.match(line))
+        seconds = time.monotonic() - start
+        cpu_s = _read_cpu_seconds(psutil.Process(process.pid))
+        process.stdout.read()
+    names = sorted(cpu_s, key=lambda name: -cpu_s[name])
+    shown = ", ".join(f"{name} {cpu_s[name]:.1f}" for name in names)
+    return f"The start of `score`, {seconds:.1f} s, in CPU seconds: {shown}; {sum(cpu_s.values()):.0f} in all."
 
 
-def _name(words: Sequence[str]) -> str:
-    """Name a process of Ray's: by its title, its script or its program."""
-    if words and words[0].startswith("ray::"):
-        return words[0].removeprefix("ray::").split(".")[0]
-    scripts = [word for word in words if word.endswith(".py")]
-    return Path((scripts or words or ["ended"])[0]).name
+def _read_cpu_seconds(driver: psutil.Process) -> dict[str, float]:
+    """Read the CPU seconds of a command and of its children, by name."""
+    cpu_s: dict[str, float] = defaultdict(float)
+    for process in [driver, *driver.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has ended
+            name = "the command" if process == driver else _name_process(process.cmdline())
+            times = process.cpu_times()
+            cpu_s[name] += times.user + times.system
+    return cpu_s
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _name_process(command: Sequence[str]) -> str:
+    """Name a process of Ray by its title, its script or its program."""
+    if command and command[0].startswith("ray::"):
+        return command[0].removeprefix("ray::").split(".")[0]
+    scripts = [word for word in command if word.endswith(".py")]
+    return Path((scripts or command or ["ended"])[0]).name
 
 
-def _us_each(work: Callable[[], object], count: int) -> float:
-    return min(_seconds(work) for _ in range(3)) / count * 1e6
+def _measure_s(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _measure_us(call: Callable[[], object], count: int) -> float:
+    """Measure microseconds per image of a call that processes `count`; the fastest of three calls."""
+    return min(_measure_s(call) for _ in range(3)) / count * 1e6

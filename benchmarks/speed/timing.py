@@ -1,4 +1,4 @@
-"""A command, watched: when its batches were done."""
+"""Run a command and record when its batches were done."""
 
 import math
 import os
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.speed.peers.common import LOG
+from benchmarks.speed.batch_report import REPORT_FILE, read_report
 
 PROGRESS = re.compile(r"(?:score|train) ([\d,]+)/")
 
 
 class FailedError(Exception):
-    """A contestant ended badly."""
+    """A contestant ended with another status than 0."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Timing:
     """One run.
 
     Attributes:
-        start_s: from the command to its first batch done; nan where none was seen.
-        rate: images a second from the first batch to the last; nan where fewer than two were seen, or they began again.
-        wall_s: the whole command.
+        start_s: from the start of the command to the end of its first batch; nan without batches.
+        rate: images per second from the first batch to the last; nan with fewer than two batches.
+        wall_s: of the whole command.
     """
 
     start_s: float
@@ -33,42 +33,36 @@ class Timing:
     wall_s: float
 
 
-def timed(words: Sequence[str], folder: Path) -> Timing:
-    """Run a contestant; commands of ours tell their batches in lines of progress, others in a file.
+def time_command(command: Sequence[str], folder: Path) -> Timing:
+    """Run a command; its batches are read from its lines of progress, or from the file of `report_batch`.
 
     Raises:
-        FailedError: it ended badly; with its last lines.
+        FailedError: the command failed; with its last lines.
     """
-    log = folder / "batches.txt"
-    log.unlink(missing_ok=True)
-    began = time.time()
+    report = folder / "batches.txt"
+    report.unlink(missing_ok=True)
+    start = time.time()
     lines: list[str] = []
-    batches: list[tuple[float, float]] = []  # when, and how many by then
+    batches: list[tuple[float, float]] = []  # the time, and the number of images so far
+    environment = os.environ | {REPORT_FILE: str(report)}
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {LOG: str(log)}
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             if found := PROGRESS.match(line):
                 batches.append((time.time(), float(found[1].replace(",", ""))))
-    ended = time.time()
+    end = time.time()
     if process.returncode:
-        raise FailedError(f"{words!r} ended with {process.returncode}: {''.join(lines[-20:])}")
-    if log.exists():
-        batches = _summed(log)
+        raise FailedError(f"{command!r} ended with {process.returncode}: {''.join(lines[-20:])}")
+    return compute_timing(start, end, read_report(report) if report.exists() else batches)
+
+
+def compute_timing(start: float, end: float, batches: Sequence[tuple[float, float]]) -> Timing:
+    """Compute the timing of a command from its batches: when each ended, and the number of images by then."""
     if not batches:
-        return Timing(math.nan, math.nan, ended - began)
+        return Timing(math.nan, math.nan, end - start)
     (first_s, first), (last_s, last) = batches[0], batches[-1]
     rate = (last - first) / (last_s - first_s) if last > first else math.nan
-    return Timing(first_s - began, rate, ended - began)
-
-
-def _summed(log: Path) -> list[tuple[float, float]]:
-    done = 0.0
-    batches = []
-    for line in log.read_text().splitlines():
-        when, count = line.split()
-        done += float(count)
-        batches.append((float(when), done))
-    return batches
+    return Timing(first_s - start, rate, end - start)

@@ -1,1 +1,1 @@
-"""Our own stages without Ray, and alone: what Ray costs, and the limits."""
+"""Parts of catsdogs measured alone, without Ray."""

@@ -1,17 +1,18 @@
 """Our decoding and preprocessing, on one core."""
 
-from benchmarks.speed.peers.common import decode_all
-from catsdogs.images import Preprocessing, decode
+import catsdogs.images.augment  # noqa: F401 the decoder of JPEGs
+from benchmarks.speed.protocol import decode_all
+from catsdogs.images import Preprocessing, decode_image
 
 PREPROCESSING = Preprocessing()
 
 
-def view(content: bytes) -> object:
-    """Decode to the model's view."""
-    image = decode(content).image
+def decode_for_model(image_bytes: bytes) -> object:
+    """Decode a file to the pixels that the model takes."""
+    image = decode_image(image_bytes).image
     assert image is not None
     return PREPROCESSING(image)
 
 
 if __name__ == "__main__":
-    decode_all(view)
+    decode_all(decode_for_model)

@@ -1,1 +1,1 @@
-"""Each peer as its own documentation does it, and tuned; every one prints `N/TOTAL` after a batch."""
+"""Each peer as in its own documentation, and tuned by an expert."""

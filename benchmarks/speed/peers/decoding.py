@@ -1,11 +1,11 @@
-"""Pillow with the weights' own transforms, on one core; they resize the PIL image, as torchvision's tutorials do."""
+"""Pillow with the transforms of the weights, on one core; they resize the PIL image, as in torchvision's tutorials."""
 
 import io
 
 from PIL import Image
 from torchvision.models import ResNet50_Weights
 
-from benchmarks.speed.peers.common import decode_all
+from benchmarks.speed.protocol import decode_all
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A torch DataLoader loop in eager fp32; tuned: bf16, channels last, as many loading processes as do best."""
+"""A torch DataLoader loop in eager fp32; tuned: bf16, channels last, the fastest number of loading processes."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,26 +6,23 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.speed.peers.common import (
-    BATCH_SIZE,
-    DEVICE,
-    arguments,
+from benchmarks.speed.batch_report import report_batch
+from benchmarks.speed.peers.torchvision_model import (
+    build_transforms,
+    choose_num_workers,
     load_model,
-    num_loaders,
-    optimized,
-    paths_of,
-    suited,
-    tell,
-    transforms,
+    optimize,
+    to_model_input,
 )
+from benchmarks.speed.protocol import BATCH_SIZE, DEVICE, list_images, parse_arguments
 
 
 class Images(Dataset[tuple[torch.Tensor, str]]):
-    """Files, decoded by Pillow."""
+    """Images decoded by Pillow, with their paths."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
-        self.transforms = transforms()
+        self.transforms = build_transforms()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -36,24 +33,24 @@ class Images(Dataset[tuple[torch.Tensor, str]]):
 
 
 def main() -> None:
-    """Label a folder."""
-    options = arguments()
+    """Classify a folder."""
+    options = parse_arguments()
     model: torch.nn.Module = load_model(options.checkpoint)
     if options.tuned:
-        model = optimized(model)
+        model = optimize(model)
     batches = DataLoader(
-        Images(paths_of(options.images)),
+        Images(list_images(options.images)),
         BATCH_SIZE,
-        num_workers=num_loaders(options.tuned),
+        num_workers=choose_num_workers(options.tuned),
         pin_memory=options.tuned and DEVICE.type == "cuda",
     )
     rows: dict[str, list[object]] = {"path": [], "index": []}
     with torch.inference_mode():
         for images, paths in batches:
-            index = model(suited(images, model)).argmax(dim=1)
+            index = model(to_model_input(images, model)).argmax(dim=1)
             rows["path"] += paths
             rows["index"] += index.tolist()
-            tell(len(paths))
+            report_batch(len(paths))
     pq.write_table(pa.table(rows), options.output)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as Ray's documentation shows it: TorchTrainer around ImageFolder and DataLoader, one worker, fp32.
+"""Fine-tuning as in Ray's documentation: TorchTrainer around ImageFolder and DataLoader, one worker, fp32.
 
 https://docs.ray.io/en/latest/train/examples/pytorch/pytorch_resnet_finetune.html
 """
@@ -15,31 +15,33 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
-from benchmarks.speed.peers.common import MEAN, STD, arguments, load_model, tell
+from benchmarks.speed.batch_report import report_batch
+from benchmarks.speed.peers.torchvision_model import MEAN, STD, load_model
+from benchmarks.speed.protocol import parse_arguments
 
 BATCH_SIZE = 32
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Train one epoch on a worker."""
+    """Train one epoch, `train_loop_per_worker`."""
     transforms = Compose([RandomResizedCrop(224), RandomHorizontalFlip(), ToTensor(), Normalize(MEAN, STD)])
     loader = DataLoader(ImageFolder(config["images"], transforms), BATCH_SIZE, shuffle=True, num_workers=1)
     batches = ray.train.torch.prepare_data_loader(loader)
     model = ray.train.torch.prepare_model(load_model(config["checkpoint"]).train())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
-    objective = nn.CrossEntropyLoss()
+    criterion = nn.CrossEntropyLoss()
     for images, targets in batches:
         with torch.set_grad_enabled(True):
-            loss = objective(model(images), targets)
+            loss = criterion(model(images), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        tell(len(targets))
+        report_batch(len(targets))
 
 
 def main() -> None:
-    """Start the trainer."""
-    options = arguments()
+    """Run the trainer."""
+    options = parse_arguments()
     ray.init("local")
     TorchTrainer(
         train_loop,

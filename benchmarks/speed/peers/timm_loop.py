@@ -1,4 +1,4 @@
-"""timm as its documentation uses it: its configuration, loader and model; tuned: bf16, channels last."""
+"""Inference as in timm's documentation: its configuration, loader and model; tuned: bf16, channels last."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,17 +6,19 @@ import timm
 import torch
 from timm.data import ImageDataset, create_loader, resolve_data_config
 
-from benchmarks.speed.peers.common import arguments, optimized, suited, tell
+from benchmarks.speed.batch_report import report_batch
+from benchmarks.speed.peers.torchvision_model import optimize, to_model_input
+from benchmarks.speed.protocol import parse_arguments
 
 BATCH_SIZE = 32
 
 
 def main() -> None:
-    """Label a folder."""
-    options = arguments()
+    """Classify a folder."""
+    options = parse_arguments()
     model: torch.nn.Module = timm.create_model(f"local-dir:{options.checkpoint}", pretrained=True).eval()
     if options.tuned:
-        model = optimized(model)
+        model = optimize(model)
     config = resolve_data_config({}, model=model)
     loader = create_loader(
         ImageDataset(options.images),
@@ -30,13 +32,13 @@ def main() -> None:
         std=config["std"],
         crop_pct=config["crop_pct"],
     )
-    found: list[int] = []
+    indices: list[int] = []
     with torch.inference_mode():
         for images, _ in loader:
-            found += model(suited(images, model)).argmax(dim=1).tolist()
-            tell(len(images))
+            indices += model(to_model_input(images, model)).argmax(dim=1).tolist()
+            report_batch(len(images))
     names = loader.dataset.filenames(basename=False)
-    pq.write_table(pa.table({"path": names, "index": found}), options.output)
+    pq.write_table(pa.table({"path": names, "index": indices}), options.output)
 
 
 if __name__ == "__main__":
