@@ -1,8 +1,9 @@
-"""What tests share: one Ray and one S3 server for the session, tiny images, a model that is predicted by hand."""
+"""Shared by the tests: one Ray and one S3 server per session, tiny images, a model that is predictable by hand."""
 
 import atexit
 import contextlib
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import boto3
 import numpy as np
@@ -20,19 +21,46 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from benchmarks.faults.inputs import CLASSES, IMG_SIZE, encoded, save_red_blue
+from benchmarks.checkpoints import save_red_blue
+from benchmarks.faults.inputs import CLASSES, IMG_SIZE, encoded
 from benchmarks.faults.processes import free_port, wait_for_port
 from benchmarks.faults.proxy import FaultProxy
 from catsdogs.config import TrainConfig
 from catsdogs.progress import Message
 
+if TYPE_CHECKING:  # it imports Ray, which reads the environment that pytest_configure sets
+    from catsdogs.train import TrainResult
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
-REAL_BUCKET = os.environ.get("CATSDOGS_TEST_BUCKET", "")  # of MinIO, Ceph or AWS, through the AWS variables set
+REAL_BUCKET = os.environ.get("CATSDOGS_TEST_BUCKET", "")  # on MinIO, Ceph or AWS, with the AWS variables of its user
+
+
+class RayHead(NamedTuple):
+    """The Ray of the session: the process of `ray start`, and the URL of its dashboard."""
+
+    pid: int
+    dashboard: str
+
+
+class FinishedRun(NamedTuple):
+    """A training run that nothing interrupted.
+
+    Attributes:
+        actors: the classes of the actors that it started.
+        cluster_calls: `count_cluster_calls` before and after it.
+    """
+
+    config: TrainConfig
+    folder: Path
+    events: list[object]
+    result: "TrainResult"
+    actors: set[str]
+    cluster_calls: tuple[list[int], list[int]]
 
 
 def pytest_configure() -> None:
-    """Set what every process of the tests inherits, Ray's workers too; before Ray is imported, which reads it."""
+    """Set the environment of every process of the tests, before Ray is imported and reads it."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
         if not (REAL_BUCKET and name.startswith("AWS_")):
             del os.environ[name]
@@ -71,7 +99,7 @@ def s3_server() -> Iterator[str | None]:
 
 @pytest.fixture(scope="session")
 def s3_proxy_if_any(s3_server: str | None) -> Iterator[FaultProxy | None]:
-    """Stand before the store with a proxy that can inject faults; None where the store is a real one."""
+    """Start a proxy that can inject faults in front of the S3 server; None where the store is a real one."""
     if s3_server is None:
         yield None
         return
@@ -82,15 +110,15 @@ def s3_proxy_if_any(s3_server: str | None) -> Iterator[FaultProxy | None]:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(s3_proxy_if_any: FaultProxy | None) -> str | None:
-    """Name the endpoint that the code under test talks to: the store, behind a proxy that can inject faults."""
+    """Return the S3 endpoint for the code under test: the proxy, or the endpoint of the real store."""
     return s3_proxy_if_any.endpoint if s3_proxy_if_any else os.environ.get("AWS_ENDPOINT_URL_S3")
 
 
 @pytest.fixture
 def s3_proxy(s3_proxy_if_any: FaultProxy | None) -> Iterator[FaultProxy]:
-    """Inject faults between the code under test and the store for one test."""
+    """Yield the proxy, without faults and with its counts at zero."""
     if s3_proxy_if_any is None:
-        pytest.skip("the store is a real one")
+        pytest.skip("faults cannot be injected: CATSDOGS_TEST_BUCKET is a real store")
     s3_proxy_if_any.reset()
     yield s3_proxy_if_any
     s3_proxy_if_any.reset()
@@ -98,7 +126,7 @@ def s3_proxy(s3_proxy_if_any: FaultProxy | None) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def bucket(s3_server: str | None, s3_endpoint: str | None) -> Iterator[str]:
-    """Name a bucket for one test, or a prefix of a real one; `s3://{bucket}/...` is read through the endpoint."""
+    """Create a bucket, or a prefix of the real one, and remove it after the test; use it as `s3://{bucket}/...`."""
     client = boto3.client("s3", endpoint_url=s3_server)
     name, prefix = REAL_BUCKET or f"bucket-{time.monotonic_ns()}", f"test-{time.time_ns()}" if REAL_BUCKET else ""
     if not REAL_BUCKET:
@@ -113,8 +141,8 @@ def bucket(s3_server: str | None, s3_endpoint: str | None) -> Iterator[str]:
 
 
 @pytest.fixture
-def put(bucket: str, s3_server: str | None) -> Iterator:
-    """Put objects into the test's bucket: put(key, content)."""
+def put(bucket: str, s3_server: str | None) -> Iterator[Callable[[str, bytes], object]]:
+    """Yield `put(key, content)`, which writes an object into the test's bucket."""
     client = boto3.client("s3", endpoint_url=s3_server)
     name, _, prefix = bucket.partition("/")
     yield lambda key, content: client.put_object(Bucket=name, Key=f"{prefix}/{key}".lstrip("/"), Body=content)
@@ -122,44 +150,30 @@ def put(bucket: str, s3_server: str | None) -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """Start one Ray head of two CPUs with token authentication; commands and jobs join it."""
-    ports = [free_port() for _ in range(5)]
-    log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
-    command = [
-        BIN / "ray",
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
-        "--num-gpus=0",
-        "--disable-usage-stats",
-    ]
-    command += [
-        f"--temp-dir={Path(os.environ['RAY_AUTH_TOKEN_PATH']).parent / 'ray'}"
-    ]  # a socket's path is 107 bytes at most
-    command += [
-        f"--port={ports[0]}",
-        f"--dashboard-port={ports[1]}",
-        "--dashboard-host=127.0.0.1",
-        "--node-ip-address=127.0.0.1",
-    ]
-    # Ray's own defaults for these are fixed, and another Ray of this machine may hold them.
-    command += [f"--dashboard-agent-listen-port={ports[2]}", f"--dashboard-agent-grpc-port={ports[3]}"]
-    command += [f"--metrics-export-port={ports[4]}"]
+def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """Start one Ray head with two CPUs and token authentication; commands and jobs connect to it."""
+    port, dashboard_port, agent_port, agent_grpc_port, metrics_port = (free_port() for _ in range(5))
+    # Short, since a socket's path has at most 107 bytes.
+    temp_dir = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent / "ray"
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
+    command += [f"--temp-dir={temp_dir}", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    command += [f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"]
+    # The defaults of these three are fixed ports, which another Ray on this machine may use.
+    command += [f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}"]
+    command += [f"--metrics-export-port={metrics_port}", "--include-log-monitor=false"]  # no driver shows workers' logs
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
     head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PATH": path})
-    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{ports[0]}"
+    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     try:
-        wait_for_port(ports[1], head)
-        yield SimpleNamespace(pid=head.pid, dashboard=f"http://127.0.0.1:{ports[1]}")
+        wait_for_port(dashboard_port, head)
+        yield RayHead(head.pid, f"http://127.0.0.1:{dashboard_port}")
     finally:
-        _leave_ray()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
         del os.environ["RAY_ADDRESS"]
-        for process in [
-            *psutil.Process(head.pid).children(recursive=True),
-            head,
-        ]:  # `ray start` takes 30 s to end itself
+        # On SIGTERM, `ray start` takes 30 s to end.
+        for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         head.wait(timeout=60)
@@ -167,48 +181,51 @@ def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(ray_head: SimpleNamespace) -> str:
-    """Name the address of the dashboard of the session's Ray."""
+def ray_cluster(ray_head: RayHead) -> str:
+    """Return the URL of the dashboard of the session's Ray."""
     return ray_head.dashboard
 
 
-def _leave_ray() -> None:
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+def run_own_ray(folder: Path, **environment: str) -> dict[str, Any]:
+    """Run own_ray.py in an empty folder, and return what it observed."""
+    unset = ("RAY_ADDRESS", "CATSDOGS_STOCK_RAY")
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | environment
+    command = [sys.executable, str(Path(__file__).with_name("own_ray.py"))]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    observed: dict[str, Any] = json.loads(done.stdout)
+    return observed
 
 
-@pytest.fixture
-def run_command(ray_cluster: str):
-    """Run `catsdogs` as a user does, in a process of its own that joins the session's Ray."""
-
-    def run(*arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess:
-        command = [BIN / "catsdogs", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
-
-    return run
+@pytest.fixture(scope="session")
+def own_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what a process with a Ray of its own observed."""
+    return run_own_ray(tmp_path_factory.mktemp("own-ray"))
 
 
 def solid(color: tuple[int, int, int], size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """Draw one colour, with a little noise that depends on the colour alone."""
+    """Draw one colour with a little noise; the same colour gives the same pixels."""
     rng = np.random.default_rng(color)
     pixels = np.full((size[1], size[0], 3), color, dtype=np.int16) + rng.integers(-6, 7, (size[1], size[0], 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def encode(image: Image.Image, kind: str = "JPEG") -> bytes:
-    """Write an image into bytes."""
+    """Encode an image."""
     return encoded(image, kind, quality=92)
 
 
 def red_or_blue(label: str, i: int) -> bytes:
-    """Draw the i-th picture of a class of `CLASSES`."""
+    """Draw the i-th picture of the class `red` or `blue`, and encode it as JPEG."""
     strong, weak = 150 + i * 7 % 90, 10 + i * 13 % 60
     return encode(solid((strong, 20, weak) if label == "red" else (weak, 20, strong)))
 
 
 @pytest.fixture(scope="session")
 def red_blue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw train/ and validation/ with the classes blue and red: 13 + 7 images a class."""
+    """Draw `train/` and `validation/` with the classes blue and red: 13 and 7 images per class."""
     root = tmp_path_factory.mktemp("labelled")
     for folder, start, count in (("train", 0, 13), ("validation", 100, 7)):
         for label in CLASSES:
@@ -220,16 +237,20 @@ def red_blue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def red_blue_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a ResNet50 whose logits grow with an image's blue and red."""
+    """Save a ResNet50 whose two logits are proportional to the blue and the red of an image."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    save_red_blue(folder, slope=2.0)
+    save_red_blue(folder, CLASSES, IMG_SIZE, slope=2.0)
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Train two epochs of all layers without a break: its config, folder, events and result."""
-    from catsdogs.train import train  # not above: it imports Ray, which reads the environment that is set here
+def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Train two epochs of all layers, as on a local Ray that the command started."""
+    # Not above: they import Ray, which reads the environment that is set here.
+    from ray.util.state import list_actors
+
+    from catsdogs import start
+    from catsdogs.train import train
 
     folder = tmp_path_factory.mktemp("finished")
     config = TrainConfig(
@@ -243,37 +264,57 @@ def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest
         precision="fp32",
         seed=3,
     )
-    events: list = []
-    result = train(config, events.append)
-    return SimpleNamespace(config=config, folder=folder / "run", events=events, result=result)
+    events: list[object] = []
+    start.start_ray()
+    before, calls_before = {actor.actor_id for actor in list_actors(limit=10_000)}, count_cluster_calls()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "on_existing_cluster", lambda: False)
+        result = train(config, events.append)
+    actors = {actor.class_name for actor in list_actors(limit=10_000) if actor.actor_id not in before}
+    return FinishedRun(config, folder / "run", events, result, actors, (calls_before, count_cluster_calls()))
+
+
+def count_cluster_calls() -> list[int]:
+    """Count the calls of Ray Train and Ray Data to the autoscaler and to the statistics actor of the session's Ray."""
+    from ray.util.state import list_tasks
+
+    names = ("_AutoscalingCoordinatorActor.request_resources", "_StatsActor.register_dataset")
+    return [len(list_tasks(filters=[("name", "=", name)], limit=10_000)) for name in names]
 
 
 def read_summary(run: Path) -> list[dict[str, str]]:
-    """Read the lines of a run's summary.csv."""
+    """Read the rows of a run's summary.csv."""
     with (run / "summary.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def lines_of(events: list) -> list[str]:
-    """Take the lines from what a command told."""
+def lines_of(events: list[object]) -> list[str]:
+    """Return the texts of the messages among a command's events."""
     return [event.text for event in events if isinstance(event, Message)]
 
 
-def killing_at(beginning: str, head_pid: int) -> tuple[list, Callable[[object], None]]:
-    """Collect a run's events, and kill one of its workers at the first line that begins so."""
-    events: list = []
+def killing_at(beginning: str, head_pid: int) -> tuple[list[object], Callable[[object], None]]:
+    """Return a list and a progress callback that fills it, and kills a training worker once.
 
-    def tell(event: object) -> None:
-        first = not any(line.startswith(beginning) for line in lines_of(events))
+    Args:
+        beginning: the worker is killed at the first message that starts with it.
+        head_pid: of the session's Ray.
+    """
+    events: list[object] = []
+    killed = False
+
+    def on_event(event: object) -> None:
+        nonlocal killed
         events.append(event)
-        if first and any(line.startswith(beginning) for line in lines_of([event])):
-            kill_training_worker(head_pid)
+        if not killed and isinstance(event, Message) and event.text.startswith(beginning):
+            killed = True
+            _kill_training_worker(head_pid)
 
-    return events, tell
+    return events, on_event
 
 
-def kill_training_worker(head_pid: int) -> None:
-    """Kill a worker of Ray Train's on the session's Ray."""
+def _kill_training_worker(head_pid: int) -> None:
+    """Kill one worker of Ray Train."""
     for process in psutil.Process(head_pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if any("RayTrainWorker" in word for word in process.cmdline()):
