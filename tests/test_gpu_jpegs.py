@@ -226,10 +226,22 @@ def test_after_a_restart_the_device_is_used_again(files, monkeypatch):
     assert calls[2] is not None
 
 
-def test_a_batch_has_few_large_encoded_files(files, monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_GPU_JPEG_BYTES", len(PLAIN["small.jpg"]))
-    passed = [content for rows in stage(True)(files) for content in rows["jpeg"].to_pylist() if content is not None]
-    assert 0 < len(passed) < len(PLAIN)
+def test_jpegs_stay_encoded_until_a_batch_has_many_bytes_of_them(files, monkeypatch):
+    monkeypatch.setattr(decode_module, "READ_BYTES", max(map(len, PLAIN.values())))
+    monkeypatch.setattr(decode_module, "MAX_GPU_JPEG_BYTES", 1)
+    counts = [rows.num_rows - rows["jpeg"].null_count for rows in stage(True)(files)]
+    assert max(counts) < max(rows.num_rows for rows in stage(True)(files))
+    assert 0 < sum(counts) < len(PLAIN)
+
+
+def test_a_photograph_of_many_megabytes_stays_encoded(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    content = jpeg(Image.fromarray(noise), quality=95)
+    assert len(content) > 2 << 20
+    (tmp_path / "large.jpg").write_bytes(content)
+    listed = pa.table([[str(tmp_path / "large.jpg")], [None], [None]], schema=FILES)
+    large = data.DecodeForInference(PREPROCESSING, 10**7, 4, gpu_jpegs=True)
+    assert [rows["jpeg"].to_pylist() for rows in large(listed)] == [[content]]
 
 
 @pytest.mark.parametrize(

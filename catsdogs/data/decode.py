@@ -29,7 +29,7 @@ from catsdogs.schema import OK
 PREFETCH_BATCHES = 4  # decoded batches that wait for the model
 BLOCK_ROWS = 256  # files of one task: enough that one slow read does not stop the others
 READ_BYTES = 64 << 20  # of files that are read as one group
-MAX_GPU_JPEG_BYTES = 1 << 20  # larger JPEGs are decoded on the CPU: a batch may have 256 of them
+MAX_GPU_JPEG_BYTES = 64 << 20  # of a batch's JPEGs that stay encoded; the next READ_BYTES at most may exceed it
 
 
 class FileResult(NamedTuple):
@@ -95,7 +95,12 @@ class DecodeForInference:
         images_NHWC = np.zeros((files.num_rows, *self.shape), dtype=np.uint8)
         row_ids = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
         outputs = zip(row_ids, images_NHWC, strict=True)
-        results = [result for group in fetched_groups for result in self._decode_group(group, outputs)]
+        results: list[FileResult] = []
+        jpeg_bytes = 0
+        for group in fetched_groups:
+            decoded = self._decode_group(group, outputs, self.gpu_jpegs and jpeg_bytes < MAX_GPU_JPEG_BYTES)
+            jpeg_bytes += sum(len(file.jpeg or b"") for file in decoded)
+            results += decoded
         decode_s = sum(file.result.decode_s for file in results)
         # All time outside of the decoder, most of it waiting for reads.
         read_s = max(0.0, time.perf_counter() - started - decode_s) / max(1, files.num_rows)
@@ -103,15 +108,18 @@ class DecodeForInference:
         return _add_jpegs(rows, [file.jpeg for file in results], images_NHWC) if self.gpu_jpegs else rows
 
     def _decode_group(
-        self, group: Sequence[storage.Fetched], outputs: Iterator[tuple[int, ImageArray]]
+        self, group: Sequence[storage.Fetched], outputs: Iterator[tuple[int, ImageArray]], keep_jpegs: bool
     ) -> list[FileResult]:
-        """Decode files that were read together; each takes the next row and array for pixels of `outputs`."""
+        """Decode files that were read together; each takes the next row and array for pixels of `outputs`.
+
+        With `keep_jpegs`, JPEGs that a GPU can decode stay encoded.
+        """
         results: dict[int, DecodeResult] = {}
         requests: dict[int, DecodeRequest] = {}
         for i, (file, (row, pixels)) in enumerate(zip(group, outputs, strict=False)):
             if file.content is None:
                 results[i] = DecodeResult(file.status, file.error, None, None, 0.0)
-            elif (gpu_size := self._read_gpu_decodable_size(file.content)) is not None:
+            elif keep_jpegs and (gpu_size := self._read_gpu_decodable_size(file.content)) is not None:
                 results[i] = DecodeResult(OK, None, *gpu_size, 0.0)
             else:
                 requests[i] = DecodeRequest(file.content, row, pixels)
@@ -128,9 +136,7 @@ class DecodeForInference:
         ]
 
     def _read_gpu_decodable_size(self, image_bytes: bytes) -> tuple[int, int] | None:
-        if not self.gpu_jpegs or len(image_bytes) > MAX_GPU_JPEG_BYTES:
-            return None
-        return read_gpu_decodable_size(image_bytes, self.max_pixels)
+        return read_gpu_decodable_size(image_bytes, self.max_pixels) if len(image_bytes) <= READ_BYTES else None
 
 
 @dataclass(frozen=True)
