@@ -24,7 +24,7 @@ from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreCon
 from catsdogs.display import BrokenPipeExit, Display
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.logs import LOG_VARIABLE, configure_logging, escape_lines
-from catsdogs.text import escape_invisible
+from catsdogs.text import format_line
 
 SIGTERM_REPEAT_S = 10.0  # a command that still runs after this time missed the first SIGTERM
 
@@ -120,7 +120,7 @@ def _run(arguments: list[str], display: Display) -> int:
 def _fail(reason: object, code: int) -> int:
     if isinstance(reason, CatsdogsError):
         logger.debug("the command failed", exc_info=reason)
-    print(f"catsdogs: {escape_invisible(str(reason))}", file=sys.stderr, flush=True)
+    print(format_line(f"catsdogs: {reason}"), file=sys.stderr, flush=True)
     return code
 
 

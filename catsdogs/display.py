@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from catsdogs.progress import Message, StageProgress
-from catsdogs.text import escape_invisible
+from catsdogs.text import format_line
 
 STARTED_S = time.monotonic()
 LINE_INTERVAL_S = 5.0  # between progress lines without a terminal
@@ -46,7 +46,7 @@ class Display:
         for bar in self._bars.values():
             bar.clear()
         try:
-            print(escape_invisible(text), flush=True)
+            print(format_line(text), flush=True)
         except BrokenPipeError as error:
             raise BrokenPipeExit from error
 

@@ -5,12 +5,17 @@ CatsdogsError
 └── RunError       the run failed, finished work is kept; exit 1
 
 Each takes exactly one message, so that it can be pickled between processes. The message states the setting or path,
-what was expected, what was found, and what to do.
+what was expected, what was found, and what to do. It is shortened, because it may quote a path or another error.
 """
+
+from catsdogs.text import shorten
 
 
 class CatsdogsError(Exception):
     """A failure that its message explains in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shorten(message))
 
 
 class InputError(CatsdogsError):

@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any
 
-from catsdogs.text import escape_invisible
+from catsdogs.text import escape_invisible, format_line
 
 LOG_VARIABLE = "CATSDOGS_LOG"  # an environment variable; "debug" is the same as --verbose
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -44,7 +44,7 @@ def escape_lines(text: str) -> str:
 
 class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escape_invisible(f"catsdogs: {record.getMessage()}")
+        return format_line(f"catsdogs: {record.getMessage()}")
 
 
 class _DebugFormatter(logging.Formatter):

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from catsdogs.images import Decoded, ImageArray
 from catsdogs.images.decode import import_decoders
 from catsdogs.images.pillow import configure_pillow
 from catsdogs.schema import OK
+from catsdogs.text import shorten
 
 MAX_DECODE_S = 30.0  # for one image
 MAX_DECODE_BYTES = 2 << 30  # of a file, and of the child beyond the memory of its parent
@@ -56,7 +58,8 @@ class DecodeRequest(NamedTuple):
     pixels: ImageArray
 
 
-class DecodeResult(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DecodeResult:
     """The status of a file, its size and its decoding time; the pixels are in the request's array."""
 
     status: str
@@ -64,6 +67,10 @@ class DecodeResult(NamedTuple):
     width: int | None
     height: int | None
     decode_s: float
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            object.__setattr__(self, "error", shorten(self.error))
 
 
 def decode_in_subprocess(decoder: Decoder, requests: Sequence[DecodeRequest]) -> list[DecodeResult]:
