@@ -243,6 +243,26 @@ def test_delays_grow_up_to_their_bound(healthy_s, delays, monkeypatch):
     assert slept == [0.2, 0.4, 0.8, *delays]
 
 
+def test_the_store_says_when_to_try_again(monkeypatch):
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    waits = iter(["9", "100000"])
+
+    async def make_request():
+        wait = next(waits, None)
+        if wait is None:
+            return "done"
+        metadata = {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": wait}}
+        raise ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": metadata}, "GetObject")
+
+    monkeypatch.setattr(retrying.asyncio, "sleep", sleep)
+    assert asyncio.run(retrying.with_retries(make_request, make_request)) == ("done", 2)
+    assert slept == [9, retrying.MAX_RETRY_AFTER_S]
+
+
 def test_each_retry_is_logged_with_its_traceback(listed, s3_proxy, caplog):
     caplog.set_level("DEBUG", logger="catsdogs")
     s3_proxy.reset(Fault("slow_down", keys={get_key(listed[0])}, first=2))

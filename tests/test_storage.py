@@ -26,7 +26,7 @@ from catsdogs.errors import InputError, RunError
 from catsdogs.progress import StageProgress
 from catsdogs.schema import FILES
 from catsdogs.storage import Entry, Listing
-from catsdogs.storage.entries import is_image
+from catsdogs.storage.entries import is_listed
 from catsdogs.storage.s3 import check_credentials, split_s3
 
 NOBODY = 65534
@@ -112,12 +112,12 @@ def open_tmp(tmp_path: Path) -> Path:
     ],
 )
 def test_image_extensions_count_in_any_case(name):
-    assert is_image(name)
+    assert is_listed(name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "jpg", "a.jpg.txt", "a.mov", ".a.jpg", "._a.jpg", ".jpg", "", "a.jpg~"])
 def test_other_extensions_and_hidden_names_are_not_images(name):
-    assert not is_image(name)
+    assert not is_listed(name)
 
 
 # URIs

@@ -1,20 +1,22 @@
 """URIs, file systems, listing, reading and atomic writes. No Ray.
 
-A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens. An S3 key is not quoted: the first
-`/` after the bucket ends the bucket, everything behind it is the key. A local path is absolute and not quoted; a
-name that is not UTF-8 is a `file://` URI with its bytes percent-encoded.
+A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens without further settings. An S3 key is
+not quoted: the first `/` after the bucket ends the bucket, everything behind it is the key. A local path is absolute
+and not quoted; a name that is not UTF-8 is a `file://` URI with its bytes percent-encoded.
 
 Functions that make S3 requests raise RunError if the credentials are missing, wrong or expired, or if the store does
 not respond.
 
-    uris.py        parse URIs, list the names in a folder
-    entries.py     listed files, and which names are images
-    listing.py     list the image files of a folder or prefix in order
-    reading.py     read files: the content, or a status
-    writing.py     atomic and conditional writes
-    objects.py     S3 operations
-    s3.py          S3 client, requests and error classes
-    retrying.py    which requests are retried, and for how long
+    uris.py          parse URIs, list the names in a folder
+    entries.py       listed files, and which names are listed
+    listing.py       list the image files of a folder or prefix in order
+    reading.py       read files: the content, or a status
+    writing.py       atomic and conditional writes
+    objects.py       S3 operations
+    s3.py            S3 client, requests and error classes
+    other_stores.py  HTTP, and the other schemes of fsspec
+    retrying.py      which requests are retried, and for how long
+    event_loop.py    where requests run
 """
 
 from catsdogs.storage.entries import EXTENSIONS, Entry, build_files_table

@@ -1,4 +1,4 @@
-"""Listed files, and which names are images."""
+"""Listed files, and which names are listed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ def build_files_table(entries: Iterable[Entry]) -> pa.Table:
     return pa.table([[getattr(entry, name) for entry in listed] for name in FILES.names], schema=FILES)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file of this name is listed as an image."""
-    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+def is_listed(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
+    """Whether a file of this name is listed: it has one of the extensions, in any case, and is not hidden."""
+    return name.lower().endswith(extensions) and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""List the image files of a folder or prefix in path order, one at a time.
+"""List the image files of a folder or prefix in path order, one at a time; or the files with other extensions.
 
 Paths are ordered by their bytes, which for UTF-8 is the order of code points. S3 lists in this order and a local
 folder is walked in it, so only other stores are listed at once and sorted in memory. Linked files count. A linked
@@ -18,10 +18,11 @@ from fsspec.core import url_to_fs
 
 from catsdogs.errors import InputError
 from catsdogs.progress import Progress, StageProgress, silent
-from catsdogs.storage.entries import Entry, is_hidden, is_image
+from catsdogs.storage.entries import EXTENSIONS, Entry, is_hidden, is_listed
 from catsdogs.storage.objects import find_object, list_objects
-from catsdogs.storage.s3 import split_s3
-from catsdogs.storage.uris import filesystem, folder_name, is_local, local_path, local_uri, quoted_uri
+from catsdogs.storage.other_stores import call, filesystem
+from catsdogs.storage.s3 import split_s3, to_store_error
+from catsdogs.storage.uris import folder_name, is_local, local_path, local_uri, quoted_uri
 
 REPORT_EVERY = 1000  # files; also a page of S3
 SHOWN_OTHER_EXTENSIONS = 5
@@ -41,6 +42,7 @@ class Listing:
         num_files: number of image files.
         start_after: a path of an earlier listing; only files after it are listed and counted.
         collect_folders: whether `folders` is filled.
+        extensions: files with these are listed instead of images; in lower case.
     """
 
     root: str
@@ -51,6 +53,7 @@ class Listing:
     num_files: int = 0
     start_after: str = ""
     collect_folders: bool = True
+    extensions: tuple[str, ...] = EXTENSIONS
 
     def __iter__(self) -> Iterator[Entry]:
         """List the files.
@@ -133,7 +136,7 @@ class Listing:
         return [(item, parts) for item in items if not is_hidden(os.fsdecode(item.name))]
 
     def _local_file(self, item: os.DirEntry[bytes]) -> Iterator[Entry]:
-        if not is_image(os.fsdecode(item.name)):
+        if not is_listed(os.fsdecode(item.name), self.extensions):
             self._count_other(folder_name(item.name))
             return
         try:
@@ -157,7 +160,7 @@ class Listing:
             if any(is_hidden(part) for part in parts):
                 continue
             self._add_folder(parts)
-            if is_image(name):
+            if is_listed(name, self.extensions):
                 yield _s3_entry(bucket, item)
             else:
                 self._count_other(name)
@@ -170,9 +173,9 @@ class Listing:
         fs = filesystem(self.root)
         root = url_to_fs(self.root)[1].rstrip("/")
         try:
-            found: dict[str, dict[str, Any]] = fs.find(self.root, detail=True)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot list {self.root}: {error}") from error
+            found: dict[str, dict[str, Any]] = call(self.root, "find", detail=True)
+        except OSError as error:
+            raise to_store_error(error, f"cannot list {self.root}: {error}") from error
         for path in sorted(found):
             *parts, name = path[len(root) + 1 :].split("/") if path != root else [path.rpartition("/")[2]]
             if any(is_hidden(part) for part in parts):
@@ -180,7 +183,7 @@ class Listing:
             self._add_folder(parts)
             uri = fs.unstrip_protocol(path)
             if uri > self.start_after:
-                if is_image(name):
+                if is_listed(name, self.extensions):
                     yield Entry(uri, found[path].get("size"))
                 else:
                     self._count_other(name)

@@ -9,6 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from catsdogs.storage.event_loop import run_sync
 from catsdogs.storage.retrying import BrokenBodyError, transport_errors
 from catsdogs.storage.s3 import (
     MISSING,
@@ -17,7 +18,6 @@ from catsdogs.storage.s3 import (
     check_credentials,
     read_error_code,
     request,
-    run_sync,
     split_s3,
     to_store_error,
 )

@@ -1,9 +1,9 @@
 """Read files: the content, or a status that says why there is none.
 
 The statuses are those of the output: `not_found`, `access_denied`, `read_error`, and `changed` if the size, S3 etag or
-local modification time differs from the listing. An S3 object is read by one request, which is retried. Missing or
-expired S3 credentials and an S3 store that does not respond stop the job, because they say nothing about a file.
-Other fsspec stores: only the size is compared with the listing, and `limit_bytes` is not applied.
+local modification time differs from the listing; of a file in another store, only the size is compared. A remote file
+is read by one request, which is retried. Missing or expired S3 credentials and an S3 store that does not respond stop
+the job, because they say nothing about a file.
 """
 
 import asyncio
@@ -16,21 +16,20 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
-from catsdogs.errors import CatsdogsError
 from catsdogs.storage.entries import Entry
+from catsdogs.storage.event_loop import run_sync, submit
 from catsdogs.storage.objects import NO_LIMIT, TooLongError, check_length, get_object
+from catsdogs.storage.other_stores import read_file
 from catsdogs.storage.s3 import (
     MISSING,
     REFUSED,
     STORE_ERRORS,
     check_credentials,
     read_error_code,
-    run_sync,
     split_s3,
-    submit,
     to_store_error,
 )
-from catsdogs.storage.uris import filesystem, is_local, local_path
+from catsdogs.storage.uris import is_local, local_path
 
 NOT_FOUND = MISSING | {"NoSuchBucket"}
 MAX_READS_IN_FLIGHT = 32  # per process; S3 responds to a GET in tens of milliseconds
@@ -52,7 +51,7 @@ class Fetched:
 
 
 def fetch(entries: Sequence[Entry], limit_bytes: int = NO_LIMIT) -> list[Fetched]:
-    """Read listed files, those on S3 concurrently.
+    """Read listed files, remote ones concurrently.
 
     Args:
         limit_bytes: a larger file is not read; its status is `decoder_crash`.
@@ -61,7 +60,7 @@ def fetch(entries: Sequence[Entry], limit_bytes: int = NO_LIMIT) -> list[Fetched
 
 
 def fetch_ahead(groups: Iterable[Sequence[Entry]], limit_bytes: int = NO_LIMIT) -> Generator[list[Fetched], None, None]:
-    """Read groups of files in order, and S3 objects of the next groups ahead, up to `MAX_AHEAD_BYTES`.
+    """Read groups of files in order, and remote files of the next groups ahead, up to `MAX_AHEAD_BYTES`.
 
     While a group waits for its slowest file, the next groups are read.
     """
@@ -89,29 +88,24 @@ def listed_bytes(entry: Entry) -> int:
 
 
 class _Group:
-    """Files that are read together: those on S3 from the start, the others in `wait`."""
+    """Files that are read together: remote ones from the start, local ones in `wait`."""
 
     def __init__(self, entries: Sequence[Entry], limit_bytes: int) -> None:
         self._entries = entries
         self._limit_bytes = limit_bytes
         self.num_bytes = sum(map(listed_bytes, entries))
-        remote = [entry for entry in entries if _is_s3(entry)]
+        remote = [entry for entry in entries if not is_local(entry.path)]
         self._reading = submit(_fetch_many, remote, limit_bytes) if remote else None
 
     def wait(self) -> list[Fetched]:
-        s3_results = iter(self._reading.result() if self._reading else ())
+        remote = iter(self._reading.result() if self._reading else ())
         return [
-            next(s3_results) if _is_s3(entry) else _fetch_local_or_fsspec(entry, self._limit_bytes)
-            for entry in self._entries
+            _fetch_local(entry, self._limit_bytes) if is_local(entry.path) else next(remote) for entry in self._entries
         ]
 
     def cancel(self) -> None:
         if self._reading:
             self._reading.cancel()
-
-
-def _is_s3(entry: Entry) -> bool:
-    return entry.path.startswith("s3://")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -123,9 +117,7 @@ def read_bytes(uri: str) -> bytes:
     """
     try:
         return _read(uri)[0]
-    except CatsdogsError:
-        raise
-    except Exception as error:  # the errors of other file systems share no base class
+    except (*STORE_ERRORS, ValueError) as error:  # a ValueError if the name contains a zero byte
         check_credentials(error)
         raise to_store_error(error, f"cannot read {uri}: {_message(error)}") from error
 
@@ -154,7 +146,7 @@ def _read(uri: str) -> tuple[bytes, str]:
     if uri.startswith("s3://"):
         content, etag, _ = run_sync(get_object, *split_s3(uri))
         return content, etag
-    content = filesystem(uri).cat_file(uri)
+    content, _ = run_sync(read_file, uri)
     return content, hashlib.sha256(content).hexdigest()
 
 
@@ -177,23 +169,12 @@ def _open_nonblocking(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _fetch_local_or_fsspec(entry: Entry, limit_bytes: int) -> Fetched:
-    if not is_local(entry.path):
-        return _fetch_fsspec(entry)
+def _fetch_local(entry: Entry, limit_bytes: int) -> Fetched:
     try:
         content, found = _read_local(entry.path, limit_bytes)
     except (OSError, ValueError) as error:  # a ValueError if the name contains a zero byte
         return _failed(entry, error)
     return _check_unchanged(entry, content, str(found.st_mtime_ns))
-
-
-def _fetch_fsspec(entry: Entry) -> Fetched:
-    fs = filesystem(entry.path)
-    try:
-        content = fs.cat_file(entry.path)
-    except Exception as error:  # noqa: BLE001 - the file systems' errors share no base class
-        return _failed(entry, error)
-    return _check_unchanged(entry, content, entry.version)
 
 
 @functools.cache  # a semaphore belongs to one event loop; a forked process gets a new loop
@@ -204,7 +185,7 @@ def _read_semaphore(_: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
 async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetched]:
     async def fetch_one(entry: Entry) -> Fetched:
         async with _read_semaphore(asyncio.get_running_loop()):
-            return await _fetch_s3(entry, limit_bytes)
+            return await _fetch_remote(entry, limit_bytes)
 
     reads = [asyncio.create_task(fetch_one(entry)) for entry in entries]
     try:
@@ -216,15 +197,19 @@ async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetche
         raise
 
 
-async def _fetch_s3(entry: Entry, limit_bytes: int) -> Fetched:
+async def _fetch_remote(entry: Entry, limit_bytes: int) -> Fetched:
+    version = entry.version
     try:
-        content, etag, retries = await get_object(
-            *split_s3(entry.path), size_bytes=entry.size_bytes, etag=entry.version, limit_bytes=limit_bytes
-        )
+        if entry.path.startswith("s3://"):
+            content, version, retries = await get_object(
+                *split_s3(entry.path), size_bytes=entry.size_bytes, etag=entry.version, limit_bytes=limit_bytes
+            )
+        else:
+            content, retries = await read_file(entry.path, limit_bytes)
     except STORE_ERRORS as error:
         check_credentials(error)
         return _failed(entry, error)
-    return _check_unchanged(entry, content, etag, retries)
+    return _check_unchanged(entry, content, version, retries)
 
 
 def _check_unchanged(entry: Entry, content: bytes, version: str | None, retries: int = 0) -> Fetched:

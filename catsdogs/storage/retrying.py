@@ -1,4 +1,4 @@
-"""Retries of S3 requests with backoff.
+"""Retries of S3 requests with backoff, and which errors of any store are retryable.
 
 Throttling, timeouts and broken connections are retried with exponential backoff and full jitter
 (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If only one key keeps failing, its error
@@ -6,6 +6,7 @@ is raised. If the store responds to no request, the job stops.
 """
 
 import asyncio
+import email.utils
 import logging
 import random
 import time
@@ -23,6 +24,7 @@ BASE_DELAY_S, MAX_DELAY_S = 0.1, 5.0  # upper bounds of the first delay and of a
 MAX_DELAY_WHILE_HEALTHY_S = 1.0  # while other requests succeed: a batch waits for its slowest key
 NO_RESPONSE_TIMEOUT_S = 300.0  # without a response, or with one key throttled
 FIRST_RESPONSE_TIMEOUT_S = 20.0  # before the first response of this process: the address may be wrong
+MAX_RETRY_AFTER_S = 120.0  # of a delay that the store asks for
 RETRYABLE_CODES = {
     "BandwidthLimitExceeded",
     "ConditionalRequestConflict",
@@ -46,6 +48,14 @@ class BrokenBodyError(OSError):
     """The body of a response is incomplete or is not the object."""
 
 
+class TransientError(OSError):
+    """A store other than S3 failed; the same request may succeed later, after `retry_after_s` if that is not 0."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 def transport_errors() -> tuple[type[Exception], ...]:
     """List the errors of a response that did not arrive, or not completely."""
     import aiohttp  # here, because it takes 0.2 s, also in processes that read local files only
@@ -59,16 +69,33 @@ def transport_errors() -> tuple[type[Exception], ...]:
         TimeoutError,
         ConnectionError,
         BrokenBodyError,
+        TransientError,
     )
 
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, ClientError):
-        status = _read_http_status(error)
         code = error.response.get("Error", {}).get("Code", "")
-        return code in RETRYABLE_CODES or status == 429 or (status >= 500 and status != 501)
+        return code in RETRYABLE_CODES or is_retryable_status(_read_http_status(error))
     return isinstance(error, transport_errors())
+
+
+def is_retryable_status(status: int) -> bool:
+    """Whether a request with this HTTP status may succeed later: a timeout, throttling, an error of the server."""
+    return status in (408, 429) or (status >= 500 and status != 501)
+
+
+def read_retry_after(header: str | None) -> float:
+    """Read the seconds to wait from a `Retry-After` header, a number or a date; 0 without one (RFC 9110, 10.2.3)."""
+    if header is None:
+        return 0.0
+    if header.isdecimal():
+        return float(header)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 @dataclass
@@ -136,7 +163,15 @@ async def _wait_before_retry(
             raise RunError(f"the store does not answer: {reason}; check AWS_ENDPOINT_URL_S3 and the network") from error
     healthy = silent_s < MAX_DELAY_WHILE_HEALTHY_S
     max_delay_s = min(MAX_DELAY_S, MAX_DELAY_WHILE_HEALTHY_S) if healthy else MAX_DELAY_S
-    await asyncio.sleep(random.uniform(0, min(max_delay_s, BASE_DELAY_S * 2 ** min(attempts, 10))))
+    delay_s = random.uniform(0, min(max_delay_s, BASE_DELAY_S * 2 ** min(attempts, 10)))
+    await asyncio.sleep(max(delay_s, min(_read_s3_retry_after(error), MAX_RETRY_AFTER_S)))
+
+
+def _read_s3_retry_after(error: BaseException) -> float:
+    headers = (
+        error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}) if isinstance(error, ClientError) else {}
+    )
+    return read_retry_after(headers.get("retry-after"))
 
 
 def _read_http_status(error: BaseException) -> int:

@@ -4,10 +4,8 @@ s3fs creates the client from the standard AWS chain. Every request goes through 
 itself does not retry.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import fsspec
 from botocore import exceptions
@@ -30,7 +28,6 @@ S3_OPTIONS: dict[str, Any] = {
 MISSING = {"404", "NoSuchKey", "NotFound"}
 REFUSED = {"403", "AccessDenied", "AllAccessDisabled", "Forbidden"}
 Response = dict[str, Any]
-T = TypeVar("T")
 CREDENTIAL_CODES = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -96,17 +93,6 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     bucket = parameters["Bucket"]
     name = f"{operation} s3://{bucket}/{parameters.get('Key', parameters.get('Prefix', ''))}"
     return await with_retries(make_request, lambda: client.list_objects_v2(Bucket=bucket, MaxKeys=1), name)
-
-
-def submit(coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> Future[T]:
-    """Start a coroutine of requests on the event loop of the client."""
-    loop = fsspec.filesystem("s3", **S3_OPTIONS).loop
-    return asyncio.run_coroutine_threadsafe(coroutine(*arguments, **parameters), loop)
-
-
-def run_sync(coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> T:
-    """Run a coroutine of requests on the event loop of the client, and wait for its result."""
-    return submit(coroutine, *arguments, **parameters).result()
 
 
 def to_store_error(error: BaseException, message: str) -> CatsdogsError:

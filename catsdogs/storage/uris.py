@@ -1,15 +1,13 @@
-"""Parse URIs, open their fsspec file systems, and list the names in a folder."""
+"""Parse URIs, and list the names in a folder."""
 
 import os
 import re
 import urllib.parse
-from typing import Any
-
-import fsspec
 
 from catsdogs.errors import InputError
 from catsdogs.storage.objects import find_object, list_names_under
-from catsdogs.storage.s3 import S3_OPTIONS, STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
+from catsdogs.storage.other_stores import call, filesystem, is_http
+from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 
 # The signature in a presigned URL: of S3 (two versions), Google, Azure.
 SIGNATURE = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
@@ -81,31 +79,23 @@ def folder_name(name: bytes) -> str:
     return local_uri(name).removeprefix("file://")
 
 
-def filesystem(uri: str) -> Any:
-    """Return the fsspec file system of a URI. Its methods take the URI; most of them return paths without the scheme.
-
-    Raises:
-        InputError: the scheme is unknown or its package is not installed.
-    """
-    scheme = "file" if is_local(uri) else uri.partition("://")[0].lower()
-    options = S3_OPTIONS if scheme == "s3" else {}
-    try:
-        return fsspec.filesystem(scheme, **options)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"cannot open {uri}: {error}") from error
-
-
 def exists(uri: str) -> bool:
     """Whether a file exists.
 
     Raises:
         InputError: the request is refused.
+        RunError: a later attempt may succeed.
     """
     if is_local(uri):
         return os.path.lexists(local_path(uri))
     if uri.startswith("s3://"):
         return find_object(uri) is not None
-    return bool(filesystem(uri).exists(uri))
+    try:
+        return bool(call(uri, "exists", **({"strict": True} if is_http(uri) else {})))  # else any HTTP error is False
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise to_store_error(error, f"cannot read {uri}: {error}") from error
 
 
 def list_names(uri: str) -> list[str]:
@@ -119,7 +109,7 @@ def list_names(uri: str) -> list[str]:
             return sorted(os.fsdecode(name) for name in os.listdir(local_path(uri)))
         if uri.startswith("s3://"):
             return list_names_under(*split_s3(uri))
-        found = filesystem(uri).ls(uri, detail=False)
+        found = call(uri, "ls", detail=False)
     except NotADirectoryError as error:
         raise InputError(f"{uri}: expected a folder, found a file") from error
     except FileNotFoundError:

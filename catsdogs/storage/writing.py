@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 from catsdogs.errors import RunError
 from catsdogs.storage.objects import put_object, request_sync
+from catsdogs.storage.other_stores import call
 from catsdogs.storage.reading import local_write_version, read_versioned
 from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, split_s3
-from catsdogs.storage.uris import exists, filesystem, is_local, local_path
+from catsdogs.storage.uris import exists, is_local, local_path
 
 TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}", re.DOTALL)
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -35,7 +36,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         elif uri.startswith("s3://"):
             put_object(*split_s3(uri), content)
         else:
-            filesystem(uri).pipe_file(uri, content)
+            call(uri, "pipe_file", content)
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
@@ -47,7 +48,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
             return put_object(*split_s3(uri), content, only_new=True)
         if exists(uri):
             return False
-        filesystem(uri).pipe_file(uri, content)
+        call(uri, "pipe_file", content)
     return True
 
 
@@ -61,7 +62,7 @@ def replace_bytes(uri: str, content: bytes, version: str) -> bool:
         found = read_versioned(uri)
         if found is None or found[1] != version:
             return False
-        filesystem(uri).pipe_file(uri, content)
+        call(uri, "pipe_file", content)
     return True
 
 
@@ -74,7 +75,7 @@ def remove(uri: str) -> None:
             bucket, key = split_s3(uri)
             request_sync("delete_object", Bucket=bucket, Key=key)
         else:
-            filesystem(uri).rm_file(uri)
+            call(uri, "rm_file")
 
 
 def remove_temporaries(uri: str) -> None:
