@@ -166,7 +166,7 @@ class ScoreConfig:
     """Bulk-classify a folder or a bucket into Parquet with Ray Data."""
 
     input: str
-    """Folder, prefix, one image, or a .parquet, .csv or .txt list of paths."""
+    """Folder, prefix, one image, or a .parquet, .csv, .tsv or .txt list of paths."""
     checkpoint: str
     """Checkpoint directory, such as runs/NAME/best."""
     output: str

@@ -5,17 +5,12 @@ memory does not grow with the number of files; a path list is read whole. The pl
 interrupted listing resumes after its last shard, or starts again if there is a `--limit`.
 """
 
-import csv
 import heapq
-import io
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
@@ -24,9 +19,8 @@ from catsdogs.progress import Message, Progress
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes
 from catsdogs.score.lease import Lease
 from catsdogs.score.parts import read_records, read_tables
+from catsdogs.score.path_lists import PathList, is_path_list
 from catsdogs.score.plan import SUCCESS, Plan, build_files_table, part_name, read_files
-
-PATH_LIST_SUFFIXES = (".parquet", ".csv", ".txt")
 
 
 def update_plan(plan: Plan, config: ScoreConfig, lease: Lease, progress: Progress) -> None:
@@ -50,36 +44,10 @@ def sort_key(path: str) -> bytes:
 
 def _read_path_list(uri: str, start_after: str) -> Iterator[storage.Entry]:
     """Read a path list; yield the files after a path in the order of `sort_key`, each once."""
-    content = storage.read_bytes(uri)
-    paths: Iterable[str] = _iter_paths(uri, content)
-    if not all(sort_key(previous) < sort_key(current) for previous, current in pairwise(_iter_paths(uri, content))):
+    paths: Iterable[str] = PathList(uri)
+    if not all(sort_key(previous) < sort_key(current) for previous, current in pairwise(paths)):
         paths = sorted(set(paths), key=sort_key)
     return (storage.Entry(path) for path in paths if sort_key(path) > sort_key(start_after))
-
-
-def _iter_paths(uri: str, content: bytes) -> Iterator[str]:
-    try:
-        for path in _iter_values(uri, content):
-            if not isinstance(path, str) or not path:
-                raise InputError(f"{uri}: expected a path in every row of its column path, got {path!r}")
-            yield storage.absolute(path)
-    except (KeyError, ValueError, csv.Error, pa.ArrowException) as error:
-        reason = "there is none" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{uri}: expected a column named path (in .txt, one path a line): {reason}") from error
-
-
-def _iter_values(uri: str, content: bytes) -> Iterator[object]:
-    if uri.lower().endswith(".parquet"):
-        file = pq.ParquetFile(pa.BufferReader(content))
-        file.schema_arrow.field("path")
-        for batch in file.iter_batches(columns=["path"]):
-            yield from batch["path"].to_pylist()
-        return
-    text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="\n")
-    if uri.lower().endswith(".csv"):
-        yield from (row["path"] for row in csv.DictReader(text))
-    else:
-        yield from (line.rstrip("\n").removesuffix("\r") for line in text if line.strip())
 
 
 class PlannedFile(NamedTuple):
@@ -136,8 +104,7 @@ class PlanUpdate:
         plan = self._plan
         source, start_after = self._config.input, plan.listing_cursor or ""
         listing = storage.Listing(source, self._progress, start_after=start_after, collect_folders=False)
-        is_path_list = source.lower().endswith(PATH_LIST_SUFFIXES)
-        entries = _read_path_list(source, start_after) if is_path_list else listing
+        entries = _read_path_list(source, start_after) if is_path_list(source) else listing
         for entry in itertools.islice(entries, self._config.limit):
             self._compare(entry)
             if max(len(self._new), self._num_changed) >= self._config.shard_size:
@@ -146,11 +113,13 @@ class PlanUpdate:
         for path, reason in listing.unlisted.items():
             self._progress(Message(f"could not list {path}: {reason}"))
         if not plan.sizes and not self._new:
-            if is_path_list:
+            if is_path_list(source):
                 raise InputError(f"no images under {source}: the path list is empty; check --input")
+            is_folder_of_lists = ".parquet" in listing.other_files
+            hint = "; a folder of path lists needs a name that ends in .parquet" if is_folder_of_lists else ""
             raise InputError(
                 f"no images under {source}: {listing.describe_other_files()}; "
-                f"expected names that end in {' '.join(storage.EXTENSIONS)}; check --input"
+                f"expected names that end in {' '.join(storage.EXTENSIONS)}{hint}; check --input"
             )
         plan.other_files = dict(self._other_files + listing.other_files)
         if self._new or self._changed or self._has_started or plan.relisting or listing.unlisted != plan.unlisted:

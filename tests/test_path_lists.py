@@ -1,0 +1,244 @@
+"""Path lists in all the forms in which other programs write them."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scoring import part_names, read_rows, run_scoring, write_images
+from web_server import Response, serve
+
+from catsdogs import storage
+from catsdogs.errors import InputError
+from catsdogs.score.path_lists import PathList, is_path_list
+
+PATHS = ["/data/a.jpg", "/data/b c.jpg", "s3://bucket/é.jpg"]
+
+
+def write(folder: Path, name: str, content: bytes | str | pa.Table) -> str:
+    """Write one file, and the folders above it; return its path."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, pa.Table):
+        pq.write_table(content, path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def table(*paths: str | bytes | None, kind: pa.DataType | None = None) -> pa.Table:
+    return pa.table({"path": pa.array(paths, kind)})
+
+
+def csv_text(delimiter: str = ",", end: str = "\n", header: str = "path", caption: str = "x") -> str:
+    """Format PATHS as the second of three columns."""
+    rows = [["id", header, "caption"], *([str(i), path, caption] for i, path in enumerate(PATHS))]
+    return "".join(
+        delimiter.join(f'"{cell}"' if '"' in cell or "\n" in cell else cell for cell in row) + end for row in rows
+    )
+
+
+# Text
+
+
+ENCODINGS: dict[str, Callable[[str], bytes]] = {
+    "utf-8": str.encode,
+    "utf-8 with a mark": lambda text: text.encode("utf-8-sig"),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16, big-endian": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "compressed": lambda text: gzip.compress(text.encode()),
+}
+
+
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "txt"])
+def test_text_files_are_read_in_every_encoding(kind, end, encode, tmp_path):
+    text = csv_text("\t" if kind == "tsv" else ",", end) if kind != "txt" else end.join(PATHS)
+    assert list(PathList(write(tmp_path, f"list.{kind}", encode(text)))) == PATHS
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_the_header_shows_the_delimiter(quote, delimiter, tmp_path):
+    names = delimiter.join(f"{quote}{name}{quote}" for name in ("id", "path", "caption"))
+    rows = "".join(
+        f'{i}{delimiter}"{path}"{delimiter}a, b; c\n'.replace("a, b; c", '"a, b; c"') for i, path in enumerate(PATHS)
+    )
+    assert list(PathList(write(tmp_path, "list.csv", f"\n{names}\n\n{rows}"))) == PATHS
+
+
+@pytest.mark.parametrize("caption", ["x" * 200_000, "two\nlines", "two\r\nlines", 'with ""quotes"", and commas', ""])
+def test_other_columns_may_have_any_content(caption, tmp_path):
+    text = csv_text(caption=caption).replace(f",{caption}\n", f',"{caption}"\n')
+    assert list(PathList(write(tmp_path, "list.csv", text))) == PATHS
+
+
+def test_blank_lines_and_comments_are_no_paths(tmp_path):
+    text = "# one path a line\n\n/a.jpg\n  \n/#1.jpg\n# the end"
+    assert list(PathList(write(tmp_path, "list.txt", text))) == ["/a.jpg", "/#1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("list.csv", "path\n" + "/caf\xe9.jpg\n" * 1000, "found the byte 0xe9 in line 2; convert it"),
+        ("list.txt", "/a.jpg\n" * 2000 + "/caf\xe9.jpg\n", "found the byte 0xe9 in line 2001; convert it"),
+        ("list.txt", "/a.jpg\n".encode("utf-16-le").decode("latin-1"), "found zero bytes; save it as UTF-8"),
+        ("list.csv", "file,label\n/a.jpg,x\n", "column named path .*: there is none, only file, label"),
+        ("list.csv", "path,path\n/a.jpg,x\n", "column named path .*: there are several"),
+        ("list.csv", ",".join(["name" * 50] * 50) + "\n/a.jpg\n", "column named path .*there is none"),
+        ("list.csv", "id,path\n1,/a.jpg\n2\n", "a path in every row of its column path, got None in line 3"),
+        ("list.csv", "id,path\n1,\n", "a path in every row of its column path, got '' in line 2"),
+        ("list.csv", 'path,caption\n/a.jpg,x\n/b.jpg,"stray\n/c.jpg,x\n', "after line 2: unexpected end of data"),
+        ("list.txt.gz", "\x1f\x8b\x08 damaged", "cannot read this path list"),
+        ("list.parquet", "no Parquet", "cannot read this path list"),
+        ("list.parquet", "", "cannot read this path list"),
+        ("list.parquet", "PAR1" + "\x15" * 40 + "\x08\0\0\0PAR1", "cannot read this path list"),
+    ],
+)
+def test_what_is_no_path_list_is_refused_in_one_short_line(name, content, reason, tmp_path):
+    uri = write(tmp_path, name, content.encode("latin-1"))
+    with pytest.raises(InputError, match=reason) as caught:
+        list(PathList(uri))
+    assert str(caught.value).startswith(f"{uri}: ")
+    assert len(str(caught.value)) <= 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((f"list.{kind}", content) for kind in ("csv", "txt") for content in ("", "\n", "\ufeff")),
+        *(("list.csv", "id,path\n"), ("list.txt", "# nothing\n"), ("list.parquet", table(kind=pa.string()))),
+        ("list.parquet/part-0.parquet", table(kind=pa.string())),
+    ],
+)
+def test_an_empty_path_list_is_an_error(name, content, tmp_path):
+    uri = write(tmp_path, name, content).removesuffix("/part-0.parquet")
+    with pytest.raises(InputError, match="the path list is empty"):
+        run_scoring(uri, tmp_path / "out")
+
+
+# Parquet
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
+        *(pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.binary())),
+    ],
+    ids=str,
+)
+def test_a_path_may_have_every_type_of_text(kind, tmp_path):
+    values = [path.encode() for path in PATHS] if "binary" in str(kind) else PATHS
+    try:
+        uri = write(tmp_path, "list.parquet", table(*values, kind=kind))
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"pyarrow {pa.__version__} does not write {kind} to Parquet")
+    assert list(PathList(uri)) == PATHS
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pa.array(["/a.jpg", None]), "got None in row 2"),
+        (pa.array([1, 2]), "got 1 in row 1"),
+        (pa.array([{"path": "/a.jpg"}]), "got {'path': '/a.jpg'} in row 1"),
+        (pa.array([b"/a.jpg", b"/\xff.jpg"]), "after row 1: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_row_without_a_path_is_refused(column, found, tmp_path):
+    with pytest.raises(InputError, match=found):
+        list(PathList(write(tmp_path, "list.parquet", pa.table({"path": column}))))
+
+
+# Folders
+
+
+FOLDERS = {
+    "Spark": ["part-00000-1b2c.c000.snappy.parquet", "part-00001-1b2c.c000.snappy.parquet"],
+    "Dask": ["part.0.parquet", "part.1.parquet"],
+    "Ray Data": ["0_000000_000000.parquet", "0_000001_000000.parquet"],
+    "partitioned": ["split=train/label=cat/part-0.parquet", "split=val/label=dog/part-0.parquet"],
+    "in any case": ["A.PARQUET", "b.Parquet"],
+}
+IGNORED = [
+    "_SUCCESS",
+    "_metadata",
+    "_common_metadata",
+    ".part-0.parquet.crc",
+    "_temporary/0/part-0.parquet",
+    "README.md",
+]
+
+
+@pytest.mark.parametrize("kind", ["local", "s3", "memory"])
+@pytest.mark.parametrize("names", FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_of_parquet_files_is_one_path_list(names, kind, tmp_path, bucket, put):
+    root = {
+        "local": f"{tmp_path}/in.parquet",
+        "s3": f"s3://{bucket}/in.parquet",
+        "memory": f"memory://{tmp_path}/in.parquet",
+    }[kind]
+    for name in IGNORED:
+        storage.write_bytes(f"{root}/{name}", b"no list")
+    for name, rows in zip(names, (PATHS[:1], PATHS[1:]), strict=True):
+        local = write(tmp_path, f"files/{name}", table(*rows))
+        storage.write_bytes(f"{root}/{name}", Path(local).read_bytes())
+    assert is_path_list(root)
+    assert list(PathList(root)) == PATHS
+
+
+@pytest.mark.parametrize("kind", ["csv", "txt"])
+def test_a_folder_of_text_files_is_one_path_list(kind, tmp_path):
+    header = "path\n" if kind == "csv" else ""
+    for i, path in enumerate(PATHS):
+        write(tmp_path, f"in.{kind}/part-{i}.{kind}", f"{header}{path}\n")
+    write(tmp_path, f"in.{kind}/part-9.{kind}.gz", gzip.compress(f"{header}/z.jpg\n".encode()))
+    write(tmp_path, f"in.{kind}/_SUCCESS", "")
+    assert list(PathList(f"{tmp_path}/in.{kind}")) == [*PATHS, "/z.jpg"]
+
+
+@pytest.mark.parametrize("name", ["absent.parquet", "folder.parquet", "absent.txt"])
+def test_a_path_list_that_is_not_there_is_an_error(name, tmp_path, bucket):
+    (tmp_path / "folder.parquet").mkdir()
+    for root in (str(tmp_path), f"s3://{bucket}", f"memory://{tmp_path}"):
+        with pytest.raises(InputError, match=name):
+            PathList(f"{root}/{name}")
+
+
+def test_the_paths_of_a_folder_are_scored_once_and_in_order(tmp_path):
+    write_images(tmp_path / "images", a="a", b="b", c="c", d="d")
+    a, b, c, d = (str(tmp_path / "images" / f"{name}.jpg") for name in "abcd")
+    write(tmp_path, "in.parquet/part-0.parquet", table(d, b, a))
+    write(tmp_path, "in.parquet/part-1.parquet", table(c, b))
+    write(tmp_path, "in.parquet/_SUCCESS", "")
+    run_scoring(tmp_path / "in.parquet", tmp_path / "out")
+    assert [part_names(tmp_path / "out", shard) for shard in range(2)] == [["a.jpg", "b.jpg", "c.jpg"], ["d.jpg"]]
+    write_images(tmp_path / "images", e="e")
+    write(tmp_path, "in.parquet/part-2.parquet", table(str(tmp_path / "images" / "e.jpg")))
+    assert run_scoring(tmp_path / "in.parquet", tmp_path / "out")[1] == ["e.jpg"]
+
+
+def test_a_folder_of_parquet_files_without_images_says_how_to_name_it(tmp_path):
+    write(tmp_path, "in/part-0.parquet", table(*PATHS))
+    with pytest.raises(InputError, match=r"1 \.parquet; .* a folder of path lists needs a name that ends in \.parquet"):
+        run_scoring(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_list_of_urls_from_a_web_server_is_scored(tmp_path):
+    with serve() as server:
+        statuses = {"a": [503, 200], "b": [200], "c": [404], "d": [401], "e": [429, 200]}
+        urls = [
+            server.add(f"{name}.jpg?w=1", *(Response(status, name.encode()) for status in responses))
+            for name, responses in statuses.items()
+        ]
+        uri = server.add("list.txt", Response(503), Response(body="\n".join(urls).encode()))
+        summary, _ = run_scoring(uri, tmp_path / "out")
+        assert summary["by_status"] == {"access_denied": 1, "not_found": 1, "ok": 3}
+        assert set(read_rows(str(tmp_path / "out"))) == set(urls)
+        assert server.requests == {f"{name}.jpg?w=1": len(codes) for name, codes in statuses.items()} | {"list.txt": 2}
