@@ -1,6 +1,7 @@
 """Path lists in all the forms in which other programs write them."""
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +210,21 @@ def test_a_path_list_that_is_not_there_is_an_error(name, tmp_path, bucket):
     for root in (str(tmp_path), f"s3://{bucket}", f"memory://{tmp_path}"):
         with pytest.raises(InputError, match=name):
             PathList(f"{root}/{name}")
+
+
+def test_a_subfolder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    write(tmp_path, "in.parquet/a/part-0.parquet", table(*PATHS))
+    write(tmp_path, "in.parquet/b/part-0.parquet", table("/b.jpg"))
+    real = os.scandir
+
+    def scandir(folder):
+        if os.fsencode(folder).endswith(b"/b"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"cannot list .*in\.parquet/b in this path list: Permission denied"):
+        PathList(f"{tmp_path}/in.parquet")
 
 
 def test_the_paths_of_a_folder_are_scored_once_and_in_order(tmp_path):

@@ -44,7 +44,7 @@ class PathList:
     def __init__(self, uri: str) -> None:
         self._files = list(_read_files(uri))
         if not self._files:
-            raise InputError(f"cannot read {uri}: expected a path list, or a folder of files that end like its name")
+            raise InputError(f"cannot read {uri}: expected a path list or a folder of path lists; check --input")
 
     def __iter__(self) -> Iterator[str]:
         for uri, content in self._files:
@@ -62,7 +62,8 @@ def _read_files(uri: str) -> Iterator[tuple[str, bytes]]:
     for entry in listing:
         if not any(name.startswith("_") for name in listing.relative(entry.path).split("/")):
             yield entry.path, storage.read_bytes(entry.path)
-    for path, reason in listing.unlisted.items():
+    if listing.unlisted:
+        path, reason = next(iter(listing.unlisted.items()))
         raise InputError(f"{uri}: cannot list {path} in this path list: {reason}")
 
 

@@ -60,7 +60,8 @@ def filesystem(uri: str) -> Any:
     try:
         return fsspec.filesystem(uri.partition("://")[0].lower())
     except Exception as error:
-        raise InputError(f"cannot open {uri}: {error}") from error
+        expected = "expected a scheme that fsspec opens without further settings, such as s3, https, gs, az or hf"
+        raise InputError(f"cannot open {uri}: {error}; {expected}") from error
 
 
 def is_http(uri: str) -> bool:
