@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     check_same_classes(checkpoint.class_names, labelled.class_names, "the checkpoint", config.data_dir)
     start_ray()
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=False)
-    rows = _predict(reindex_labels(labelled, checkpoint.class_names), options, progress)
+    rows = _predict(reindex_labels(labelled, checkpoint.class_names).files, options, progress)
     predictions = rows.select(PREDICTIONS.names)
     report_failed_rows(predictions, "images have no label and count as incorrect", progress)
     result = metrics.compute_metrics(predictions, checkpoint.class_names) | {

@@ -1,9 +1,11 @@
 """List labelled images: class names, the class index of each file, training and validation files.
 
-Classes are the folders directly under a labelled root, in sorted order, without hidden ones.
+Classes are the folders directly under a labelled root or split, in sorted order, without hidden ones. Their names are
+in Unicode's form NFC: macOS writes `é` as two characters (NFD), other systems as one.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +16,16 @@ from catsdogs import storage
 from catsdogs.errors import InputError
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.schema import LABELLED_FILES
+from catsdogs.split_folders import (
+    FolderTree,
+    build_tree,
+    find_evaluation_folder,
+    find_named_split,
+    find_training_folders,
+)
+from catsdogs.text import format_names
 
-VALIDATION_NAMES = ("validation", "val", "test")
 EXTENSIONS_TEXT = " ".join(storage.EXTENSIONS)
-MAX_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -37,62 +45,81 @@ class LabelledFiles:
 class _Root:
     """The listing of a root: every image file with its folders relative to the root."""
 
-    uri: str
     entries: list[storage.Entry]
     parts: list[list[str]]
-    folders: set[str]
+    tree: FolderTree
 
-    def read_split(self, folder: str) -> LabelledFiles:
-        """Select the class folders of one split; with an empty name, those of the root itself."""
-        depth = 1 if folder else 0
-        below = [name.split("/") for name in self.folders if name.startswith(f"{folder}/" if folder else "")]
-        class_names = sorted(parts[depth] for parts in below if len(parts) == depth + 1)
+    def join(self, folder: str) -> str:
+        """Return the URI of a folder below the root; "" is the root."""
+        return storage.join(self.tree.uri, *folder.split("/")) if folder else self.tree.uri
+
+    def read(self, folder: str) -> LabelledFiles:
+        """Select the class folders of a folder."""
+        above = folder.split("/") if folder else []
+        class_names = sorted({normalize_name(name) for name in self.tree.children.get(folder, [])})
         index_by_name = {name: i for i, name in enumerate(class_names)}
         rows = [
-            (entry, index_by_name[parts[depth]])
+            (entry, index_by_name[normalize_name(parts[len(above)])])
             for entry, parts in zip(self.entries, self.parts, strict=True)
-            if len(parts) > depth and (not folder or parts[0] == folder)
+            if len(parts) > len(above) and parts[: len(above)] == above
         ]
         indices = [index for _, index in rows]
-        _check_classes(storage.join(self.uri, folder) if folder else self.uri, class_names, indices)
+        _check_classes(self.join(folder), class_names, indices)
         files = storage.build_files_table(entry for entry, _ in rows)
         files = files.append_column(LABELLED_FILES.field("true_index"), pa.array(indices, pa.int32()))
         return LabelledFiles(tuple(class_names), files.sort_by("path"))
 
-    def has_classes(self, folder: str) -> bool:
-        """Whether the root has such a folder with class folders in it."""
-        return any(name.startswith(f"{folder}/") for name in self.folders)
-
 
 def list_training(data_dir: str, val_split: float, progress: Progress = silent) -> tuple[LabelledFiles, LabelledFiles]:
-    """List the training and validation files of a root.
+    """List the training and validation files of a root; the first message names the classes and both folders.
 
     Raises:
-        InputError: no class folders, an empty class, or different classes in the two splits.
+        InputError: no class folders, an empty class, different classes in the two splits, or a folder that may be a
+            split or a class.
     """
     root = _list_root(data_dir, progress)
-    if not root.has_classes("train"):
-        return split(root.read_split(""), val_split, data_dir)
-    train = root.read_split("train")
-    validation_name = next((name for name in VALIDATION_NAMES if root.has_classes(name)), None)
-    if validation_name is None:
-        return split(train, val_split, data_dir)
-    validation = root.read_split(validation_name)
-    check_same_classes(train.class_names, validation.class_names, "train", validation_name)
+    folders = find_training_folders(root.tree)
+    listed = root.read(folders.train)
+    if folders.validation is None:
+        train, validation = split(listed, val_split, data_dir)
+        source = f"held out of the same folder (--val-split {val_split:g})"
+    else:
+        train, validation = listed, root.read(folders.validation)
+        check_same_classes(train.class_names, validation.class_names, folders.train, folders.validation)
+        source = f"in {root.join(folders.validation)}"
+    progress(
+        Message(
+            f"{len(train.class_names)} classes, {format_names(train.class_names)}: {train.files.num_rows:,} training "
+            f"images in {root.join(folders.train)}, {validation.files.num_rows:,} validation images {source}"
+            + _describe_unused(folders.unused)
+        )
+    )
     return train, validation
 
 
 def list_evaluation(data_dir: str, split_name: str | None, progress: Progress = silent) -> LabelledFiles:
-    """List the files of a named split, else of validation, val or test, else of the class folders of the root.
+    """List the files of a named split, else of the validation or test folder, else of the class folders of the root.
 
     Raises:
-        InputError: no such split, no class folders or an empty class.
+        InputError: no such split, no class folders, an empty class, or a folder that may be a split or a class.
     """
     root = _list_root(data_dir, progress)
-    if split_name is not None and not root.has_classes(split_name):
-        raise InputError(f"no class folders under {storage.join(data_dir, split_name)}; check --data-dir and --split")
-    default = next((name for name in VALIDATION_NAMES if root.has_classes(name)), "")
-    return root.read_split(default if split_name is None else split_name)
+    if split_name is None:
+        folder, unused = find_evaluation_folder(root.tree)
+    else:
+        named = find_named_split(root.tree, split_name)
+        if named is None:
+            uri = storage.join(data_dir, split_name)
+            raise InputError(f"no class folders under {uri}; check --data-dir and --split")
+        folder, unused = named, []
+    labelled = root.read(folder)
+    text = f"{labelled.files.num_rows:,} images of {len(labelled.class_names)} classes in {root.join(folder)}"
+    progress(Message(text + _describe_unused(unused)))
+    return labelled
+
+
+def _describe_unused(folders: list[str]) -> str:
+    return f"; not used: {format_names(folders)}" if folders else ""
 
 
 def split(labelled: LabelledFiles, fraction: float, root: str) -> tuple[LabelledFiles, LabelledFiles]:
@@ -118,33 +145,37 @@ def split(labelled: LabelledFiles, fraction: float, root: str) -> tuple[Labelled
     return LabelledFiles(labelled.class_names, train), LabelledFiles(labelled.class_names, validation)
 
 
+def normalize_name(name: str) -> str:
+    """Return a class name in Unicode's form NFC; two spellings of one name become equal."""
+    return unicodedata.normalize("NFC", name)
+
+
 def check_same_classes(expected: Sequence[str], found: Sequence[str], expected_source: str, found_source: str) -> None:
-    """Compare class names as sets.
+    """Compare class names as sets, in NFC.
 
     Raises:
         InputError: names that are on one side only.
     """
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    expected_set, found_set = set(map(normalize_name, expected)), set(map(normalize_name, found))
+    missing, extra = sorted(expected_set - found_set), sorted(found_set - expected_set)
     if missing or extra:
+        with_escapes = bool(missing and extra)
         raise InputError(
-            f"the classes differ: {expected_source} has {_format_names(expected)}, "
-            f"{found_source} has {_format_names(found)}"
-            + (f"; only in {expected_source}: {_format_names(missing)}" if missing else "")
-            + (f"; only in {found_source}: {_format_names(extra)}" if extra else "")
+            f"the classes differ: {expected_source} has {format_names(expected)}, "
+            f"{found_source} has {format_names(found)}"
+            + (f"; only in {expected_source}: {format_names(missing, with_escapes)}" if missing else "")
+            + (f"; only in {found_source}: {format_names(extra, with_escapes)}" if extra else "")
         )
 
 
-def reindex_labels(labelled: LabelledFiles, class_names: Sequence[str]) -> pa.Table:
+def reindex_labels(labelled: LabelledFiles, class_names: Sequence[str]) -> LabelledFiles:
     """Replace the class indices of files by those of a checkpoint that has the same classes in another order."""
-    new_index_K = np.array([class_names.index(name) for name in labelled.class_names], dtype=np.int32)
+    index_by_name = {normalize_name(name): i for i, name in enumerate(class_names)}
+    new_index_K = np.array([index_by_name[name] for name in labelled.class_names], dtype=np.int32)
     column = labelled.files.schema.get_field_index("true_index")
     index_N = pa.array(new_index_K[labelled.files["true_index"].to_numpy()])
-    return labelled.files.set_column(column, LABELLED_FILES.field("true_index"), index_N)
-
-
-def _format_names(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:MAX_NAMES_SHOWN]))
-    return f"{shown} and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else shown or "none"
+    files = labelled.files.set_column(column, LABELLED_FILES.field("true_index"), index_N)
+    return LabelledFiles(tuple(class_names), files)
 
 
 def _list_root(data_dir: str, progress: Progress) -> _Root:
@@ -158,7 +189,8 @@ def _list_root(data_dir: str, progress: Progress) -> _Root:
             f"expected files such as {EXTENSIONS_TEXT}; check --data-dir"
         )
     parts = [listing.relative(entry.path).split("/")[:-1] for entry in entries]
-    return _Root(data_dir, entries, parts, listing.folders)
+    with_images = {folders[0] for folders in parts if folders}
+    return _Root(entries, parts, build_tree(data_dir, listing.folders, with_images))
 
 
 def _check_classes(uri: str, class_names: list[str], indices: list[int]) -> None:
@@ -170,7 +202,7 @@ def _check_classes(uri: str, class_names: list[str], indices: list[int]) -> None
     empty = [name for i, name in enumerate(class_names) if i not in present]
     if empty:
         raise InputError(
-            f"no images in class {_format_names(empty)} under {uri}: expected files such as {EXTENSIONS_TEXT}; "
+            f"no images in class {format_names(empty)} under {uri}: expected files such as {EXTENSIONS_TEXT}; "
             "fill or remove the folder"
         )
     if len(class_names) < 2:

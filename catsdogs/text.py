@@ -5,12 +5,14 @@ it is printed or logged.
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 # Persian words and emoji need joiners; every other character without a visible shape is escaped.
 JOINERS = "\u200c\u200d"
 SHAPELESS = {"Cc", "Cf", "Cn", "Cs", "Zl", "Zp"}
 MAX_MESSAGE_CHARS = 500
 GAP = " ... "
+MAX_NAMES, MAX_NAMES_LENGTH = 10, 80  # of a list of names in a message
 
 
 def shorten(message: str) -> str:
@@ -29,6 +31,23 @@ def format_line(message: str) -> str:
 def escape_invisible(text: str) -> str:
     """Escape characters that are invisible, reorder text, control a terminal or cannot be encoded as UTF-8."""
     return text if text.isascii() and text.isprintable() else "".join(map(_escape_character, text))
+
+
+def format_names(names: Sequence[str], with_escapes: bool = False) -> str:
+    """Quote the first names of a list and count the others, for a message.
+
+    Args:
+        with_escapes: also spell other letters than ASCII as escapes, because two names may look alike.
+    """
+    quoted = [
+        f"{name!r} ({name!a})" if with_escapes and repr(name) != ascii(name) else repr(name)
+        for name in names[:MAX_NAMES]
+    ]
+    while len(quoted) > 1 and len(", ".join(quoted)) > MAX_NAMES_LENGTH:
+        quoted.pop()
+    text = ", ".join(quoted) or "none"
+    shown = text if len(text) <= MAX_NAMES_LENGTH else f"{text[: MAX_NAMES_LENGTH - 3]}..."
+    return shown if len(quoted) == len(names) else f"{shown} and {len(names) - len(quoted)} more"
 
 
 def _escape_character(character: str) -> str:

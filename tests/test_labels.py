@@ -1,6 +1,7 @@
 """Labels over real folders and a real S3 endpoint; the files are empty, since only their names count."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,6 @@ def test_hidden_folders_and_images_outside_of_class_folders_are_ignored(tmp_path
         "train/__MACOSX/1.jpg",
         "train/outside.jpg",
         "outside.jpg",
-        "other/1.jpg",
         *images("train/cats", 9),
         *images("train/dogs", 9),
     )
@@ -129,7 +129,216 @@ def test_what_cannot_be_listed_is_reported(tmp_path):
     os.mkfifo(f"{root}/b/pipe.jpg")
     messages: list[Message] = []
     labels.list_evaluation(root, None, lambda event: messages.append(event) if isinstance(event, Message) else None)
-    assert messages == [Message(f"could not list {root}/b/pipe.jpg: not a regular file")]
+    assert messages[0] == Message(f"could not list {root}/b/pipe.jpg: not a regular file")
+
+
+# Which folders are splits
+
+
+def list_with_message(root: str, val_split: float = 0.15) -> tuple[LabelledFiles, LabelledFiles, str]:
+    """List the training and validation files; return them and the only message."""
+    messages: list[Message] = []
+    train, validation = labels.list_training(
+        root, val_split, lambda e: messages.append(e) if isinstance(e, Message) else None
+    )
+    (message,) = messages
+    return train, validation, message.text
+
+
+def splits(*folders: str, classes: tuple[str, ...] = ("cats", "dogs")) -> list[str]:
+    """Name one image of each class in each folder."""
+    return [f"{folder}/{label}/1.jpg" for folder in folders for label in classes]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("training", "validation"),
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("Train/train", "Valid"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+    ],
+)
+def test_splits_are_found_under_every_spelling(tmp_path, train, validation):
+    root = fill(tmp_path, *splits(train, validation))
+    found_train, found_validation, message = list_with_message(root)
+    assert map_classes(found_train, root) == {f"{train}/{c}/1.jpg": c for c in ("cats", "dogs")}
+    assert map_classes(found_validation, root) == {f"{validation}/{c}/1.jpg": c for c in ("cats", "dogs")}
+    assert message == (
+        f"2 classes, 'cats', 'dogs': 2 training images in {root}/{train}, 2 validation images in {root}/{validation}"
+    )
+    assert labels.list_evaluation(root, None).files == found_validation.files
+    assert labels.list_evaluation(root, train.split("/")[0].upper()).files == found_train.files
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", "valid", "VALID"])
+def test_validation_wins_over_test_and_the_message_says_so(tmp_path, validation):
+    root = fill(tmp_path, *splits("train", "test", validation), "unlabelled/1.jpg", "docs/readme.txt")
+    _, found, message = list_with_message(root)
+    assert set(map_classes(found, root)) == {f"{validation}/cats/1.jpg", f"{validation}/dogs/1.jpg"}
+    assert message.endswith(f" in {root}/{validation}; not used: 'test', 'unlabelled'")
+
+
+@pytest.mark.parametrize("folder", ["train", "Training", ""])
+def test_the_message_says_that_validation_images_are_held_out(tmp_path, folder):
+    root = fill(tmp_path, *(f"{folder}/{label}/{i}.jpg".lstrip("/") for label in ("a", "b") for i in range(4)))
+    _, validation, message = list_with_message(root, 0.4)
+    where = f"{root}/{folder}".rstrip("/")
+    num_validation = validation.files.num_rows
+    assert message == (
+        f"2 classes, 'a', 'b': {8 - num_validation} training images in {where}, "
+        f"{num_validation} validation images held out of the same folder (--val-split 0.4)"
+    )
+
+
+def test_a_test_folder_without_labels_is_not_used(tmp_path):
+    root = fill(tmp_path, *splits("train"), *(f"train/{label}/2.jpg" for label in ("cats", "dogs")), "test/1.jpg")
+    train, validation, message = list_with_message(root)
+    assert {*map_classes(train, root).values()} == {*map_classes(validation, root).values()} == {"cats", "dogs"}
+    assert message.endswith("; not used: 'test'")
+
+
+@pytest.mark.parametrize("folder", ["", "train", "validation"])
+def test_a_class_may_be_called_train(tmp_path, folder):
+    classes = ("bus", "car", "train")
+    names = [f"{split}/{label}/{i}.jpg" for split in ("train", "validation") for label in classes for i in range(2)]
+    root = fill(tmp_path, *names) if folder else fill(tmp_path, *(name.split("/", 1)[1] for name in names[:6]))
+    train, validation = labels.list_training(root, 0.5)
+    assert train.class_names == validation.class_names == classes
+    assert labels.list_evaluation(root, folder or None).class_names == classes
+
+
+def test_class_names_may_be_numbers(tmp_path):
+    root = fill(tmp_path, *splits("Train", "Test", classes=("10", "2", "0")))
+    assert labels.list_training(root, 0.15)[0].class_names == ("0", "10", "2")
+
+
+def test_a_split_may_be_a_link(tmp_path):
+    fill(tmp_path / "elsewhere", *splits("images"))
+    root = fill(tmp_path / "data", *splits("train"))
+    (tmp_path / "data" / "Val").symlink_to(tmp_path / "elsewhere" / "images")
+    assert set(map_classes(labels.list_training(root, 0.15)[1], root)) == {"Val/cats/1.jpg", "Val/dogs/1.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["cats/1.jpg", "dogs/1.jpg", *splits("test")], "ROOT: 'test' beside 'cats', 'dogs' may be a split or a class"),
+        (["cats/1.jpg", "dogs/1.jpg", "Val/1.jpg"], "ROOT: 'Val' beside 'cats', 'dogs' may be a split or a class"),
+        ([*splits("train"), "car/1.jpg"], "ROOT: 'train' beside 'car' may be a split or a class"),
+        ([*splits("train"), *splits("dev")], "ROOT: 'train' beside 'dev' may be a split or a class"),
+        ([*splits("train/train"), *splits("train")], "ROOT/train: 'train' beside 'cats', 'dogs' may be a split or"),
+        (splits("Train", "training", "val"), "ROOT has 'Train', 'training': expected one of them"),
+        (splits("train", "Val", "val"), "ROOT has 'Val', 'val': expected one of them"),
+        (splits("val", "test"), "no train/ under ROOT, only 'test', 'val': expected train/ and validation/"),
+        (
+            splits("data/train", "data/val"),
+            "ROOT/data contains 'train', 'val': expected train/ and validation/ directly",
+        ),
+        (splits("cats/Train", "cats/Test", "dogs/Train"), "ROOT/cats contains 'Test', 'Train': expected"),
+        (splits("train_images", "test_images"), "ROOT: 'train_images' and 'test_images' contain the same folders"),
+        (["Train/1.jpg", "Test/1.jpg"], "no class folders under ROOT/Train: expected one folder of images per class"),
+        (["train/train/1.jpg"], "one class only, 'train', under ROOT/train"),
+    ],
+)
+def test_what_may_be_a_split_or_a_class_is_refused(tmp_path, names, words):
+    root = fill(tmp_path, *names)
+    with pytest.raises(InputError) as caught:
+        labels.list_training(root, 0.15)
+    assert words.replace("ROOT", root) in str(caught.value)
+    assert len(str(caught.value).replace(root, "")) < 400
+
+
+def test_splits_are_found_on_s3(bucket, put):
+    for name in [*splits("images/Training/training", "images/valid", "images/test"), "images/unlabelled/1.jpg"]:
+        put(name, b"")
+    root = f"s3://{bucket}/images"
+    train, validation, message = list_with_message(root)
+    assert set(map_classes(train, root)) == {"Training/training/cats/1.jpg", "Training/training/dogs/1.jpg"}
+    assert set(map_classes(validation, root)) == {"valid/cats/1.jpg", "valid/dogs/1.jpg"}
+    assert message.endswith(f"images in {root}/valid; not used: 'test', 'unlabelled'")
+
+
+def test_evaluation_prefers_validation_and_says_so(tmp_path):
+    root = fill(tmp_path, *splits("Train", "Valid", "TEST"))
+    messages: list[object] = []
+    labels.list_evaluation(root, None, messages.append)
+    assert Message(f"2 images of 2 classes in {root}/Valid; not used: 'TEST'") in messages
+    labels.list_evaluation(root, "test", messages.append)
+    assert messages[-1] == Message(f"2 images of 2 classes in {root}/TEST")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (splits("Train"), "no validation/ or test/ under ROOT, only 'Train': name the folder with --split"),
+        (["cats/1.jpg", "dogs/1.jpg", "test/1.jpg"], "ROOT: 'test' beside 'cats', 'dogs' may be a split or a class"),
+    ],
+)
+def test_a_root_without_a_clear_split_is_not_evaluated(tmp_path, names, words):
+    root = fill(tmp_path, *names)
+    with pytest.raises(InputError) as caught:
+        labels.list_evaluation(root, None)
+    assert words.replace("ROOT", root) in str(caught.value)
+
+
+@pytest.mark.parametrize("split_name", ["holdout", "holdout/", "Holdout"])
+def test_a_named_split_may_have_any_name(tmp_path, split_name):
+    root = fill(tmp_path, *splits("holdout", "test"), "cats/1.jpg")
+    assert set(map_classes(labels.list_evaluation(root, split_name), root)) == {
+        "holdout/cats/1.jpg",
+        "holdout/dogs/1.jpg",
+    }
+
+
+# Class names
+
+
+def test_unicode_forms_of_a_class_name_are_one_class(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "żółw é") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    for train_form, validation_form in ((composed, decomposed), (decomposed, composed)):
+        root = fill(
+            tmp_path / str(len(train_form)),
+            *splits("train", classes=(train_form, "zebra")),
+            *splits("val", classes=(validation_form, "zebra")),
+        )
+        train, validation = labels.list_training(root, 0.15)
+        assert train.class_names == validation.class_names == ("zebra", composed)
+        assert sorted(map_classes(train, root).values()) == sorted(map_classes(validation, root).values())
+    both = fill(tmp_path / "both", f"{composed}/1.jpg", f"{decomposed}/2.jpg", "zebra/1.jpg")
+    assert sorted(map_classes(labels.list_evaluation(both, None), both).values()) == ["zebra", composed, composed]
+
+
+def test_a_checkpoint_in_another_unicode_form_has_the_same_classes(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    root = fill(tmp_path, f"{composed}/1.jpg", "f/1.jpg")
+    labelled = labels.list_evaluation(root, None)
+    assert labelled.class_names == ("f", composed)
+    labels.check_same_classes((decomposed, "f"), labelled.class_names, "the checkpoint", "data")
+    reindexed = labels.reindex_labels(labelled, (decomposed, "f"))
+    assert reindexed.class_names == (decomposed, "f")
+    assert reindexed.files["true_index"].to_pylist() == [1 - i for i in labelled.files["true_index"].to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("cats", "c\u0430ts", "only in A: 'cats'; only in B: 'c\u0430ts' ('c\\u0430ts')"),
+        ("cats", "cats ", "only in A: 'cats'; only in B: 'cats '"),
+        ("cats", "Cats", "only in A: 'cats'; only in B: 'Cats'"),
+        ("ﬁsh", "fish", "only in A: 'ﬁsh' ('\\ufb01sh'); only in B: 'fish'"),
+        ("no\u200bise", "noise", "only in A: 'no\\u200bise'; only in B: 'noise'"),
+    ],
+)
+def test_class_names_that_look_alike_are_spelled(first, second, words):
+    with pytest.raises(InputError) as caught:
+        labels.check_same_classes([first, "x"], [second, "x"], "A", "B")
+    assert words in str(caught.value)
 
 
 # Input errors
@@ -173,6 +382,14 @@ def test_a_message_shows_only_the_first_class_names():
     with pytest.raises(InputError) as caught:
         labels.check_same_classes([f"c{i:03}" for i in range(1000)], ["x"], "the checkpoint", "data")
     assert "'c009' and 990 more" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_message_with_long_class_names_is_short():
+    names = [f"{i}{'é' * 200}" for i in range(20)]
+    with pytest.raises(InputError) as caught:
+        labels.check_same_classes(names, ["x"], "the checkpoint", "data")
+    assert " and 19 more; only in data: 'x'" in str(caught.value)
     assert len(str(caught.value)) < 500
 
 

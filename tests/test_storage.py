@@ -351,12 +351,12 @@ def test_a_files_table_has_the_entries_in_order():
     assert [Entry(**row) for row in table.to_pylist()] == entries
 
 
-def test_folders_are_collected_two_levels_deep_even_when_empty(tmp_path):
+def test_folders_are_collected_three_levels_deep_even_when_empty(tmp_path):
     (tmp_path / "train" / "empty").mkdir(parents=True)
     fill(tmp_path, "train/cats/deep/er/1.jpg")
     listing = Listing(str(tmp_path))
     assert len(list(listing)) == 1
-    assert listing.folders == {"train", "train/cats", "train/empty"}
+    assert listing.folders == {"train", "train/cats", "train/cats/deep", "train/empty"}
 
 
 def test_folders_are_collected_only_on_request(tmp_path):
@@ -365,12 +365,12 @@ def test_folders_are_collected_only_on_request(tmp_path):
     assert (len(list(listing)), listing.folders) == (1, set())
 
 
-def test_folders_are_collected_two_levels_deep_on_s3(bucket, put):
-    put("d/train/cats/deep/1.jpg", b"x")
+def test_folders_are_collected_three_levels_deep_on_s3(bucket, put):
+    put("d/train/cats/deep/er/1.jpg", b"x")
     put("d/train/empty/", b"")
     listing = Listing(f"s3://{bucket}/d")
     assert len(list(listing)) == 1
-    assert listing.folders == {"train", "train/cats", "train/empty"}
+    assert listing.folders == {"train", "train/cats", "train/cats/deep", "train/empty"}
 
 
 def test_one_file_is_a_root_whatever_its_extension(tmp_path):

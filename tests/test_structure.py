@@ -15,7 +15,7 @@ import catsdogs
 PACKAGE = Path(catsdogs.__file__).parent
 # A module imports only from those before it. A folder counts as one module.
 ORDER = [
-    *("text", "errors", "ray_errors", "logs", "config", "progress", "schema", "storage"),
+    *("text", "errors", "ray_errors", "logs", "config", "progress", "schema", "storage", "split_folders"),
     *("labels", "images", "checkpoint", "process_setup"),
     *("resnet", "weights", "inference_model", "local_ray", "start", "data"),
     *("predictions", "predict", "classify", "metrics", "report"),

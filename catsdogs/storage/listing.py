@@ -26,6 +26,7 @@ from catsdogs.storage.uris import folder_name, is_local, local_path, local_uri, 
 
 REPORT_EVERY = 1000  # files; also a page of S3
 SHOWN_OTHER_EXTENSIONS = 5
+MAX_FOLDER_DEPTH = 3  # train/train/cats
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Listing:
     """The image files under `root`. Iterating lists them; the other fields are complete afterwards.
 
     Attributes:
-        folders: paths of the folders at most two levels under the root, relative to it, without hidden ones.
+        folders: paths of the folders at most three levels under the root, relative to it, without hidden ones.
         unlisted: folders and files that could not be listed, with the reason.
         other_files: number of files that are no images, by lower-case extension with its dot, "" without one; hidden
             files are not counted.
@@ -94,7 +95,7 @@ class Listing:
 
     def _add_folder(self, parts: list[str]) -> None:
         """Add a folder, given as its path below the root, to `folders`."""
-        for depth in range(1, min(len(parts), 2) + 1) if self.collect_folders else ():
+        for depth in range(1, min(len(parts), MAX_FOLDER_DEPTH) + 1) if self.collect_folders else ():
             self.folders.add("/".join(parts[:depth]))
 
     def _count_other(self, name: str) -> None:

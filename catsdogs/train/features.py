@@ -31,11 +31,11 @@ from catsdogs.predictions import build_predictions
 from catsdogs.progress import Message
 from catsdogs.resnet import ResNet50
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes, read_table
+from catsdogs.split_folders import TRAIN, VALIDATION
 from catsdogs.train.inputs import Batch, LeftOutImages, is_decoded, list_validation_batches
 from catsdogs.train.worker import TrainWorker
 
 FEATURES, COMPLETE_MARKER = "features", "features.json"
-TRAIN, VALIDATION = "train", "validation"
 PART_ROWS = 256  # a multiple of every batch
 
 
