@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
+from catsdogs.labels import normalize_name
 from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
 
 FloatArray = npt.NDArray[np.float32]
@@ -44,9 +45,9 @@ def build_predictions(
 
 
 def find_true_labels(rows: pa.Table, class_names: Sequence[str]) -> pa.Array:
-    """Find each row's true label: that of `true_index`, else the parent folder if it is a class, else null."""
+    """Find each row's true label: that of `true_index`, else the class with the parent folder's name, else null."""
     if "true_index" in rows.column_names:
         return pa.array([class_names[i] for i in rows["true_index"].to_numpy()], pa.string())
-    known = set(class_names)
+    known = {normalize_name(name): name for name in class_names}
     folders = [storage.parent_name(path) for path in rows["path"].to_pylist()]
-    return pa.array([folder if folder in known else None for folder in folders], pa.string())
+    return pa.array([known.get(normalize_name(folder)) for folder in folders], pa.string())

@@ -1,5 +1,7 @@
 """Decoded rows and probabilities become the output's columns."""
 
+import unicodedata
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -101,3 +103,10 @@ def test_a_true_index_takes_precedence_over_the_folder():
 )
 def test_the_parent_folder_is_the_true_label_where_it_is_a_class(path, label):
     assert find_true_labels(pa.table({"path": [path]}), CLASSES).to_pylist() == [label]
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_the_true_label_is_the_class_in_any_unicode_form(form, other):
+    names = [unicodedata.normalize(form, name) for name in ("café", "thé")]
+    rows = decoded(["ok", "ok"], [unicodedata.normalize(other, "thé"), "the"])
+    assert find_true_labels(rows, names).to_pylist() == [names[1], None]
