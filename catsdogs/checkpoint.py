@@ -5,7 +5,8 @@ torch is imported only where tensors are parsed or written, since a driver sends
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,23 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")  # safetensors' names
-MAX_NAMED_KEYS = 5
+MAX_NAMED_KEYS, MAX_KEYS_LENGTH = 5, 70  # of a list of keys in a message
 HEAD = "fc"
 NUM_FEATURES = 2048  # inputs of the head
 BATCH_COUNTER = "num_batches_tracked"  # of a BatchNorm
 Shape = tuple[int, ...]
+# Parts of keys that are in no ResNet50, and what has them.
+FOREIGN_KEYS = {
+    "embedder.": "a ResNet of transformers, which has other names; timm has the same weights under torchvision's",
+    "conv1.0.": "a ResNet-C or -D with a deep stem",
+    ".se.": "an SE-ResNet",
+    "layer3.6.": "a ResNet101 or 152",
+    "stages.": "a ResNetV2, RegNet or ConvNeXt",
+    "features.": "a VGG, DenseNet, MobileNet or EfficientNet of torchvision",
+    "blocks.": "a ViT or EfficientNet of timm",
+}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,16 +132,29 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], sour
         "of another shape": [name for name in expected.keys() & found.keys() if expected[name] != found[name]],
     }
     if any(problems.values()):
-        described = "; ".join(f"{what}: {_format_keys(names)}" for what, names in problems.items() if names)
+        described = "; ".join(f"{what}: {format_keys(names)}" for what, names in problems.items() if names)
         raise InputError(
             f"{source}: expected the tensors of a ResNet50 under torchvision's key names; keys {described}; "
-            "check --weights or --checkpoint"
+            f"{_describe_model(found)}check --weights or --checkpoint"
         )
 
 
-def _format_keys(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED_KEYS} more" if len(names) > MAX_NAMED_KEYS else ""
-    return ", ".join(sorted(names)[:MAX_NAMED_KEYS]) + more
+def _describe_model(names: Iterable[str]) -> str:
+    """Describe the model that has tensors of these names, if it is known and no ResNet50."""
+    text = "\n".join(names)
+    if "layer1.0.conv2." in text and "layer1.0.conv3." not in text:
+        return "these are of a ResNet18 or 34; "
+    return next((f"these are of {model}; " for part, model in FOREIGN_KEYS.items() if part in text), "")
+
+
+def format_keys(names: Iterable[str]) -> str:
+    """List the first keys in order, and count the others."""
+    ordered = sorted(names)
+    shown = ordered[:MAX_NAMED_KEYS]
+    while len(shown) > 1 and len(", ".join(shown)) > MAX_KEYS_LENGTH:
+        shown.pop()
+    more = f" and {len(ordered) - len(shown)} more" if len(shown) < len(ordered) else ""
+    return ", ".join(shown)[:MAX_KEYS_LENGTH] + more
 
 
 def _build_config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -175,9 +201,25 @@ def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
             raise ValueError(f"label_names must be a list of different names, not {names!r}")
     except (ValueError, KeyError, TypeError, IndexError, InputError) as error:
         raise InputError(f"{path}: expected the settings of a checkpoint that catsdogs wrote: {error!r}") from error
-    if config.get("architecture") != "resnet50" or pretrained.get("interpolation") != "bilinear":
+    if config.get("architecture") != "resnet50":
+        raise InputError(f"{path}: expected the architecture resnet50, got {config.get('architecture')!r}")
+    if pretrained.get("interpolation") != preprocessing.interpolation:
         raise InputError(
-            f"{path}: expected resnet50 with bilinear interpolation, got {config.get('architecture')!r} with "
-            f"{pretrained.get('interpolation')!r}"
+            f"{path}: expected {preprocessing.interpolation} interpolation, the only one that evaluate and score have, "
+            f"got {pretrained.get('interpolation')!r}; fine-tune it: catsdogs train --weights {uri}"
         )
     return tuple(map(str, names)), preprocessing
+
+
+def read_label_names(uri: str) -> tuple[str, ...]:
+    """Read the class names in the `config.json` of any program; empty if it has none."""
+    path = storage.join(uri, CONFIG)
+    if not storage.exists(path):
+        return ()
+    try:
+        config = json.loads(storage.read_bytes(path))
+        names = config.get("label_names") or config["pretrained_cfg"]["label_names"]
+        return tuple(map(str, names))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        logger.debug("no class names in %s", path, exc_info=True)
+        return ()

@@ -13,6 +13,7 @@ SHAPELESS = {"Cc", "Cf", "Cn", "Cs", "Zl", "Zp"}
 MAX_MESSAGE_CHARS = 500
 GAP = " ... "
 MAX_NAMES, MAX_NAMES_LENGTH = 10, 80  # of a list of names in a message
+MAX_REASON_LENGTH = 200
 
 
 def shorten(message: str) -> str:
@@ -48,6 +49,11 @@ def format_names(names: Sequence[str], with_escapes: bool = False) -> str:
     text = ", ".join(quoted) or "none"
     shown = text if len(text) <= MAX_NAMES_LENGTH else f"{text[: MAX_NAMES_LENGTH - 3]}..."
     return shown if len(quoted) == len(names) else f"{shown} and {len(names) - len(quoted)} more"
+
+
+def format_reason(error: BaseException) -> str:
+    """Return the text of an error of another package in one line of limited length; without a text, its class."""
+    return " ".join(str(error).split())[:MAX_REASON_LENGTH] or type(error).__name__
 
 
 def _escape_character(character: str) -> str:

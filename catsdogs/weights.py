@@ -1,19 +1,48 @@
-"""Load the initial weights of a training run."""
+"""Load the initial weights of a training run.
 
+Weights come from many programs. Only the tensors count: nested dicts are unwrapped, prefixes of keys removed, and a
+head that does not fit is replaced.
+"""
+
+import argparse
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from catsdogs import storage
-from catsdogs.checkpoint import CONFIG, HEAD, WEIGHTS, check_shapes, parse_safetensors, read_config
+from catsdogs.checkpoint import (
+    BATCH_COUNTER,
+    HEAD,
+    WEIGHTS,
+    check_shapes,
+    format_keys,
+    list_shapes,
+    parse_safetensors,
+    read_label_names,
+)
 from catsdogs.errors import InputError
+from catsdogs.labels import normalize_name
 from catsdogs.resnet import ResNet50
+from catsdogs.text import format_names, format_reason
 
 # torchvision's ResNet50_Weights.IMAGENET1K_V2; the download is checked against the digits of the sha256 in its name.
 IMAGENET_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+
+SAFETENSORS_SUFFIX = ".safetensors"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: .pth.tar
+FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")  # of this program, timm and Hugging Face
+# Where programs nest the state dict of a model: torch's examples, timm, Lightning, DeepSpeed; EMA only without others.
+NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema")
+MAX_NESTS = 3
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of the module that it wraps
+STEM = "conv1.weight"  # with its prefix, the key of the first convolution
+BLOCK = re.compile(r"(^|\.)layer\d\.\d+\.$")
+LAYERS = {name.partition(".")[0] for name in list_shapes(1)}
+SAVE_TENSORS = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 
 StateDict = dict[str, torch.Tensor]
 
@@ -22,7 +51,7 @@ def load_pretrained(model: ResNet50, weights: str, class_names: tuple[str, ...])
     """Load the initial weights, the head only if it has the same classes; return a message for the user.
 
     Args:
-        weights: `imagenet`, `none`, a path or URI of a .pth or .safetensors file, or a checkpoint directory.
+        weights: `imagenet`, `none`, a path or URI of a file of torch.save or safetensors, or a checkpoint directory.
 
     Raises:
         InputError: the weights cannot be read or do not fit.
@@ -32,13 +61,25 @@ def load_pretrained(model: ResNet50, weights: str, class_names: tuple[str, ...])
     state, head_names = _read_weights(weights)
     own_head = {f"{HEAD}.{name}": tensor for name, tensor in model.fc.state_dict().items()}
     head = {name: tensor for name, tensor in state.items() if name.startswith(f"{HEAD}.")}
-    fits = all(name in own_head and own_head[name].shape == tensor.shape for name, tensor in head.items())
-    if head and fits and head_names in (None, class_names) and weights != "imagenet":
-        load_state_dict_strictly(model, state, weights)
-        return f"weights and head from {weights}"
-    load_state_dict_strictly(model, state | own_head, weights)
+    left_out = _list_other_layers(state)
+    backbone = {name: tensor for name, tensor in state.items() if name not in head and name not in left_out}
+    note = f"; left out: {format_keys(left_out)}" if left_out else ""
+    fits = {name: tensor.shape for name, tensor in head.items()} == {n: tensor.shape for n, tensor in own_head.items()}
+    same_classes = head_names is None or tuple(map(normalize_name, head_names)) == class_names
+    if fits and same_classes and weights != "imagenet":
+        load_state_dict_strictly(model, backbone | head, weights)
+        return f"weights and head from {weights}{note}"
+    load_state_dict_strictly(model, backbone | own_head, weights)
     replaced = f"{len(head[f'{HEAD}.bias'])} classes" if f"{HEAD}.bias" in head else "none"
-    return f"weights from {weights}; a new head for {len(class_names)} classes replaces its own ({replaced})"
+    return f"weights from {weights}; a new head for {len(class_names)} classes replaces its own ({replaced}){note}"
+
+
+def _list_other_layers(state: StateDict) -> set[str]:
+    """List the tensors beside a whole ResNet50, such as another head; none if the ResNet50 is not whole."""
+    required = {name for name in list_shapes(1) if not name.startswith(f"{HEAD}.") and not name.endswith(BATCH_COUNTER)}
+    if not required <= state.keys():
+        return set()
+    return {name for name in state if name.partition(".")[0] not in LAYERS}
 
 
 def load_state_dict_strictly(model: ResNet50, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -53,17 +94,42 @@ def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
     if weights == "imagenet":
         return _download_imagenet(), None
     uri = storage.absolute(weights)
-    if uri.endswith(".safetensors"):
-        return parse_safetensors(storage.read_bytes(uri), uri), None
-    if uri.endswith((".pth", ".pt")):
-        return parse_torch_file(storage.read_bytes(uri), uri), None
-    if not storage.exists(storage.join(uri, CONFIG)):
+    if uri.lower().endswith((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)):
+        return _read_file(uri), None
+    for name in FOLDER_FILES:
+        if storage.exists(storage.join(uri, name)):
+            return _read_file(storage.join(uri, name)), read_label_names(uri)
+    raise InputError(
+        f"--weights {weights}: expected imagenet, none, a file ({SAFETENSORS_SUFFIX} {' '.join(TORCH_SUFFIXES)}) or a "
+        f"checkpoint directory with {' or '.join(FOLDER_FILES)}; found none of these"
+    )
+
+
+def _read_file(uri: str) -> StateDict:
+    content = storage.read_bytes(uri)
+    if uri.lower().endswith(SAFETENSORS_SUFFIX):
+        return _strip_prefix(parse_safetensors(content, uri), uri)
+    return parse_torch_file(content, uri)
+
+
+def _strip_prefix(state: StateDict, source: str) -> StateDict:
+    """Remove the prefix of the names of a ResNet50's tensors; other tensors keep their names.
+
+    Wrappers put a prefix before each name: `module.` (DataParallel, DDP), `_orig_mod.` (torch.compile), `model.`
+    (Lightning), `backbone.` or `encoder.` (a model with another head).
+    """
+    state = {name.replace(COMPILED, ""): tensor for name, tensor in state.items()}
+    stems = sorted({name.removesuffix(STEM) for name in state if name.endswith(STEM)})
+    stems = [prefix for prefix in stems if not BLOCK.search(prefix)]
+    whole = [prefix for prefix in stems if f"{prefix}layer1.0.{STEM}" in state]
+    if len(whole) > 1:
         raise InputError(
-            f"--weights {weights}: expected imagenet, none, a .pth or .safetensors file, or a checkpoint "
-            f"directory with {CONFIG}; found none of these"
+            f"{source}: expected one ResNet50, found several, whose keys start with {format_names(whole)}, such as a "
+            "teacher or a momentum encoder; save the tensors of one of them in a file"
         )
-    class_names, _ = read_config(uri)
-    return parse_safetensors(storage.read_bytes(storage.join(uri, WEIGHTS)), uri), class_names
+    prefix = next(iter(whole or stems), "") if len(whole or stems) == 1 else ""
+    others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    return others | {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
 def _download_imagenet() -> StateDict:
@@ -79,21 +145,37 @@ def _download_imagenet() -> StateDict:
 def parse_torch_file(content: bytes, source: str) -> StateDict:
     """Parse a state dict from torch.save to fp32; raises InputError with `source`.
 
-    It may be in a dict under `state_dict` or `model`, and its keys may start with DDP's `module.`.
+    It may be nested in dicts (`NESTS`), and its keys may have a prefix.
     """
     try:
-        loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in checkpoints of timm
+            loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of any type
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source} is not a state dict that loads with weights_only=True: {first_line}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
+        raise InputError(
+            f"{source} is not a state dict that loads with weights_only=True: {_explain(error)}"
+        ) from error
+    state_dict = _unwrap(loaded)
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items()
     ):
-        raise InputError(f"{source}: expected a state dict of tensors, got {type(loaded).__name__}")
-    return {
-        name.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in loaded.items()
-    }
+        keys = f" with the keys {format_names(list(map(str, state_dict)))}" if isinstance(state_dict, dict) else ""
+        raise InputError(
+            f"{source}: expected a state dict of tensors, got {type(state_dict).__name__}{keys}; {SAVE_TENSORS}"
+        )
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
+    return _strip_prefix(state, source)
+
+
+def _unwrap(loaded: Any) -> Any:
+    """Return the state dict that a checkpoint has under one of the `NESTS`, or what was loaded."""
+    for _ in range(MAX_NESTS):
+        inner = [loaded.get(name) for name in NESTS] if isinstance(loaded, dict) else []
+        loaded = next((value for value in inner if isinstance(value, dict)), loaded)
+    return loaded
+
+
+def _explain(error: Exception) -> str:
+    """Explain why torch refused a file; it names the first object that is neither a tensor nor plain data."""
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        return f"it has an object of {found[1]}, whose code could do anything; {SAVE_TENSORS}"
+    return format_reason(error)

@@ -182,6 +182,24 @@ def test_a_damaged_config_is_refused(folder, tmp_path, change):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architecture": "resnet18"}, "expected the architecture resnet50, got 'resnet18'"),
+        (
+            {"pretrained_cfg": {"interpolation": "bicubic"}},
+            "expected bilinear interpolation, .*, got 'bicubic'; fine-tune",
+        ),
+    ],
+)
+def test_what_differs_from_our_models_is_named(folder, tmp_path, change, words):
+    config = json.loads((folder / CONFIG).read_text())
+    pretrained = config["pretrained_cfg"] | change.get("pretrained_cfg", {})
+    (tmp_path / CONFIG).write_text(json.dumps(config | change | {"pretrained_cfg": pretrained}))
+    with pytest.raises(InputError, match=words):
+        read_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
     "content",
     [b"", b"x", b"\xff" * 100, b"\x10" + b"\0" * 7 + b"{}" * 8],
     ids=["empty", "short", "huge header", "no header"],

@@ -1,15 +1,18 @@
 """The weights that training starts from."""
 
+import argparse
 import contextlib
 import hashlib
 import io
 import pickle
 import random
+import unicodedata
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from models import randomize_batchnorm
 from safetensors.torch import save_file
@@ -100,19 +103,27 @@ WRAPPINGS = {
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
     "module": lambda state: {f"module.{name}": value for name, value in state.items()},
     "model of module": lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
+    "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state},
+    "only EMA": lambda state: {"state_dict_ema": state, "optimizer": {"state": {}}},
+    "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+    "compiled and distributed": lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
+    "backbone": lambda state: {"state_dict": {f"backbone.{name}": value for name, value in state.items()}},
+    "encoder": lambda state: {f"model.encoder.{name}": value for name, value in state.items()},
+    "arguments": lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1, model="resnet50")},
 }
 
 
 @pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
 def test_a_torch_file_is_unwrapped(wrap):
-    state = {"conv1.weight": torch.ones(2, 3), "fc.bias": torch.zeros(1)}
+    state = {"conv1.weight": torch.ones(2, 3), "layer1.0.conv1.weight": torch.ones(1), "fc.bias": torch.zeros(1)}
     found = parse_torch_file(torch_bytes(wrap(state)), "w.pth")
     assert found.keys() == state.keys()
     assert all(found[name].equal(state[name]) for name in state)
 
 
-def test_a_wrapped_torch_file_with_a_fitting_head_is_loaded_whole(resnet, fresh, tmp_path):
-    file = pth(WRAPPINGS["model of module"](resnet.state_dict()))(tmp_path)
+@pytest.mark.parametrize("suffix", ["pth.tar", "BIN"])
+def test_a_wrapped_torch_file_with_a_fitting_head_is_loaded_whole(resnet, fresh, tmp_path, suffix):
+    file = pth(WRAPPINGS["model of module"](resnet.state_dict()))(tmp_path).rename(tmp_path / f"w.{suffix}")
     model = fresh(3)
     assert load_pretrained(model, str(file), CLASSES) == f"weights and head from {file}"
     assert same_state(model, resnet.state_dict())
@@ -130,6 +141,71 @@ def test_a_safetensors_file_with_a_fitting_head_is_loaded_whole(resnet, fresh, f
     model = fresh(3)
     assert load_pretrained(model, str(folder / WEIGHTS), ("x", "y", "z")) == f"weights and head from {folder / WEIGHTS}"
     assert same_state(model, resnet.state_dict())
+
+
+def test_the_prefix_of_a_safetensors_file_is_removed(resnet, fresh, tmp_path):
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in resnet.state_dict().items()}, tmp_path / "w.safetensors")
+    model = fresh(3)
+    load_pretrained(model, f"{tmp_path}/w.safetensors", CLASSES)
+    assert same_state(model, resnet.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others", "kept_head", "left_out"),
+    [
+        ("", {"fc.0.weight": (128, 2048), "fc.2.weight": (9, 128)}, False, None),  # an MLP as the head
+        ("", {"fc.weight": (3, 2048)}, False, None),  # without a bias
+        ("backbone.", {"fc.weight": (3, 2048), "fc.bias": (3,)}, True, None),
+        ("encoder.", {"classifier.0.weight": (1,), "queue": (1,)}, False, "classifier.0.weight, queue"),
+    ],
+)
+def test_only_the_backbone_must_fit(resnet, fresh, tmp_path, prefix, others, kept_head, left_out):
+    state = {f"{prefix}{name}": v for name, v in resnet.state_dict().items() if not name.startswith("fc.")}
+    file = pth(state | {name: torch.ones(shape) for name, shape in others.items()})(tmp_path)
+    model = fresh(3)
+    message = load_pretrained(model, str(file), CLASSES)
+    assert message.endswith(f"; left out: {left_out}") == (left_out is not None)
+    assert ("a new head for 3 classes" in message) == (not kept_head)
+    assert bool(model.fc.weight.any()) == kept_head
+    assert model.layer4[2].conv3.weight.equal(resnet.layer4[2].conv3.weight)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            [f"encoder_{i}.{name}" for i in "qk" for name in ("conv1.weight", "layer1.0.conv1.weight")],
+            "expected one ResNet50, found several, whose keys start with 'encoder_k.', 'encoder_q.'",
+        ),
+        (["resnet.embedder.embedder.convolution.weight"], "these are of a ResNet of transformers"),
+        (["layer1.0.conv1.weight", "layer1.0.conv2.weight"], "these are of a ResNet18 or 34"),
+        (["conv1.weight", "layer3.6.conv1.weight"], "these are of a ResNet101 or 152"),
+        (["module.features.0.weight"], "unexpected: module.features.0.weight; these are of a VGG, DenseNet"),
+    ],
+)
+def test_foreign_keys_are_explained(fresh, tmp_path, names, words):
+    file = pth({name: torch.zeros(1) for name in names})(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(("safe", "label_names"), [(True, list(CLASSES)), (False, ["x", "y", "z"]), (False, None)])
+def test_a_folder_of_timm_is_taken_whatever_its_preprocessing(resnet, fresh, tmp_path, safe, label_names):
+    model = timm.create_model("resnet50", num_classes=3)
+    assert model.pretrained_cfg["interpolation"] == "bicubic"
+    model.load_state_dict(resnet.state_dict())
+    config = {"label_names": label_names} if label_names else {}
+    timm.models.save_for_hf(model, str(tmp_path), model_config=config, safe_serialization=safe)
+    ours = fresh(3)
+    message = load_pretrained(ours, str(tmp_path), CLASSES)
+    assert ours.conv1.weight.equal(resnet.conv1.weight)
+    if label_names == list(CLASSES):
+        assert message == f"weights and head from {tmp_path}"
+        assert same_state(ours, resnet.state_dict())
+    else:
+        assert message.endswith("a new head for 3 classes replaces its own (3 classes)")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -150,6 +226,13 @@ def test_a_checkpoint_of_the_same_classes_keeps_its_head(resnet, fresh, folder):
     model = fresh(3)
     assert load_pretrained(model, str(folder), CLASSES) == f"weights and head from {folder}"
     assert same_state(model, resnet.state_dict())
+
+
+def test_class_names_of_a_checkpoint_are_compared_in_one_unicode_form(resnet, fresh, tmp_path):
+    names = tuple(unicodedata.normalize("NFD", name) for name in CLASSES)
+    assert names != CLASSES
+    write_checkpoint(str(tmp_path), resnet.state_dict(), names, Preprocessing())
+    assert load_pretrained(fresh(3), str(tmp_path), CLASSES) == f"weights and head from {tmp_path}"
 
 
 @pytest.mark.parametrize("class_names", [("cats", "dogs", "mice"), ("dogs", "cats", "żaby 50%"), ("cats", "dogs")])
@@ -185,7 +268,9 @@ class Malicious:
 @pytest.mark.parametrize("save_as", [torch_bytes, lambda value: pickle.dumps(value, protocol=2)], ids=["zip", "pickle"])
 def test_a_malicious_pickle_is_refused_and_does_not_run(fresh, tmp_path, save_as):
     (tmp_path / "w.pth").write_bytes(save_as({"fc.weight": Malicious(tmp_path / "ran")}))
-    with pytest.raises(InputError, match="is not a state dict that loads with weights_only=True"):
+    with pytest.raises(
+        InputError, match=r"is not a state dict that loads with weights_only=True: .* torch\.save\(model"
+    ):
         load_pretrained(fresh(2), f"{tmp_path}/w.pth", ("a", "b"))
     assert not (tmp_path / "ran").exists()
 
@@ -225,14 +310,14 @@ def test_damaged_torch_files_are_refused_or_read(old_format):
             parse_torch_file(damaged(buffer.getvalue(), rng), "w.pth")
 
 
-@pytest.mark.parametrize("name", ["absent", "w.bin", "resnet50"])
+@pytest.mark.parametrize("name", ["absent", "w.zip", "resnet50"])
 def test_weights_of_no_known_kind_are_refused(fresh, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"--weights {name}: expected imagenet, none, a"):
         load_pretrained(fresh(2), name, ("a", "b"))
 
 
-@pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors"])
+@pytest.mark.parametrize("name", ["absent.pth", "absent.bin", "absent.safetensors"])
 def test_a_missing_weights_file_is_reported(fresh, tmp_path, name):
     with pytest.raises(InputError, match=f"cannot read {tmp_path}/{name}: No such file"):
         load_pretrained(fresh(2), f"{tmp_path}/{name}", ("a", "b"))
