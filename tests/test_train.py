@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +130,39 @@ def test_a_damaged_args_yaml_is_an_error_with_its_path(finished_run, tmp_path):
     (tmp_path / "run" / "args.yaml").write_bytes(b"{: \xff")
     with pytest.raises(InputError, match=r"args.yaml"):
         train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path), resume=True))
+
+
+def test_one_of_several_runs_takes_a_folder(tmp_path):
+    uri = str(tmp_path / "run")
+    with ThreadPoolExecutor(4) as executor:
+        futures = [executor.submit(settings.create_run, uri, {"seed": 0}) for _ in range(4)]
+        errors = [future.exception() for future in futures]
+    assert errors.count(None) == 1
+    assert {type(error) for error in errors} == {type(None), InputError}
+
+
+def test_a_folder_on_s3_is_taken_once_even_by_runs_with_the_same_settings(bucket):
+    uri = f"s3://{bucket}/runs/run"
+    settings.create_run(uri, {"seed": 0})
+    with pytest.raises(InputError, match="was taken by another run"):
+        settings.create_run(uri, {"seed": 0})
+    assert yaml.safe_load(storage.read_bytes(f"{uri}/args.yaml")) == {"seed": 0}
+
+
+def test_a_folder_that_another_run_takes_meanwhile_is_refused(finished_run, tmp_path):
+    def on_event(event):
+        if isinstance(event, Message) and "images a step" in event.text:
+            settings.create_run(str(tmp_path / "run"), {"seed": 7})
+
+    with pytest.raises(InputError, match=f"{tmp_path}/run was taken by another run .*: choose another --name"):
+        train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path)), on_event)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["args.yaml"]
+    assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text()) == {"seed": 7}
+
+
+def test_runs_without_a_name_that_start_at_once_have_different_names(finished_run):
+    config = dataclasses.replace(finished_run.config, name=None)
+    assert len({settings.resolve(config).name for _ in range(5)}) == 5
 
 
 def test_an_existing_run_needs_resume(finished_run):

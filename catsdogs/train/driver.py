@@ -65,7 +65,8 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     start.start_ray()
     use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
     config = dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
-    settings.write_args(uri, dataclasses.asdict(config))
+    write_args = settings.write_args if config.resume else settings.create_run
+    write_args(uri, dataclasses.asdict(config))
     reporter = ProgressReporter(config, progress)
     with data.quiet_ray_loggers():
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import secrets
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """Resolve the settings that depend on neither the cluster nor the device."""
-    new_name = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    new_name = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return dataclasses.replace(
         config,
         data_dir=storage.absolute(config.data_dir),
@@ -30,10 +31,25 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
+def create_run(uri: str, settings: dict[str, Any]) -> None:
+    """Take the folder of a new run by creating its `args.yaml`; InputError if another run took it since it was checked.
+
+    The comment makes the content unique: a store reports an equal file as created, since the response to the first
+    request may have been lost.
+    """
+    content = f"# run {secrets.token_hex(8)}\n".encode() + _format_args(settings)
+    if not storage.create_bytes(storage.join(uri, ARGS), content):
+        raise InputError(f"{uri} was taken by another run that started at the same time: choose another --name")
+
+
 def write_args(uri: str, settings: dict[str, Any]) -> None:
     """Write the settings to the `args.yaml` of the run at `uri`."""
+    storage.write_bytes(storage.join(uri, ARGS), _format_args(settings))
+
+
+def _format_args(settings: dict[str, Any]) -> bytes:
     kept = {name: value for name, value in settings.items() if name != "resume"}
-    storage.write_bytes(storage.join(uri, ARGS), yaml.safe_dump(kept, sort_keys=False).encode())
+    return yaml.safe_dump(kept, sort_keys=False).encode()
 
 
 def choose_precision(uri: str, device: torch.device) -> Precision:
