@@ -32,6 +32,8 @@ from catsdogs.start import start_ray
 from catsdogs.train import settings, train
 from catsdogs.train.inputs import ImageInputs, list_validation_batches
 from catsdogs.train.model import compute_learning_rate
+from catsdogs.train.resume import load_saved_run
+from catsdogs.train.run_folder import RunFolder
 from catsdogs.train.worker import Ranks
 from catsdogs.weights import load_state_dict_strictly
 
@@ -47,6 +49,14 @@ def test_a_run_has_the_files_and_columns_of_the_reference(finished_run):
     assert args["lr"] == pytest.approx(0.02 * 8 / 32)
     assert args["use_gpu"] == "false"
     assert read_checkpoint(str(run / "best")).class_names == CLASSES
+
+
+def test_the_first_line_names_the_classes_and_both_folders(finished_run, red_blue_root):
+    assert lines_of(finished_run.events)[:2] == [
+        f"2 classes, 'blue', 'red': 26 training images in {red_blue_root}/train, "
+        f"14 validation images in {red_blue_root}/validation",
+        "1 x 8 = 8 images a step, learning rate 0.005",
+    ]
 
 
 def test_every_epoch_is_reported_in_a_line(finished_run):
@@ -125,11 +135,101 @@ def press_ctrl_c_after_first_epoch(event):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_damaged_args_yaml_is_an_error_with_its_path(finished_run, tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{: \xff",
+        b"",
+        b"[1]",
+        b"epochs: two\nprecision: fp32",
+        b"epochs: 2\nprecision: fp3",
+        b"seed: 2020-99-99",
+        b"[" * 2000,
+    ],
+    ids=lambda content: content[:20],
+)
+def test_a_damaged_args_yaml_is_an_error_with_its_path(finished_run, tmp_path, content):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "args.yaml").write_bytes(b"{: \xff")
-    with pytest.raises(InputError, match=r"args.yaml"):
+    (tmp_path / "run" / "args.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"run/args\.yaml") as caught:
         train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path), resume=True))
+    assert "\n" not in str(caught.value)
+
+
+def copy_run(finished_run, storage_path):
+    """Copy a finished run as hard links; a test replaces files and does not write into them."""
+    shutil.copytree(finished_run.folder, storage_path / "run", copy_function=os.link)
+    return storage_path / "run"
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def replace_content(content):
+    def write(path):
+        path.unlink()
+        path.write_bytes(content)
+
+    return write
+
+
+def edit_text(old, new):
+    return lambda path: replace_content(path.read_text().replace(old, new, 1).encode())(path)
+
+
+def drop_last_epoch(path):
+    state = torch.load(path, weights_only=True)
+    path.unlink()
+    torch.save(state | {"history": state["history"][:-1]}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("last/training_state.pt", remove, "last/training_state.pt is missing, but there is best, last, summary.csv"),
+        ("last/training_state.pt", replace_content(b"PK"), "last/training_state.pt is damaged"),
+        ("last", remove, "last/training_state.pt is missing, but there is best, summary.csv"),
+        ("last/config.json", remove, "cannot read .*/last/config.json: No such file"),
+        ("best", remove, "cannot read .*/best/config.json: No such file"),
+        ("best/model.safetensors", replace_content(b"\x10" + bytes(40)), "best is not a safetensors file"),
+        ("summary.csv", remove, "cannot read .*/summary.csv: No such file"),
+        ("summary.csv", replace_content(b"\xff"), "summary.csv is damaged"),
+        ("summary.csv", edit_text("\n2,", "\n3,"), "are of different epochs or runs: expected the 2 epochs"),
+        ("val_predictions.parquet", replace_content(b"PAR1"), "val_predictions.parquet is damaged"),
+    ],
+)
+def test_resume_of_an_incomplete_run_is_an_error_and_writes_nothing(finished_run, tmp_path, name, damage, words):
+    run = copy_run(finished_run, tmp_path)
+    damage(run / name)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(
+        InputError, match=f"cannot resume {run}: .*{words}.*; restore this file, or start a new run"
+    ) as caught:
+        train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path), resume=True, epochs=3))
+    assert "\n" not in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_the_summary_may_be_one_save_ahead_of_the_training_state(finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path)
+    drop_last_epoch(run / "last" / "training_state.pt")  # as if the run was killed before the last file was written
+    assert load_saved_run(str(run), saves_every_epoch=True).history.epoch == 1
+    summary = (run / "summary.csv").read_text()
+    replace_content(f"{summary}3{summary.splitlines()[2][1:]}\n".encode())(run / "summary.csv")
+    with pytest.raises(InputError, match=r"are of different epochs or runs: expected the 1 epochs .* found 3 rows"):
+        load_saved_run(str(run), saves_every_epoch=True)
+    assert load_saved_run(str(run), saves_every_epoch=False).history.epoch == 1
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_was_saved_starts_anew(finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path)
+    (run / "last" / "training_state.pt").unlink()
+    RunFolder(str(run), (), None).write_state({"history": []})
+    assert load_saved_run(str(run), saves_every_epoch=True).history.epoch == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "args.yaml").touch()
+    assert load_saved_run(str(tmp_path / "other"), saves_every_epoch=True).history.epoch == 0
 
 
 def test_one_of_several_runs_takes_a_folder(tmp_path):

@@ -15,18 +15,18 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from catsdogs import data, local_ray, start, storage
-from catsdogs.checkpoint import read_config
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
-from catsdogs.labels import LabelledFiles, check_same_classes, list_training
+from catsdogs.labels import LabelledFiles, check_same_classes, list_training, reindex_labels
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.ray_errors import to_run_error
-from catsdogs.resnet import ResNet50, build_resnet50
+from catsdogs.resnet import build_resnet50
 from catsdogs.train import settings
 from catsdogs.train.events import ProgressReporter, forward_events, make_retry_policy
 from catsdogs.train.loop import train_loop_per_worker
 from catsdogs.train.report_page import write_report
-from catsdogs.train.run_folder import LAST, RunFolder
+from catsdogs.train.resume import SavedRun, load_saved_run
+from catsdogs.train.run_folder import History, RunFolder
 from catsdogs.train.worker import RunSpec
 from catsdogs.weights import load_pretrained
 
@@ -58,15 +58,17 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     config = settings.resolve(config)
     uri = storage.join(config.storage_path, config.name or "")
     config = settings.restore_settings(config, uri)
-    train_files, validation_files = list_training(config.data_dir, config.val_split, progress)
+    saved = load_saved_run(uri, config.freeze == "none") if config.resume else SavedRun(History())
+    train_files, validation_files = _list_files(config, saved, progress)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size))
-    progress(Message(_describe(config, train_files, validation_files)))
-    model = _build_model(config, folder, progress)
+    progress(Message(_describe_steps(config)))
+    model = build_resnet50(len(folder.class_names), config.seed)  # workers replace its weights by saved ones
+    if not saved.history.epoch:
+        progress(Message(load_pretrained(model, config.weights, folder.class_names)))
     start.start_ray()
     use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
     config = dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
-    write_args = settings.write_args if config.resume else settings.create_run
-    write_args(uri, dataclasses.asdict(config))
+    _write_first_files(config, folder, saved)
     reporter = ProgressReporter(config, progress)
     with data.quiet_ray_loggers():
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -88,23 +90,28 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
 
 
-def _describe(config: TrainConfig, train_files: LabelledFiles, validation_files: LabelledFiles) -> str:
+def _list_files(config: TrainConfig, saved: SavedRun, progress: Progress) -> tuple[LabelledFiles, LabelledFiles]:
+    """List the training and validation files, with the class indices of the run to resume."""
+    train_files, validation_files = list_training(config.data_dir, config.val_split, progress)
+    if not saved.class_names:
+        return train_files, validation_files
+    check_same_classes(saved.class_names, train_files.class_names, f"the run {config.name}", "--data-dir")
+    return reindex_labels(train_files, saved.class_names), reindex_labels(validation_files, saved.class_names)
+
+
+def _describe_steps(config: TrainConfig) -> str:
     return (
-        f"{train_files.files.num_rows:,} training and {validation_files.files.num_rows:,} validation images of "
-        f"{len(train_files.class_names)} classes; {config.num_workers} x {config.batch_size} = "
-        f"{config.global_batch_size} images a step, learning rate {config.peak_lr:g}"
+        f"{config.num_workers} x {config.batch_size} = {config.global_batch_size} images a step, "
+        f"learning rate {config.peak_lr:g}"
     )
 
 
-def _build_model(config: TrainConfig, folder: RunFolder, progress: Progress) -> ResNet50:
-    """Build the model with its initial weights, which workers replace by those of the last saved epoch."""
-    model = build_resnet50(len(folder.class_names), config.seed)
-    if folder.has_state():
-        class_names, _ = read_config(folder.path(LAST))
-        check_same_classes(class_names, folder.class_names, folder.uri, "--data-dir")
-    else:
-        progress(Message(load_pretrained(model, config.weights, folder.class_names)))
-    return model
+def _write_first_files(config: TrainConfig, folder: RunFolder, saved: SavedRun) -> None:
+    """Take the folder of a new run. Write the settings, and the training state of a run without an epoch."""
+    write_args = settings.write_args if config.resume else settings.create_run
+    write_args(folder.uri, dataclasses.asdict(config))
+    if not saved.history.epoch:
+        folder.write_state({"history": []})
 
 
 def _cache_train_images(config: TrainConfig, files: pa.Table, progress: Progress) -> data.DecodedCache | None:

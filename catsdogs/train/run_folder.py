@@ -2,7 +2,8 @@
 
 An epoch is saved once `last/training_state.pt` has it. This file is written last and atomically, and has all that
 resuming needs. After a crash, other files may be ahead of it; the run then repeats these epochs, with the same rows in
-the same order, and overwrites the files.
+the same order, and overwrites the files. The file exists from the start of a run, without an epoch, so that a run whose
+state was lost is not taken for one that has just started.
 """
 
 import copy
@@ -16,12 +17,13 @@ import pyarrow as pa
 import torch
 
 from catsdogs import storage
-from catsdogs.checkpoint import write_checkpoint
-from catsdogs.errors import RunError
+from catsdogs.checkpoint import HEAD, check_shapes, list_shapes, write_checkpoint
+from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.metrics import find_best_epoch
 from catsdogs.resnet import ResNet50
 from catsdogs.schema import parquet_bytes
+from catsdogs.text import format_reason
 
 SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 BEST, LAST, STATE = "best", "last", "training_state.pt"
@@ -59,19 +61,15 @@ class RunFolder:
     def path(self, *names: str) -> str:
         return storage.join(self.uri, *names)
 
-    def has_state(self) -> bool:
-        """Return whether the run has a saved epoch."""
-        return storage.exists(self.path(LAST, STATE))
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write the training state: `history`, and unless it is empty `model` and `optimizer`."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        storage.write_bytes(self.path(LAST, STATE), buffer.getvalue())
 
     def load_state(self) -> dict[str, Any]:
-        """Load the last saved epoch: `history`, `model`, `optimizer`; raises RunError if the file is damaged."""
-        uri = self.path(LAST, STATE)
-        content = storage.read_bytes(uri)
-        try:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes raise errors of any type
-            raise RunError(f"{uri} is damaged: {error}; start a new run from {self.path(BEST)}") from error
-        return state
+        """Load the training state; raises as `load_state`."""
+        return load_state(self.path(LAST, STATE))
 
 
 class CheckpointWriter:
@@ -103,15 +101,37 @@ class CheckpointWriter:
         write_checkpoint(folder.path(LAST), model.state_dict(), folder.class_names, folder.preprocessing)
         storage.write_bytes(folder.path(SUMMARY), _format_summary(history))
         state = {"history": history.rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        storage.write_bytes(folder.path(LAST, STATE), buffer.getvalue())
+        folder.write_state(state)
+
+
+def load_state(uri: str) -> dict[str, Any]:
+    """Load the training state that `RunFolder.write_state` wrote; raises InputError if it is missing or damaged."""
+    content = storage.read_bytes(uri)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        _check_state(state)
+    except Exception as error:  # damaged bytes raise errors of any type
+        raise InputError(f"{uri} is damaged: {type(error).__name__}: {format_reason(error)}") from error
+    return state
+
+
+def _check_state(state: Any) -> None:
+    """Raise an error of any type if a loaded object is not a training state."""
+    _format_summary(History(state["history"]))
+    if state["history"]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
+        check_shapes(list_shapes(len(state["model"][f"{HEAD}.bias"])), shapes, "model")
+        assert "param_groups" in state["optimizer"]
 
 
 def _format_summary(history: History) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, SUMMARY_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for row in history.rows:
-        writer.writerow({name: f"{row[name]:.6g}" if name != "epoch" else int(row[name]) for name in SUMMARY_COLUMNS})
+    writer.writerows(map(format_row, history.rows))
     return text.getvalue().encode()
+
+
+def format_row(row: EpochRow) -> dict[str, str]:
+    """Format an epoch as a row of `summary.csv`."""
+    return {name: str(int(row[name])) if name == "epoch" else f"{row[name]:.6g}" for name in SUMMARY_COLUMNS}

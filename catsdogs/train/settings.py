@@ -3,17 +3,19 @@
 import dataclasses
 import datetime
 import secrets
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 
 from catsdogs import storage
-from catsdogs.config import TrainConfig
+from catsdogs.config import PrecisionChoice, TrainConfig
 from catsdogs.errors import InputError
 from catsdogs.process_setup import Precision, resolve_precision
+from catsdogs.text import format_reason
 from catsdogs.train.run_folder import ARGS
 
+PRECISIONS = get_args(PrecisionChoice)
 CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}  # on --resume
 
 
@@ -84,10 +86,11 @@ def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
 
 def _read_args(args: str) -> dict[str, Any]:
     try:
-        previous = yaml.safe_load(storage.read_bytes(args))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{args} is damaged: {error}; start a new run with another --name") from error
-    if not isinstance(previous, dict) or not {"epochs", "precision"} <= previous.keys():
+        loaded = yaml.safe_load(storage.read_bytes(args))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that is none
+        raise InputError(f"{args} is damaged: {format_reason(error)}; start a new run with another --name") from error
+    previous: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
+    if type(previous.get("epochs")) is not int or previous.get("precision") not in PRECISIONS:
         raise InputError(f"{args}: expected the settings of a run, as catsdogs train writes them; start a new run")
     return previous
 

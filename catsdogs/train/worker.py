@@ -141,14 +141,12 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
     device = ray.train.torch.get_device()
     precision = ranks.broadcast(lambda: settings.choose_precision(spec.folder.uri, device))
     disable_tf32(precision, device)
-    if spec.folder.has_state():
-        state = spec.folder.load_state()
-    else:
-        state = {"history": [], "model": {name: torch.tensor(array) for name, array in spec.initial_state.items()}}
+    state = spec.folder.load_state()
     history = History(state["history"])
-    model = _build_model(spec, device, state["model"])
+    initial = {name: torch.tensor(array) for name, array in spec.initial_state.items()}
+    model = _build_model(spec, device, state["model"] if history.epoch else initial)
     optimizer = build_optimizer(model, spec.config)
-    if "optimizer" in state:
+    if history.epoch:
         optimizer.load_state_dict(state["optimizer"])
     return TrainWorker(
         spec=spec,
