@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         display.close()
-        logging.getLogger("catsdogs").removeHandler(handler)
-        if not joined and (ray := _find_initialized_ray()):
+        if not joined and (start := sys.modules.get("catsdogs.start")):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            ray.shutdown()  # ends everything that an interrupted command left running
+            start.stop_ray()  # ends everything that an interrupted command left running
+        logging.getLogger("catsdogs").removeHandler(handler)
 
 
 def _run(arguments: list[str], display: Display) -> int:

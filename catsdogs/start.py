@@ -1,61 +1,111 @@
 """Start Ray or join a cluster. Imports neither torch nor Ray Data."""
 
+import atexit
 import contextlib
 import importlib
 import logging
 import os
 import signal
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ray
 
 from catsdogs import local_ray
 from catsdogs.errors import RunError
 from catsdogs.logs import worker_runtime_env
+from catsdogs.ray_session import remove_folders, session_environment
+
+logger = logging.getLogger(__name__)
 
 _started_node_id: str | None = None  # of the local Ray that this process started
+_has_joined = False  # a process reads its token once: after that of a cluster, it cannot use another
 
 
 def start_ray() -> None:
     """Join the cluster at RAY_ADDRESS, or start Ray on this machine. Do nothing if Ray is initialized.
 
     Raises:
-        RunError: there is no cluster at RAY_ADDRESS, or it refuses the connection.
+        RunError: there is no cluster at RAY_ADDRESS, or it refuses the connection; or Ray does not start here.
     """
-    global _started_node_id
+    global _has_joined
     if ray.is_initialized():
+        _has_joined = _has_joined or on_existing_cluster()
         return
     # Without an address, Ray would look in /tmp/ray for a cluster, and wait for it even if it is gone.
     address = os.environ.get("RAY_ADDRESS") or "local"
-    is_local = address == "local"
     # Environment variables of Ray. First: leave CUDA_VISIBLE_DEVICES as it is in processes that reserve no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Second: Ray's core logs an error for every actor of Ray Data (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    few_processes = local_ray.without_cluster_processes() if is_local else contextlib.nullcontext()
+    if address == "local":
+        _start_own_ray()
+    else:
+        _has_joined = True
+        _join_cluster(address)
+
+
+def _start_own_ray() -> None:
+    global _started_node_id
+    atexit.register(stop_ray)
     try:
-        with _buffered_stderr(), _kept_sigterm_handler(), few_processes:
-            ray.init(
-                address,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                include_dashboard=False if is_local else None,
-                runtime_env=worker_runtime_env() or None,
-            )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if is_local:
-            raise RunError(f"{reason}: Ray did not start on this machine") from error
+        with (
+            session_environment(with_token=not _has_joined),
+            local_ray.without_cluster_processes(),
+            _existing_current_folder(),
+        ):
+            _init("local", include_dashboard=False)
+    except RunError:
+        raise
+    except Exception as error:
+        remove_folders()
+        reason = _format_reason(error)
+        raise RunError(f"{reason}: Ray did not start on this machine; if it is busy, try again later") from error
+    except BaseException:  # Ctrl-C
+        remove_folders()
+        raise
+    _started_node_id = ray.get_runtime_context().get_node_id()
+
+
+def _join_cluster(address: str) -> None:
+    global _started_node_id
+    try:
+        with _current_folder(_find_import_folder()):
+            _init(address)
+    except Exception as error:
         raise RunError(
-            f"{reason}: expected a running cluster at RAY_ADDRESS={address}; check the address, and "
+            f"{_format_reason(error)}: expected a running cluster at RAY_ADDRESS={address}; check the address, and "
             "RAY_AUTH_MODE=token with the cluster's token"
         ) from error
-    _started_node_id = ray.get_runtime_context().get_node_id() if is_local else None
+    _started_node_id = None
+
+
+def _init(address: str, **settings: Any) -> None:
+    with _hidden_stderr(), _kept_sigterm_handler():
+        ray.init(
+            address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=worker_runtime_env() or None,
+            **settings,
+        )
+
+
+def _format_reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the Ray that this process started."""
+    ray.shutdown()
+    remove_folders()
 
 
 def on_existing_cluster() -> bool:
@@ -72,6 +122,37 @@ def import_while_ray_starts(name: str) -> ModuleType:
         executor.submit(importlib.import_module, name)
         start_ray()
     return importlib.import_module(name)  # from sys.modules, or it raises the error again
+
+
+def _find_import_folder() -> Path:
+    """Return the folder from which workers import first: that of this package, if it is not installed."""
+    folder = Path(__file__).parents[1]
+    return Path(sysconfig.get_path("stdlib")) if folder.name in ("site-packages", "dist-packages") else folder
+
+
+@contextlib.contextmanager
+def _current_folder(folder: Path) -> Iterator[None]:
+    """Call `ray.init` in a folder: workers import from the current one first, whatever it contains."""
+    try:
+        before = os.open(".", os.O_PATH)
+    except OSError:  # this user may not enter it, so there is no way back
+        yield
+        return
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def _existing_current_folder() -> contextlib.AbstractContextManager[None]:
+    """Call `ray.init` in another folder if the current one was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _current_folder(_find_import_folder())
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -93,18 +174,22 @@ def _kept_sigterm_handler() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _buffered_stderr() -> Iterator[None]:
-    """Hide what Ray's core prints while it starts, unless the start fails."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
+def _hidden_stderr() -> Iterator[None]:
+    """Hide what Ray's core prints while it starts: it goes to the debug log."""
+    try:
+        terminal = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
     with tempfile.TemporaryFile() as buffer:
         os.dup2(buffer.fileno(), 2)
         try:
             yield
-        except BaseException:
-            buffer.seek(0)
-            os.write(terminal, buffer.read())
-            raise
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+            buffer.seek(0)
+            if printed := buffer.read():
+                logger.debug("Ray printed: %s", printed.decode(errors="replace"))

@@ -189,11 +189,15 @@ def ray_cluster(ray_head: RayHead) -> str:
     return ray_head.dashboard
 
 
-def run_own_ray(folder: Path, **environment: str) -> dict[str, Any]:
-    """Run own_ray.py in an empty folder, and return what it observed."""
-    unset = ("RAY_ADDRESS", "CATSDOGS_STOCK_RAY")
+def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run own_ray.py without a home, in a folder with a broken package `catsdogs`; return what it observed."""
+    (folder / "catsdogs").mkdir()
+    (folder / "catsdogs" / "__init__.py").write_text("raise ImportError('from the current folder')")
+    unset = ("RAY_ADDRESS", "CATSDOGS_STOCK_RAY", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    environment |= {"HOME": "/proc/nowhere", "TMPDIR": str(folder / ("long" * 20))}
+    Path(environment["TMPDIR"]).mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in unset} | environment
-    command = [sys.executable, str(Path(__file__).with_name("own_ray.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("own_ray.py")), *arguments]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
     )

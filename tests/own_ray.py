@@ -1,15 +1,21 @@
-"""Starts a Ray of its own as a command does, decodes and runs a dataset; prints what it observed as JSON."""
+"""Starts a Ray of its own as a command does, decodes and runs a dataset; prints what it observed as JSON.
+
+With the argument `deleted`, it deletes the current folder first.
+"""
 
 import json
+import os
 import re
+import shutil
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from catsdogs.start import import_while_ray_starts, on_existing_cluster
+from catsdogs.start import import_while_ray_starts, on_existing_cluster, stop_ray
 
 
 def terminate(*_):
@@ -17,6 +23,8 @@ def terminate(*_):
 
 
 signal.signal(signal.SIGTERM, terminate)
+if "deleted" in sys.argv:
+    shutil.rmtree(os.getcwd())
 data = import_while_ray_starts("catsdogs.data")
 
 import ray.data  # noqa: E402 as commands do: Ray starts first
@@ -40,7 +48,20 @@ def list_commands_with_torch():
     return commands
 
 
+def look_around():
+    """Return the environment of a worker, and the file from which it imports this package."""
+    import catsdogs
+
+    return dict(os.environ), catsdogs.__file__
+
+
+environment, package = ray.get(ray.remote(look_around).remote())
+folder = Path(environment["RAY_TMPDIR"])
 observed = {
+    "package_of_a_worker": package,
+    "has_token": "RAY_AUTH_TOKEN" in environment and "RAY_AUTH_TOKEN" not in os.environ,
+    "mode_of_the_folder": oct(folder.stat().st_mode & 0o777),
+    "parent_of_the_folder": str(folder.parent),
     "existing": on_existing_cluster(),
     "outlives_the_import": ray.get(ray.put(True)),
     "keeps_the_handler_of_sigterm": signal.getsignal(signal.SIGTERM) is terminate,
@@ -56,6 +77,7 @@ with data.quiet_ray_loggers(), data.without_cluster_actors():
 commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
 observed["scripts"] = sorted({name for command in commands for name in re.findall(r"/(\w+\.py)", command)})
 observed["named_actors"] = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-ray.shutdown()
+stop_ray()
 observed["existing_after_the_shutdown"] = on_existing_cluster()
+observed["folder_after_the_shutdown"] = folder.exists()
 print(json.dumps(observed))

@@ -31,7 +31,7 @@ def switched_on(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
-    return run_own_ray(tmp_path_factory.mktemp("stock"), CATSDOGS_STOCK_RAY="1")
+    return run_own_ray(tmp_path_factory.mktemp("stock"), "deleted", CATSDOGS_STOCK_RAY="1")
 
 
 def test_a_command_with_its_own_ray_starts_no_process_that_serves_a_cluster(own_ray):

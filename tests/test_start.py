@@ -1,12 +1,16 @@
 """Start Ray or join a cluster; import a module meanwhile."""
 
+import contextlib
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import ray
 
+import catsdogs
 from catsdogs import start
 from catsdogs.errors import RunError
 from catsdogs.start import import_while_ray_starts, on_existing_cluster, start_ray
@@ -20,6 +24,56 @@ def test_ray_of_this_process_is_not_an_existing_cluster(own_ray):
 def test_ray_outlives_the_import_and_keeps_the_handler_of_sigterm(own_ray):
     assert own_ray["outlives_the_import"]
     assert own_ray["keeps_the_handler_of_sigterm"]
+
+
+def test_a_worker_of_an_own_ray_imports_this_package_whatever_the_current_folder_contains(own_ray):
+    assert own_ray["package_of_a_worker"] == catsdogs.__file__
+
+
+def test_an_own_ray_has_a_token_and_a_private_folder_without_a_home_and_with_a_long_tmpdir(own_ray):
+    assert own_ray["has_token"]
+    assert own_ray["mode_of_the_folder"] == "0o700"
+    assert own_ray["parent_of_the_folder"] == "/tmp"
+    assert not own_ray["folder_after_the_shutdown"]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_the_current_folder_is_not_on_the_import_path_of_workers_on_a_cluster(
+    ray_cluster, tmp_path, monkeypatch, deleted
+):
+    ray.shutdown()
+    (tmp_path / "catsdogs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if deleted:
+        shutil.rmtree(tmp_path)
+    start_ray()
+    assert str(tmp_path) not in ray.get(ray.remote(lambda: sys.path).remote())
+    with pytest.raises(FileNotFoundError) if deleted else contextlib.nullcontext():
+        assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup.\nMore."),
+        OSError("no space left"),
+        ray.exceptions.RaySystemError("lost"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch, error):
+    folders = []
+
+    def init(*_, **__):
+        folders.append(Path(os.environ["RAY_TMPDIR"]))
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(start.ray, "init", init)
+    with pytest.raises(RunError, match="Ray did not start on this machine; if it is busy, try again later") as caught:
+        start_ray()
+    assert "\n" not in str(caught.value)
+    assert [folder.exists() for folder in folders] == [False]
 
 
 def test_ray_that_the_caller_initialized_is_an_existing_cluster(ray_cluster, monkeypatch):

@@ -17,7 +17,7 @@ PACKAGE = Path(catsdogs.__file__).parent
 ORDER = [
     *("text", "errors", "ray_errors", "logs", "config", "progress", "schema", "storage", "split_folders"),
     *("labels", "images", "checkpoint", "process_setup"),
-    *("resnet", "weights", "inference_model", "local_ray", "start", "data"),
+    *("resnet", "weights", "inference_model", "local_ray", "ray_session", "start", "data"),
     *("predictions", "predict", "classify", "metrics", "report"),
     *("train", "score", "evaluate", "download", "demo", "display", "cli"),
 ]

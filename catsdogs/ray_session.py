@@ -1,0 +1,85 @@
+"""The token and the folder of a Ray that this process starts.
+
+The token is in the environment of Ray's processes only. Only this user can enter the folder: it has Ray's sockets, logs
+and spilled objects, and is removed at the end.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from catsdogs.errors import RunError
+from catsdogs.logs import is_verbose
+
+logger = logging.getLogger(__name__)
+
+# The path of a socket has at most 107 bytes (man 7 unix).
+LONGEST_SOCKET = "/ray-12345678/ray/session_2026-01-31_00-00-00_000000_4194304/sockets/plasma_store"
+MAX_PARENT_BYTES = 107 - len(LONGEST_SOCKET)
+PRELOADED = "RAY_preload_python_modules"  # an environment variable of Ray
+REMOVAL_S = 5.0  # in which Ray's last processes end
+
+_token = secrets.token_hex(32)  # one for all: a process reads its token once
+_folders: list[Path] = []
+
+
+@contextlib.contextmanager
+def session_environment(with_token: bool) -> Iterator[None]:
+    """Make a new folder, and set the environment variables that Ray's processes inherit.
+
+    Args:
+        with_token: use this module's token, not the user's.
+
+    Raises:
+        RunError: there is no place for the folder.
+    """
+    # Ray's workers put the current folder first on their import path. What is imported before that stays imported.
+    preloaded = filter(None, ["catsdogs", os.environ.get(PRELOADED)])
+    variables = {"RAY_TMPDIR": str(_make_folder()), PRELOADED: ",".join(preloaded)}
+    variables |= {"RAY_AUTH_TOKEN": _token} if with_token else {}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _make_folder() -> Path:
+    chosen = os.environ.get("RAY_TMPDIR")
+    reasons = []
+    for parent in [chosen] if chosen else [os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]:
+        if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
+            reasons.append(f"{parent} is too long")
+            continue
+        try:
+            _folders.append(Path(tempfile.mkdtemp(prefix="ray-", dir=parent)))
+        except OSError as error:
+            reasons.append(f"{parent}: {error.strerror}")
+        else:
+            return _folders[-1]
+    raise RunError(
+        f"no folder for Ray's sockets ({'; '.join(dict.fromkeys(reasons))}): set RAY_TMPDIR to a writable folder whose "
+        f"path has at most {MAX_PARENT_BYTES} bytes"
+    )
+
+
+def remove_folders() -> None:
+    """Remove the folders while Ray's last processes end. If verbose, keep them for their logs."""
+    while _folders:
+        folder = _folders.pop()
+        if is_verbose():
+            logger.debug("Ray's logs are in %s/ray/session_latest/logs", folder)
+            continue
+        deadline_s = time.monotonic() + REMOVAL_S
+        while folder.exists() and time.monotonic() < deadline_s:
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.01)

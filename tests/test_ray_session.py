@@ -1,0 +1,81 @@
+"""The token and the folder of a Ray that this process starts."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from catsdogs.errors import RunError
+from catsdogs.ray_session import MAX_PARENT_BYTES, remove_folders, session_environment
+
+NAMES = ("RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_preload_python_modules")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("CATSDOGS_LOG", "")
+    yield
+    remove_folders()
+
+
+def read_environment(with_token: bool = True) -> dict[str, str]:
+    with session_environment(with_token):
+        return dict(os.environ)
+
+
+def test_only_this_user_can_enter_the_folder_and_it_is_removed(tmp_path):
+    folder = Path(read_environment()["RAY_TMPDIR"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (folder / "ray" / "logs").mkdir(parents=True)
+    (folder / "ray" / "logs" / "worker.out").write_text("a line")
+    remove_folders()
+    assert not folder.exists()
+
+
+def test_the_folder_is_kept_for_its_logs_if_verbose(monkeypatch):
+    monkeypatch.setenv("CATSDOGS_LOG", "debug")
+    folder = Path(read_environment()["RAY_TMPDIR"])
+    remove_folders()
+    folder.rmdir()
+
+
+def test_the_processes_of_ray_inherit_a_token_that_this_process_does_not_keep(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of a cluster")
+    monkeypatch.delenv("RAY_preload_python_modules", raising=False)
+    tokens = {read_environment()["RAY_AUTH_TOKEN"] for _ in range(2)}
+    assert len(tokens) == 1
+    assert len(tokens.pop()) == 64
+    assert read_environment(with_token=False)["RAY_AUTH_TOKEN"] == "of a cluster"
+    assert [os.environ.get(name) for name in NAMES] == [None, "of a cluster", None]
+
+
+def test_modules_that_the_user_preloads_are_preloaded_too(monkeypatch):
+    monkeypatch.setenv("RAY_preload_python_modules", "json,csv")
+    assert read_environment()["RAY_preload_python_modules"] == "catsdogs,json,csv"
+
+
+def test_the_folder_is_in_tmpdir_unless_its_path_is_too_long_for_sockets(monkeypatch, tmp_path):
+    short = Path("/tmp") / f"{os.getpid()}"
+    short.mkdir()
+    long = tmp_path / ("x" * MAX_PARENT_BYTES)
+    long.mkdir()
+    try:
+        for tmpdir, parent in ((short, short), (long, Path("/tmp")), (short / "absent", Path("/tmp"))):
+            monkeypatch.setenv("TMPDIR", str(tmpdir))
+            assert Path(read_environment()["RAY_TMPDIR"]).parent == parent
+    finally:
+        remove_folders()
+        short.rmdir()
+
+
+@pytest.mark.parametrize("reason", ["is too long", "No such file or directory", "Not a directory"])
+def test_a_folder_of_the_user_that_cannot_be_used_is_one_line(monkeypatch, tmp_path, reason):
+    chosen = {"is too long": "/tmp/" + "é" * (MAX_PARENT_BYTES // 2), "Not a directory": "/dev/null"}
+    monkeypatch.setenv("RAY_TMPDIR", chosen.get(reason, "/tmp/absent"))
+    with pytest.raises(
+        RunError, match=rf"{reason}\): set RAY_TMPDIR to a writable folder .* at most \d+ bytes"
+    ) as caught:
+        read_environment()
+    assert "\n" not in str(caught.value)
