@@ -21,7 +21,7 @@ import tyro
 
 from catsdogs import __version__
 from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
-from catsdogs.display import BrokenPipeExit, Display
+from catsdogs.display import BrokenPipeExit, Display, open_streams, print_error, print_result
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.logs import LOG_VARIABLE, configure_logging, escape_lines
 from catsdogs.text import format_line
@@ -61,9 +61,10 @@ class _Terminated(SystemExit):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        print(f"catsdogs {__version__}")
+        print_result(f"catsdogs {__version__}")
         return 0
     if "--verbose" in arguments[1:]:
         arguments = ["--verbose", *(argument for argument in arguments if argument != "--verbose")]
@@ -96,9 +97,7 @@ def _run(arguments: list[str], display: Display) -> int:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         ).command
         _check_paths(config)
-        code = COMMANDS[type(config)](config, display)
-        sys.stdout.flush()
-        return code
+        return COMMANDS[type(config)](config, display)
     except InputError as error:
         return _fail(error, 2)
     except RunError as error:
@@ -112,7 +111,7 @@ def _run(arguments: list[str], display: Display) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:  # noqa: BLE001 - a bug: show its traceback, and what is kept
-        print(escape_lines(traceback.format_exc().rstrip("\n")), file=sys.stderr, flush=True)
+        print_error(escape_lines(traceback.format_exc().rstrip("\n")))
         hint = RESUME_HINTS.get(type(config))
         return _fail(f"unexpected error, see the traceback above{f'; {hint}' if hint else ''}", 1)
 
@@ -120,7 +119,7 @@ def _run(arguments: list[str], display: Display) -> int:
 def _fail(reason: object, code: int) -> int:
     if isinstance(reason, CatsdogsError):
         logger.debug("the command failed", exc_info=reason)
-    print(format_line(f"catsdogs: {reason}"), file=sys.stderr, flush=True)
+    print_error(format_line(f"catsdogs: {reason}"))
     return code
 
 
@@ -158,7 +157,7 @@ def _check_paths(config: Any) -> None:
 def _demo(config: DemoConfig, display: Display) -> int:
     from catsdogs.demo import demo
 
-    print(demo(config, display))
+    print_result(demo(config, display))
     return 0
 
 
@@ -166,13 +165,13 @@ def _download(config: DownloadConfig, display: Display) -> int:
     from catsdogs.download import download
 
     root = download(config.url, Path(config.output), display)
-    print(f"{root}: ready for catsdogs train --data-dir {root}")
+    print_result(f"{root}: ready for catsdogs train --data-dir {root}")
     return 0
 
 
 def _train(config: TrainConfig, display: Display) -> int:
     result = _import_while_ray_starts("catsdogs.train").train(config, display)
-    print(
+    print_result(
         f"best validation accuracy {result.val_accuracy:.4f} in epoch {result.best_epoch}\n"
         f"checkpoint {result.uri}/best, report {result.uri}/report.html"
     )
@@ -182,8 +181,10 @@ def _train(config: TrainConfig, display: Display) -> int:
 def _evaluate(config: EvaluateConfig, display: Display) -> int:
     metrics = _import_while_ray_starts("catsdogs.evaluate").evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
-    print(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
-    print(f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); all numbers in {config.output}/metrics.json")
+    print_result(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
+    print_result(
+        f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); all numbers in {config.output}/metrics.json"
+    )
     if metrics["failed"] == metrics["n"]:
         return _fail_rows(metrics["failed"], metrics["n"])
     return 0
@@ -192,7 +193,7 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
 def _score(config: ScoreConfig, display: Display) -> int:
     summary = _import_while_ray_starts("catsdogs.score").score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
-    print(
+    print_result(
         f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label; "
         f"{summary['scored']:,} scored last at {summary['images_per_s']:.1f} img/s, limited by {summary['limited_by']}"
     )
@@ -209,7 +210,9 @@ def _verify(config: VerifyConfig, display: Display) -> int:
     from catsdogs.score import verify
 
     totals = verify(config, display)
-    print(f"{totals['rows']:,} rows for {totals['listed']:,} listed files in {config.output}: none missing, none twice")
+    print_result(
+        f"{totals['rows']:,} rows for {totals['listed']:,} listed files in {config.output}: none missing, none twice"
+    )
     return 0
 
 

@@ -1,5 +1,8 @@
-"""Progress of a command on the terminal. Only this module and `cli` print."""
+"""Lines and progress of a command on the terminal. Only this module prints."""
 
+import io
+import logging
+import os
 import sys
 import time
 from typing import Any
@@ -10,9 +13,49 @@ from catsdogs.text import format_line
 STARTED_S = time.monotonic()
 LINE_INTERVAL_S = 5.0  # between progress lines without a terminal
 
+logger = logging.getLogger(__name__)
+
 
 class BrokenPipeExit(SystemExit):
     """Broken pipe (`| head`). Not an `Exception`, so that no retry catches it."""
+
+
+def open_streams() -> None:
+    """Open streams that the shell closed as /dev/null, and escape what stdout cannot encode.
+
+    Else a file that is opened later gets the number of a closed stream, and with it what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
+
+
+def print_result(text: str) -> None:
+    """Print to stdout; if that fails, as on a full disk, print nothing more there. BrokenPipeExit if no one reads."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes stdout again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise BrokenPipeExit from error
+        logger.warning("stdout: %s", error.strerror)
+
+
+def print_error(text: str) -> None:
+    """Print to stderr, if that is possible."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class Display:
@@ -45,10 +88,7 @@ class Display:
     def _print(self, text: str) -> None:
         for bar in self._bars.values():
             bar.clear()
-        try:
-            print(format_line(text), flush=True)
-        except BrokenPipeError as error:
-            raise BrokenPipeExit from error
+        print_result(format_line(text))
 
     def _update_bar(self, event: StageProgress) -> None:
         from tqdm import tqdm

@@ -304,6 +304,55 @@ sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"
     assert (done.returncode, done.stdout, done.stderr) == (141, "a line\n", "")
 
 
+WORK = """
+import os, sys
+from catsdogs import cli, config
+from catsdogs.display import print_result
+from catsdogs.errors import InputError
+from catsdogs.progress import Message
+def work(config, display):
+    with open("done", "w") as file:
+        assert file.fileno() > 2, "the number of a closed stream: what libraries print would go there"
+    display(Message("\\xe9"))
+    print_result("\\u65e5\\u672c")
+    if len(sys.argv) > 1:
+        raise InputError("no \\xe9")
+    return 0
+cli.COMMANDS[config.ScoreConfig] = work
+sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize(
+    "redirection", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1", "2>&1 >&-"]
+)
+def test_the_exit_code_is_that_of_the_work_whatever_becomes_of_the_streams(tmp_path, redirection, code):
+    command = f'exec "$@" {redirection}'
+    words = ["bash", "-c", command, "bash", sys.executable, "-c", WORK, *(["fail"] if code else [])]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "done").exists()
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, b"\\xe9\n\\u65e5\\u672c\n"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"\xe9\n\\u65e5\\u672c\n"),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, b"\\xe9\n\\u65e5\\u672c\n"),
+        ({"LC_ALL": "C"}, "é\n日本\n".encode()),
+    ],
+)
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path, environment, shown):
+    command = [sys.executable, "-c", WORK]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, env=os.environ | environment, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown, b"")
+
+
 def test_a_lost_sigterm_is_repeated():
     program = """
 import sys, time

@@ -131,6 +131,17 @@ def test_absolute_makes_local_paths_absolute_and_drops_slashes(tmp_path, monkeyp
     assert storage.absolute("/") == "/"
 
 
+def test_a_relative_path_in_a_deleted_folder_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert storage.absolute("/a/b") == "/a/b"
+    with pytest.raises(
+        InputError, match="images: expected an absolute path, since the current folder does not exist any more"
+    ):
+        storage.absolute("images")
+
+
 def test_absolute_keeps_bytes_that_are_not_utf8():
     assert storage.absolute(os.fsdecode(b"/a b/\xff.jpg")) == "file:///a%20b/%FF.jpg"
     assert storage.absolute("file:///a%20b/%FF.jpg") == "file:///a%20b/%FF.jpg"

@@ -42,12 +42,18 @@ def absolute(uri: str) -> str:
     """Make a local path absolute and drop a trailing slash; leave other URIs as they are.
 
     Raises:
-        InputError: the URI is empty, contains credentials, or fsspec cannot open its scheme.
+        InputError: the URI is empty, contains credentials, is relative to a deleted folder, or fsspec cannot open its
+            scheme.
     """
     if not uri:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
     if is_local(uri):
-        return local_uri(os.path.abspath(local_path(uri)))
+        try:
+            return local_uri(os.path.abspath(local_path(uri)))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{uri}: expected an absolute path, since the current folder does not exist any more"
+            ) from error
     if "@" in uri.split("://", 1)[1].partition("/")[0] or SIGNATURE.search(uri):
         raise InputError(
             "a URI with credentials in it: they would be written to logs and files; pass them in the environment or in "
