@@ -79,6 +79,10 @@ class ClassifyOptions:
         preprocessing = self.checkpoint.preprocessing
         return data.DecodeForInference(preprocessing, max_pixels, self.batch_size, gpu_jpegs=self.gpu_decodes)
 
+    def describe_wait(self) -> str:
+        """Describe what a command waits for that gets no batch."""
+        return data.describe_wait("images to be read, decoded and classified", self.num_models if self.use_gpu else 0)
+
 
 def default_batch_size(use_gpu: bool, img_size: int) -> int:
     """Choose the batch size for a device."""
@@ -164,8 +168,6 @@ def add_classifier(
     """Add the classifier to a dataset that `decode_stage` decodes; each block becomes one block."""
     cpu_models_per_node = 1 if options.use_gpu else -(-options.num_models // data.count_nodes())
     checkpoint_ref = ray.put(options.checkpoint)
-    # With less than one free CPU, reserve none for models: Ray Data's helper tasks need a whole CPU.
-    num_cpus = options.cpus.model / options.actors_per_model if options.cpus.free >= 1 else 0
     if not options.use_gpu:  # decoding is many times faster than the model: without a limit it fills the object store
         ready_bytes = options.num_models * MAX_READY_BATCHES * decode_stage.batch_bytes
         limits = ExecutionResources.for_limits(object_store_memory=ready_bytes)
@@ -188,6 +190,6 @@ def add_classifier(
             size=options.num_models * options.actors_per_model,
             max_concurrent_calls_per_actor=GPU_MAX_CONCURRENCY if options.use_gpu else 1,
         ),
-        num_cpus=num_cpus,
+        num_cpus=options.cpus.model,
         num_gpus=1 / options.actors_per_model if options.use_gpu else None,
     )

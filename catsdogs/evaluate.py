@@ -12,7 +12,7 @@ from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, list_evaluation, reindex_labels
-from catsdogs.progress import Progress, StageProgress, report_failed_rows, silent
+from catsdogs.progress import Progress, StageProgress, StallReporter, report_failed_rows, silent
 from catsdogs.ray_errors import to_run_error
 from catsdogs.schema import PREDICTIONS, parquet_bytes
 from catsdogs.start import start_ray
@@ -59,9 +59,10 @@ def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> p
     num_rows = 0
     try:
         classified = add_classifier(decoded, decode_stage, options)
-        with data.quiet_ray_loggers(), data.without_cluster_actors():
+        stalls = StallReporter(progress, options.describe_wait)
+        with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
             table: pa.Table
-            for table in classified.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for table in stalls.watch(classified.iter_batches(batch_size=None, batch_format="pyarrow")):
                 tables.append(table)
                 num_rows += table.num_rows
                 progress(StageProgress("evaluate", num_rows, files.num_rows))

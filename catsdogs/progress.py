@@ -1,13 +1,19 @@
 """Progress events of a command. The caller passes a `Progress` callback that shows them."""
 
-from collections.abc import Callable
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
     import pyarrow as pa  # the command line starts without it
 
+T = TypeVar("T")
 MAX_REPORTED_ROWS = 10
+STALL_S = 30.0  # without progress, until it is reported
+STALL_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,49 @@ Progress = Callable[[StageProgress | Message], None]
 
 def silent(_: StageProgress | Message) -> None:
     """Ignore every event."""
+
+
+class StallReporter:
+    """Reports what is waited for when there is no progress for STALL_S, and again whenever the wait has doubled.
+
+    It is a `Progress` callback itself: every event counts as progress and is passed on. Works inside a `with` block.
+    """
+
+    def __init__(self, progress: Progress, describe_wait: Callable[[], str]) -> None:
+        self._progress = progress
+        self._describe_wait = describe_wait
+        self._waiting_since_s = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._report_stalls, name="stalls", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def __call__(self, event: StageProgress | Message) -> None:
+        """Pass on an event."""
+        self._waiting_since_s = time.monotonic()
+        self._progress(event)
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield from `batches`. Only the time until the next one counts as waiting."""
+        for batch in batches:
+            self._waiting_since_s = math.inf
+            yield batch
+            self._waiting_since_s = time.monotonic()
+
+    def _report_stalls(self) -> None:
+        next_s = STALL_S
+        while not self._ended.wait(STALL_POLL_S):
+            waited_s = time.monotonic() - self._waiting_since_s
+            if waited_s < STALL_S:
+                next_s = STALL_S
+            elif waited_s >= next_s:
+                next_s *= 2
+                self._progress(Message(f"no progress for {waited_s:.0f} s: {self._describe_wait()}"))
 
 
 def report_failed_rows(rows: "pa.Table", what: str, progress: Progress) -> None:

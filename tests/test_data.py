@@ -59,14 +59,40 @@ def test_actors_are_left_out_only_on_a_ray_of_the_commands_own(monkeypatch, on_l
 
 @pytest.mark.parametrize("nodes", [[1], [2], [2, 2], [1, 1], [0, 8], [16]])
 @pytest.mark.parametrize("num_models", [1, 2, 4, 8, 64])
-def test_a_decoding_task_fits_beside_the_models_of_every_machine(monkeypatch, nodes, num_models):
+def test_decoding_tasks_fit_beside_the_models_of_any_number_of_commands(monkeypatch, nodes, num_models):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": n} if n else {}} for n in nodes])
     share = runtime.allocate_cpus(num_models)
     with_cpus = [n for n in nodes if n]
     here = -(-num_models // len(with_cpus))
-    assert share.model > 0
+    smallest, models_of_100_commands = min(with_cpus), 100 * here * share.model
+    assert (
+        models_of_100_commands + share.num_decoders * share.decode < smallest < (share.num_decoders + 1) * share.decode
+    )
     assert share.model != share.decode
-    assert here * share.model + share.decode <= min(with_cpus)
+    assert (share.model == 0) is (smallest == 1)  # Ray Data reserves a whole CPU for its own tasks
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_models", "num_decoders"),
+    [([1], 1, 1), ([2], 1, 1), ([2], 8, 1), ([16], 1, 15), ([16], 4, 12), ([16], 64, 2), ([2, 16], 2, 1)],
+)
+def test_decoding_leaves_most_of_a_cpu_for_each_model(monkeypatch, nodes, num_models, num_decoders):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": n}} for n in nodes])
+    assert runtime.allocate_cpus(num_models).num_decoders == num_decoders
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "text"),
+    [
+        (0, "waiting for images; free: 0.2 of 2 CPUs and 0 of 1 GPUs"),
+        (1, "waiting for images; free: 0.2 of 2 CPUs and 0 of 1 GPUs"),
+        (2, "waiting for 2 GPUs, Ray has 1; add machines with GPUs, or use --use-gpu false"),
+    ],
+)
+def test_a_wait_is_described_by_what_is_free(monkeypatch, num_gpus, text):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.1998})
+    assert runtime.describe_wait("images", num_gpus) == text
 
 
 @pytest.mark.parametrize("use_gpu", ["auto", "false"])

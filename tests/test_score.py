@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import os
 import random
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +27,7 @@ from catsdogs.checkpoint import read_checkpoint
 from catsdogs.cli import main
 from catsdogs.config import ScoreConfig, VerifyConfig
 from catsdogs.data import DecodeForInference
+from catsdogs.data.runtime import QUIET_LOGGERS
 from catsdogs.errors import InputError, RunError
 from catsdogs.images import Preprocessing
 from catsdogs.schema import FILES, PREDICTIONS, read_table
@@ -198,6 +201,17 @@ def test_a_file_of_unknown_size_gets_its_size_when_it_is_read(tmp_path):
     files = pa.table([[str(tmp_path / "x.bin")], [None], [None]], schema=FILES)
     (rows,) = DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=8)(files)
     assert rows["size_bytes"].to_pylist() == [(tmp_path / "x.bin").stat().st_size]
+
+
+def test_three_commands_at_once_finish_on_two_cpus(ray_cluster, zoo, red_blue_checkpoint, tmp_path):
+    start_ray()
+    configs = [build_config(zoo[0], red_blue_checkpoint, tmp_path / name, limit=40) for name in ("a", "b", "c")]
+    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    with ThreadPoolExecutor(len(configs)) as executor:
+        summaries = list(executor.map(score, configs))
+    for name, level in levels.items():  # each command restored what it found
+        logging.getLogger(name).setLevel(level)
+    assert [summary["rows"] for summary in summaries] == [40, 40, 40]
 
 
 def start_score(source, checkpoint, output, *more):

@@ -22,6 +22,8 @@ QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 # always breaks off (30 attempts of 25 s), and than a block of images that all hang (33 times 30 s).
 NO_PROGRESS_TIMEOUT_S = 1800.0
 
+UNITS_PER_CPU = 10_000  # Ray counts CPUs in ten-thousandths
+
 # GPUs with hardware that decodes JPEGs (developer.nvidia.com/nvjpeg). An H100 decodes 25,900 photographs/s, 16 cores
 # beside it 8,400 (measured 2026-11). On other GPUs little is gained (pytorch/vision#2786).
 JPEG_GPUS = {"A100", "H100", "H200", "B200"}
@@ -61,25 +63,48 @@ def without_cluster_actors(on_local_ray: bool | None = None) -> contextlib.Abstr
 
 @dataclass(frozen=True)
 class CpuAllocation:
-    """CPUs that each model and each decoding task reserves, and the CPUs per machine that the models leave free."""
+    """CPUs that each model and each decoding task reserves, and the decoding tasks that run on a machine at once."""
 
     model: float
     decode: float
-    free: float
+    num_decoders: int
 
 
 def allocate_cpus(num_models: int) -> CpuAllocation:
-    """Reserve less than all CPUs of a machine for models, so that decoding tasks can be scheduled (ray#44687).
+    """Choose reservations with which several commands can share a machine.
 
-    A model reserves less than one CPU regardless of its threads, since a reservation only affects scheduling. A
-    decoding task reserves another number, because Ray Data fuses adjacent stages with equal reservations into one
-    process, where decoding would wait for the model.
+    A model keeps its reservation until its command ends, and waits for decoding tasks: if it reserved a CPU, the models
+    of two commands could leave none for the decoding of either (ray#44687). So it reserves next to nothing. Nothing at
+    all would also allow machines without CPUs; only where a machine has one CPU, Ray Data's own tasks need all of it.
+
+    Decoding tasks leave 0.9 CPUs free for each model, up to all CPUs of a machine but one. They never fill a machine,
+    since they wait for models that may not have started. Their reservation differs from that of a model: Ray Data would
+    fuse the two stages.
     """
-    smallest = min((node["CPU"] for node in _list_nodes()), default=1.0)
-    models_per_node = math.ceil(num_models / count_nodes())
+    nodes = _list_nodes()
+    smallest = min((node["CPU"] for node in nodes), default=1.0)
+    models_per_node = math.ceil(num_models / max(1, len(nodes)))
     for_models = 0.9 * min(float(models_per_node), max(smallest - 1, smallest / 2))
-    model = max(1e-4, math.floor(for_models / models_per_node * 1e4) / 1e4)  # Ray counts in ten-thousandths
-    return CpuAllocation(model=model, decode=min(1.0, smallest / 2), free=smallest - model * models_per_node)
+    num_decoders = max(1, int((smallest - for_models) / min(1.0, smallest / 2)))
+    decode = (int(smallest * UNITS_PER_CPU) // (num_decoders + 1) + 1) / UNITS_PER_CPU  # one more does not fit
+    model = 0.0 if nodes and smallest <= 1 else 1 / UNITS_PER_CPU
+    return CpuAllocation(model, decode, num_decoders)
+
+
+def describe_wait(what: str, num_gpus: int) -> str:
+    """Describe what a command waits for: `what`, with the free CPUs and GPUs, or GPUs that Ray does not have."""
+    try:
+        total, free = ray.cluster_resources(), ray.available_resources()
+    except ray.exceptions.RayError:
+        return f"waiting for {what}"
+    if num_gpus > total.get("GPU", 0):
+        return (
+            f"waiting for {num_gpus} GPUs, Ray has {total.get('GPU', 0):g}; add machines with GPUs, or use "
+            "--use-gpu false"
+        )
+    names = [name for name in ("CPU", "GPU") if total.get(name)]
+    shares = [f"{round(free.get(name, 0), 1):g} of {total[name]:g} {name}s" for name in names]
+    return f"waiting for {what}; free: {' and '.join(shares) or 'no CPUs'}"
 
 
 def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
@@ -123,7 +148,7 @@ def default_num_actors(use_gpu: bool) -> int:
 
 def count_decoders(cpus: CpuAllocation) -> int:
     """Estimate how many decoding tasks run concurrently beside the models."""
-    return max(1, int(cpus.free / cpus.decode)) * count_nodes()
+    return cpus.num_decoders * count_nodes()
 
 
 def warm_up_decoder(num_cpus: float) -> None:

@@ -37,7 +37,7 @@ from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
-from catsdogs.progress import Message, Progress, silent
+from catsdogs.progress import Message, Progress, StallReporter, silent
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
 from catsdogs.score.audit import audit
 from catsdogs.score.lease import Lease
@@ -215,8 +215,9 @@ def predict_rows(
     decode_stage = options.build_decode_stage(config.max_pixels)
     decoded = data.read_and_decode_manifests(manifest_uris, decode_stage, options.cpus.decode)
     classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings)
-    with data.quiet_ray_loggers(), data.without_cluster_actors():
-        for rows in classified.iter_batches(batch_size=None, batch_format="pyarrow"):
+    stalls = StallReporter(progress, options.describe_wait)
+    with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
+        for rows in stalls.watch(classified.iter_batches(batch_size=None, batch_format="pyarrow")):
             yield _divide_seconds(rows, options.parallelism)
 
 

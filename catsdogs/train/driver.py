@@ -18,7 +18,7 @@ from catsdogs import data, local_ray, start, storage
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, check_same_classes, list_training, reindex_labels
-from catsdogs.progress import Message, Progress, silent
+from catsdogs.progress import Message, Progress, StallReporter, silent
 from catsdogs.ray_errors import to_run_error
 from catsdogs.resnet import build_resnet50
 from catsdogs.train import settings
@@ -69,8 +69,10 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
     config = dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
     _write_first_files(config, folder, saved)
-    reporter = ProgressReporter(config, progress)
-    with data.quiet_ray_loggers():
+    num_gpus = config.num_workers if use_gpu else 0
+    stalls = StallReporter(progress, lambda: data.describe_wait("the training workers", num_gpus))
+    reporter = ProgressReporter(config, stalls)
+    with data.quiet_ray_loggers(), stalls:
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         spec = RunSpec(
             config=config,
@@ -80,7 +82,7 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
             initial_state={name: tensor.numpy() for name, tensor in model.state_dict().items()},
             event_queue=Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node}),
             decode_cpus=data.allocate_cpus(config.num_workers).decode,
-            decoded_cache=_cache_train_images(config, train_files.files, progress),
+            decoded_cache=_cache_train_images(config, train_files.files, stalls),
             ray_is_local=not start.on_existing_cluster(),
         )
         _run_workers(spec, reporter)
@@ -145,7 +147,9 @@ def _build_trainer(spec: RunSpec, storage_path: str) -> TorchTrainer:
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     config, use_gpu = spec.config, spec.config.use_gpu == "true"
-    resources = {"CPU": data.allocate_cpus(config.num_workers).model} | ({"GPU": 1.0} if use_gpu else {})
+    cpus = data.allocate_cpus(config.num_workers).model
+    # Ray refuses a worker without reservations: one byte of memory is the least.
+    resources = ({"CPU": cpus} if cpus else {"memory": 1.0}) | ({"GPU": 1.0} if use_gpu else {})
     trainer_class = TorchTrainer if start.on_existing_cluster() else local_ray.make_local_trainer_class()
     return trainer_class(
         train_loop_per_worker,
