@@ -269,6 +269,53 @@ def test_transparent_color_of_a_png_is_white(depth, colour, row, key):
     assert_ok(decode_image(png(2, 1, depth, colour, [row], (b"tRNS", key))), gray([[255, 9]]))
 
 
+# BMP
+
+
+def bmp(bits, masks, rows, header_bytes=108):
+    """Build a BMP whose header says which bits are which color, red, green, blue and alpha."""
+    data = b"".join(bytes(row) for row in rows)
+    width = len(rows[0]) * 8 // bits
+    fields = struct.pack("<IiiHHIIiiII", header_bytes, width, -len(rows), 1, bits, 3, len(data), 0, 0, 0, 0)
+    header = (fields + struct.pack("<4I", *masks)).ljust(header_bytes, b"\0")
+    start = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + data
+
+
+MASKS = [
+    (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+    (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+    (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
+]
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+def test_alpha_of_a_bmp_that_is_0_everywhere_has_no_meaning(header_bytes, masks):
+    channels = [(mask & -mask).bit_length() // 8 for mask in masks]
+    for alphas, expected in (([0, 0], [9, 7]), ([255, 255], [9, 7]), ([0, 255], [255, 7])):
+        row = np.zeros((2, 4), np.uint8)
+        row[:, channels[:3]] = [[9], [7]]
+        row[:, channels[3]] = alphas
+        assert_ok(decode_image(bmp(32, masks, [row.tobytes()], header_bytes)), gray([expected]))
+
+
+@pytest.mark.parametrize(
+    "image_bytes",
+    [
+        bmp(16, (0xF00, 0xF0, 0xF, 0), [bytes(8)]),
+        bmp(32, (0x3FF00000, 0xFFC00, 0x3FF, 0), [bytes(8)]),
+        bmp(2, (0, 0, 0, 0), [bytes(4)]),
+        b"BM" + struct.pack("<IHHI", 100, 0, 0, 30) + struct.pack("<IIIHH", 16, 2, 1, 1, 24) + bytes(70),
+    ],
+    ids=["4-4-4", "10-10-10", "2 bits", "16-byte header"],
+)
+def test_bmp_of_another_kind_is_unsupported(image_bytes):
+    decoded = decode_image(image_bytes)
+    assert_failed(decoded, "unsupported")
+    assert decoded.error.startswith("Unsupported BMP ")
+
+
 # Orientation
 
 UPRIGHT = {
@@ -298,13 +345,17 @@ def test_orientation_is_applied_and_the_stored_size_reported(kind, orientation):
     assert (decoded.width, decoded.height) == (64, 48)
 
 
-def test_orientation_is_applied_where_xmp_stands_before_exif():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    jpeg = encode(photo(), "JPEG", quality=95, exif=exif)
-    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
-    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + jpeg[2:]
-    assert_ok(decode_image(jpeg), UPRIGHT[6](photo()), tolerance=12)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "code"), [(1, "B"), (3, "H"), (4, "I")])
+@pytest.mark.parametrize("image_format", ["WEBP", "AVIF"])
+def test_orientation_of_every_integer_type_is_applied(image_format, kind, code, order):
+    if image_format == "AVIF" and code == "B":
+        pytest.skip("Pillow cannot write this")
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(f"{order}HHI", 0x0112, kind, 1) + struct.pack(f"{order}{code}", 6).ljust(4, b"\0")
+    exif = b"Exif\0\0" + magic + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
+    decoded = decode_image(encode(photo(), image_format, exif=exif, quality=95))
+    assert_ok(decoded, UPRIGHT[6](decode_image(encode(photo(), image_format, quality=95)).image))
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
@@ -507,7 +558,7 @@ def test_error_is_one_plain_line():
     assert decode_image(image_bytes[:500]).error == "JPEG ends early, after 500 bytes: Image is incomplete or truncated"
     damaged = image_bytes[:2] + b"\xff\xdb\0\1" + image_bytes[2:]
     assert_failed(decode_image(damaged), "decode_error")
-    assert decode_image(damaged).error == "damaged JPEG: Bogus marker length"
+    assert decode_image(damaged).error == "cannot decode JPEG: Bogus marker length"
 
 
 def test_png_with_damaged_pixel_data_is_a_decode_error():
@@ -577,7 +628,7 @@ def test_whatever_pillow_raises_is_a_decode_error(monkeypatch):
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
     decoded = decode_image(encode(photo(), "PNG"))
     assert_failed(decoded, "decode_error")
-    assert decoded.error == "damaged PNG: KeyError 7"
+    assert decoded.error == "cannot decode PNG: KeyError 7"
 
 
 @pytest.mark.parametrize(

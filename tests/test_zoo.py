@@ -66,6 +66,13 @@ def flipped_png():
     return bytes(content)
 
 
+def damaged_checksum(kind):
+    content = bytearray(text_png())
+    at = content.index(kind)
+    content[at + 4 + int.from_bytes(content[at - 4 : at])] ^= 1
+    return bytes(content)
+
+
 def jpeg_of_size(width, height):
     """Declare another size in a JPEG's frame header."""
     content = bytearray(encode(picture()))
@@ -125,6 +132,7 @@ ZOO: dict[str, tuple[str, bytes]] = {
     "png of 16 bits": (OK, encode(gray16(), "PNG")),
     "png with a long comment": (OK, text_png()),
     "png with trailing bytes": (OK, WHOLE["PNG"] + b"trailing"),
+    "png with a wrong checksum of its comment": (OK, damaged_checksum(b"zTXt")),
     "gif": (OK, WHOLE["GIF"]),
     "animated gif": (OK, animated("GIF")),
     "webp": (OK, WHOLE["WEBP"]),
@@ -167,6 +175,7 @@ ZOO: dict[str, tuple[str, bytes]] = {
     "png of no width": ("decode_error", png(0, 36, DATA, chunk(b"IEND", b""))),
     "jpeg of no height": ("decode_error", jpeg_of_size(40, 0)),
     "jpeg of markers only": ("decode_error", b"\xff\xd8\xff\xd9"),
+    "png with a wrong checksum of its pixels": ("decode_error", damaged_checksum(b"IDAT")),
     # too large
     "png, one row too many": ("too_large", encode(Image.new("L", (1000, 1001)), "PNG")),
     "png of 60000 x 60000 by its header": ("too_large", png(60000, 60000, DATA, chunk(b"IEND", b""))),

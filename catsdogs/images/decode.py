@@ -1,16 +1,23 @@
 """Decode one image file to pixels, or to a status that says why there are none.
 
-JPEG and HEIC are decoded by torchcodec, other formats by Pillow, whose decoders of these survive damaged files.
+JPEG and HEIC are decoded by torchcodec, TIFF of more than 8 bits by `deep_tiff`, other files by Pillow, whose decoders
+survive damaged files.
 """
 
 import logging
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
+from catsdogs.images.deep_tiff import DeepTiff, decode_deep_tiff, read_deep_tiff
 from catsdogs.images.formats import ends_early, read_size, sniff
 from catsdogs.images.jpeg import JpegHeader, has_exif_after_app1, read_jpeg_header, read_plain_jpeg_size
-from catsdogs.images.pillow import PillowError, open_image, read_rgb, read_stored_size, rgba_to_rgb
+from catsdogs.images.pillow import PillowError, open_image, read_rgb, read_stored_size, rgba_to_rgb, to_upright
+from catsdogs.images.png import has_damaged_pixels
 from catsdogs.images.preprocess import MAX_ASPECT_RATIO, ImageArray
+from catsdogs.images.tiff import explain_unsupported_tiff, is_subsampled_without_compression, read_orientation
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, twice its default MAX_IMAGE_PIXELS: 2 * (1 GiB / 4 / 3)
 
@@ -59,6 +66,8 @@ def decode_image(image_bytes: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
         return _too_large(size, max_pixels)
     if size is not None and (file_format == "HEIC" or (header and _decodable_by_torchcodec(image_bytes, header))):
         return _decode_with_torchcodec(file_format, image_bytes, size)
+    if file_format == "TIFF" and (tiff := read_deep_tiff(image_bytes)):
+        return _decode_deep_tiff(image_bytes, tiff, max_pixels)
     return _decode_with_pillow(file_format, image_bytes, size, max_pixels)
 
 
@@ -106,14 +115,42 @@ def _decode_with_torchcodec(file_format: str, image_bytes: bytes, size: tuple[in
 
 
 def _decode_with_pillow(file_format: str, image_bytes: bytes, size: tuple[int, int] | None, max_pixels: int) -> Decoded:
+    if file_format == "TIFF" and is_subsampled_without_compression(image_bytes):
+        return _unsupported("TIFF with subsampled YCbCr without compression is not supported", None)
     try:
         image = open_image(file_format, image_bytes)
+    except PillowError as error:
+        reason = _format_reason(error)
+        unsupported = _explain_unsupported(file_format, image_bytes, reason)
+        return _unsupported(unsupported, size) if unsupported else _failed(file_format, image_bytes, reason, size)
+    try:
         size = read_stored_size(image)
         if _is_too_large(size, max_pixels):
             return _too_large(size, max_pixels)
+        if file_format == "PNG" and has_damaged_pixels(image_bytes):
+            return _failed(file_format, image_bytes, "the checksum of the pixel data is wrong", size)
         return Decoded("ok", read_rgb(image), None, *size)
     except PillowError as error:
         return _failed(file_format, image_bytes, _format_reason(error), size)
+
+
+def _decode_deep_tiff(image_bytes: bytes, tiff: DeepTiff, max_pixels: int) -> Decoded:
+    size = tiff.width, tiff.height
+    if _is_too_large(size, max_pixels):
+        return _too_large(size, max_pixels)
+    try:
+        image = Image.fromarray(decode_deep_tiff(image_bytes, tiff))
+    except PillowError as error:
+        return _failed("TIFF", image_bytes, _format_reason(error), size)
+    return Decoded("ok", np.array(to_upright(image, read_orientation(image_bytes))), None, *size)
+
+
+def _explain_unsupported(file_format: str, image_bytes: bytes, reason: str) -> str | None:
+    """Say what a file is whose header Pillow refuses although it may be whole; None for other files."""
+    if file_format == "BMP" and reason.startswith("Unsupported BMP"):
+        return reason
+    is_tiff = file_format == "TIFF" and not ends_early(file_format, image_bytes)
+    return explain_unsupported_tiff(image_bytes) if is_tiff else None
 
 
 def _is_too_large(size: tuple[int, int], max_pixels: int) -> bool:
@@ -127,12 +164,17 @@ def _too_large(size: tuple[int, int], max_pixels: int) -> Decoded:
     return Decoded("too_large", None, error, *size)
 
 
+def _unsupported(error: str, size: tuple[int, int] | None) -> Decoded:
+    width, height = size or (None, None)
+    return Decoded("unsupported", None, error, width, height)
+
+
 def _failed(file_format: str, image_bytes: bytes, reason: str, size: tuple[int, int] | None) -> Decoded:
     width, height = size or (None, None)
     if ends_early(file_format, image_bytes):
         error = f"{file_format} ends early, after {len(image_bytes)} bytes: {reason}"
         return Decoded("truncated", None, error, width, height)
-    return Decoded("decode_error", None, f"damaged {file_format}: {reason}", width, height)
+    return Decoded("decode_error", None, f"cannot decode {file_format}: {reason}", width, height)
 
 
 def _format_reason(error: Exception) -> str:

@@ -1,20 +1,16 @@
 """Read an image file's format and size without decoding it, and whether its data end early.
 
-Sources: GIF89a section 18; WebP, RFC 9649; TIFF 6.0 section 2; PNG, W3C PNG 3 section 5; AVIF and HEIC, ISO/IEC
-14496-12 (boxes) and 23008-12 (HEIF). See also `jpeg`.
+Sources: GIF89a section 18; WebP, RFC 9649; PNG, W3C PNG 3 section 5; AVIF and HEIC, ISO/IEC
+14496-12 (boxes) and 23008-12 (HEIF). See also `jpeg` and `tiff`.
 """
 
 import struct
 from collections.abc import Iterator
 
+from catsdogs.images import tiff
 from catsdogs.images.jpeg import jpeg_ends_early
 
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
-_TIFF_TYPE_BYTES = dict(zip((*range(1, 14), 16, 17, 18), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8), strict=True))
-_TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}
-_TIFF_PIECES = {273: 279, 324: 325}  # tags of offsets -> tags of byte counts, of strips and of tiles
-_TIFF_TAGS = {*_TIFF_PIECES, *_TIFF_PIECES.values()}
+_BMP_HEADER_BYTES = range(12, 125)
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _SIZE_PATH = (b"meta", b"iprp", b"ipco", b"ispe")
@@ -31,7 +27,7 @@ def sniff(image_bytes: bytes) -> str | None:
         return "GIF"
     if image_bytes.startswith(b"RIFF") and image_bytes[8:12] == b"WEBP":
         return "WebP"
-    if image_bytes.startswith(_TIFF_MAGIC):
+    if image_bytes.startswith(tiff.MAGIC):
         return "TIFF"
     return "BMP" if _is_bmp(image_bytes) else _sniff_heif(image_bytes)
 
@@ -42,7 +38,7 @@ def _is_bmp(image_bytes: bytes) -> bool:
         return False
     if len(image_bytes) < 18:
         return not any(image_bytes[6:10])
-    return int.from_bytes(image_bytes[14:18], "little") in _BMP_HEADER_SIZES
+    return int.from_bytes(image_bytes[14:18], "little") in _BMP_HEADER_BYTES
 
 
 def read_size(file_format: str, image_bytes: bytes) -> tuple[int, int] | None:
@@ -87,40 +83,7 @@ def ends_early(file_format: str, image_bytes: bytes) -> bool:
     if file_format == "BMP":
         return len(image_bytes) < 26 or int.from_bytes(image_bytes[2:6], "little") > len(image_bytes)
     assert file_format == "TIFF", file_format
-    return _tiff_ends_early(image_bytes)
-
-
-def _tiff_ends_early(image_bytes: bytes) -> bool:
-    """Whether the first directory, its values, its strips or its tiles reach beyond the data."""
-    try:
-        return _find_tiff_end(image_bytes) > len(image_bytes)
-    except (struct.error, IndexError, OverflowError):  # the latter two for BigTIFF's 64-bit offsets
-        return True
-
-
-def _find_tiff_end(image_bytes: bytes) -> int:
-    """Find the furthest byte that a TIFF or BigTIFF refers to; struct.error if an entry is missing."""
-    order = "<" if image_bytes.startswith(b"II") else ">"
-    is_big = b"+" in image_bytes[2:4]
-    offset_type, count_type, first = ("Q", "Q", 8) if is_big else ("I", "H", 4)
-    entry_format = struct.Struct(f"{order}HH{offset_type}{offset_type}")
-    inline_bytes = 8 if is_big else 4
-    (start,) = struct.unpack_from(f"{order}{offset_type}", image_bytes, first)
-    (num_entries,) = struct.unpack_from(f"{order}{count_type}", image_bytes, start)
-    start += struct.calcsize(count_type)
-    end: int = start + num_entries * entry_format.size
-    arrays: dict[int, tuple[int, ...]] = {}
-    for entry in range(start, end, entry_format.size):
-        tag, value_type, count, value = entry_format.unpack_from(image_bytes, entry)
-        size = count * _TIFF_TYPE_BYTES.get(value_type, 0)
-        offset = value if size > inline_bytes else entry + entry_format.size - inline_bytes
-        end = max(end, offset + size)
-        if tag in _TIFF_TAGS and value_type in _TIFF_NUMBERS:
-            arrays[tag] = struct.unpack_from(f"{order}{count}{_TIFF_NUMBERS[value_type]}", image_bytes, offset)
-    for offsets, lengths in _TIFF_PIECES.items():
-        pieces = zip(arrays.get(offsets, ()), arrays.get(lengths, ()), strict=False)
-        end = max([end, *(offset + length for offset, length in pieces)])
-    return end
+    return tiff.tiff_ends_early(image_bytes)
 
 
 def _sniff_heif(image_bytes: bytes) -> str | None:

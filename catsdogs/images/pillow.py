@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -23,8 +22,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
+from catsdogs.images.png import simplify_png
 from catsdogs.images.preprocess import ImageArray
+from catsdogs.images.tiff import read_orientation, repair_tiff
 
+# Applied before a reader: each reads more files correctly then.
+_REPAIRS: dict[str, Callable[[bytes], bytes]] = {"PNG": simplify_png, "TIFF": repair_tiff}
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -67,9 +71,10 @@ def open_image(file_format: str, image_bytes: bytes) -> ImageFile.ImageFile:
     Raises:
         PillowError: Pillow does not understand it.
     """
-    reader, file = _READERS[file_format], io.BytesIO(image_bytes)
-    with _pillow_errors():
-        return reader(file)
+    repair = _REPAIRS.get(file_format)
+    file = io.BytesIO(repair(image_bytes) if repair else image_bytes)
+    with pillow_errors():
+        return _READERS[file_format](file)
 
 
 def read_stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
@@ -85,13 +90,13 @@ def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
     Raises:
         PillowError: Pillow cannot decode the pixels.
     """
-    with _pillow_errors():
+    with pillow_errors():
         image.load()
     upright = _to_upright(image)
     if image.mode.startswith(("I", "F")):
-        return np.repeat(_scale_to_8_bits(np.asarray(upright), image)[:, :, np.newaxis], 3, axis=2)
-    with _pillow_errors():
-        if not upright.has_transparency_data:
+        return np.repeat(_gray_to_8_bits(np.asarray(upright), image)[:, :, np.newaxis], 3, axis=2)
+    with pillow_errors():
+        if not upright.has_transparency_data or _has_meaningless_alpha(upright, image):
             return np.array(upright.convert("RGB"))
         rgba = _to_rgba(upright)
     return rgba_to_rgb(rgba)
@@ -106,7 +111,7 @@ def rgba_to_rgb(rgba: ImageArray | Image.Image) -> ImageArray:
 
 
 @contextlib.contextmanager
-def _pillow_errors() -> Iterator[None]:
+def pillow_errors() -> Iterator[None]:
     """Convert what Pillow raises, which may be any exception, to PillowError."""
     try:
         yield
@@ -116,17 +121,6 @@ def _pillow_errors() -> Iterator[None]:
         logger.debug("Pillow refused an image", exc_info=True)
         message = str(error)
         raise PillowError(message if " " in message else f"{type(error).__name__} {message}".strip()) from error
-
-
-def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image  # its load() has rotated it
-    try:
-        method = _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        logger.debug("Pillow cannot read EXIF data", exc_info=True)
-        return image
-    return image if method is None else image.transpose(method)
 
 
 def _to_rgba(image: Image.Image) -> Image.Image:
@@ -139,28 +133,42 @@ def _to_rgba(image: Image.Image) -> Image.Image:
     return image.convert("RGBA")
 
 
-def _scale_to_8_bits(values_HW: npt.NDArray[np.generic], source: ImageFile.ImageFile) -> ImageArray:
-    """Scale one channel of more than 8 bits, which Pillow's `convert` would clip."""
-    scaled_HW = np.nan_to_num(values_HW.astype(np.float32) * np.float32(255 / _find_white(values_HW, source)))
-    gray_HW: ImageArray = np.rint(scaled_HW.clip(0, 255)).astype(np.uint8)
+def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image  # its load() has rotated it
+    exif = image.info.get("exif")
+    orientation = read_orientation(exif) if isinstance(exif, bytes) else None
+    if orientation is None:
+        try:
+            orientation = image.getexif().get(_ORIENTATION)  # also of XMP, and of EXIF as text in PNG
+        except Exception:
+            logger.debug("Pillow cannot read EXIF data", exc_info=True)
+    return to_upright(image, orientation)
+
+
+def to_upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    """Rotate or flip by an EXIF orientation; an invalid one leaves the image as it is."""
+    method = None if orientation is None else _TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _has_meaningless_alpha(upright: Image.Image, source: ImageFile.ImageFile) -> bool:
+    """Whether alpha is 0 everywhere where it often has no meaning: in BMP, and in TIFF that does not declare it."""
+    if upright.mode != "RGBA" or upright.getchannel("A").getextrema() != (0, 0):
+        return False
     if isinstance(source, TiffImagePlugin.TiffImageFile):
-        if source.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # 0 is white
-            gray_HW = 255 - gray_HW
-    elif (transparency := source.info.get("transparency")) is not None:
+        return TiffImagePlugin.EXTRASAMPLES not in source.tag_v2
+    return isinstance(source, BmpImagePlugin.BmpImageFile)
+
+
+def _gray_to_8_bits(values_HW: Samples, source: ImageFile.ImageFile) -> ImageArray:
+    if isinstance(source, TiffImagePlugin.TiffImageFile):
+        (bits, *_) = source.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+        white = 2.0**bits - 1 if source.mode.startswith("I;16") else find_white(values_HW)
+        gray_HW = scale_to_8_bits(values_HW, white)
+        is_inverted = source.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0  # 0 is white
+        return 255 - gray_HW if is_inverted else gray_HW
+    gray_HW = scale_to_8_bits(values_HW, find_white(values_HW))
+    if (transparency := source.info.get("transparency")) is not None:
         gray_HW[values_HW == transparency] = 255
     return gray_HW
-
-
-def _find_white(values_HW: npt.NDArray[np.generic], source: ImageFile.ImageFile) -> float:
-    """Return the value of white.
-
-    In 16-bit files, and 12-bit TIFF files, it follows from the bit depth. Float and 32-bit files do not define it: it
-    is the first of 1 (float only), 255 and 65535 that no pixel exceeds, else the largest value.
-    """
-    if source.mode.startswith("I;16"):
-        tags = getattr(source, "tag_v2", {})
-        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
-        return float(2**bits - 1)
-    largest = float(np.nan_to_num(values_HW, posinf=0).max())
-    usual = (1.0, 255.0, 65535.0) if source.mode == "F" else (255.0, 65535.0)
-    return next((white for white in usual if largest <= white), largest)

@@ -1,0 +1,83 @@
+"""Leave out chunks of a PNG that its pixels do not need, and check the pixel data.
+
+Pillow refuses a PNG whose comment or color profile is damaged or large, and does not check the checksum of its pixels.
+Source: W3C PNG 3, sections 5.3 (chunks) and 11.3.1 (tRNS).
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+_SIGNATURE_BYTES = 8
+_ANCILLARY = 0x20  # this bit of the first letter of the type: lower case
+_KEPT = (b"tRNS", b"eXIf", b"tEXt", b"iTXt")  # ancillary chunks: transparency, orientation, also in XMP
+_TEXT_EXIF = b"Raw profile type exif\0"  # EXIF as ImageMagick writes it to a PNG
+_MAX_TEXT_BYTES = 1 << 20
+_GRAY, _RGB = 0, 2
+
+
+def simplify_png(image_bytes: bytes) -> bytes:
+    """Return a PNG without the ancillary chunks that the decoded image does not depend on, or that are damaged."""
+    header = image_bytes[16:26].ljust(10, b"\xff")
+    pieces, end = [image_bytes[:_SIGNATURE_BYTES]], _SIGNATURE_BYTES
+    for start, stop in _iter_chunks(image_bytes):
+        chunk, end = image_bytes[start:stop], stop
+        if _is_needed(chunk):
+            pieces.append(_scale_transparency(chunk, header) if chunk[4:8] == b"tRNS" else chunk)
+    return b"".join([*pieces, image_bytes[end:]])
+
+
+def has_damaged_pixels(image_bytes: bytes) -> bool:
+    """Whether the checksum of a chunk of pixel data is wrong."""
+    chunks = (image_bytes[start:stop] for start, stop in _iter_chunks(image_bytes))
+    return any(chunk[4:8] == b"IDAT" and not _is_intact(chunk) for chunk in chunks)
+
+
+def _iter_chunks(image_bytes: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each chunk starts and ends, up to the end of the image, of the data, or of what looks like chunks."""
+    start = _SIGNATURE_BYTES
+    while start + 12 <= len(image_bytes):
+        stop = start + 12 + int.from_bytes(image_bytes[start : start + 4])
+        chunk_type = image_bytes[start + 4 : start + 8]
+        if stop > len(image_bytes) or not chunk_type.isalpha() or chunk_type == b"IEND":
+            return
+        yield start, stop
+        start = stop
+
+
+def _is_needed(chunk: bytes) -> bool:
+    chunk_type, content = chunk[4:8], chunk[8:-4]
+    if not chunk_type[0] & _ANCILLARY:
+        return True
+    if chunk_type in (b"tEXt", b"iTXt") and len(content) > _MAX_TEXT_BYTES:
+        return False
+    if chunk_type == b"iTXt" and _is_compressed(content):
+        return False
+    is_exif = chunk_type == b"zTXt" and content.startswith(_TEXT_EXIF)
+    return (chunk_type in _KEPT or is_exif) and _is_intact(chunk)
+
+
+def _is_compressed(international_text: bytes) -> bool:
+    return international_text.partition(b"\0")[2][:1] != b"\0"
+
+
+def _is_intact(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+
+
+def _scale_transparency(chunk: bytes, header: bytes) -> bytes:
+    """Scale the transparent level of a PNG to 8 bits, as Pillow scales the pixels of 2 and 4 bits.
+
+    Bits beyond the depth have no meaning. Alpha of palettes stays as it is; a chunk that is too short is left out.
+    """
+    depth, color_type = header[8], header[9]
+    if color_type not in (_GRAY, _RGB):
+        return chunk
+    num_levels = 1 if color_type == _GRAY else 3
+    if len(chunk) < 12 + 2 * num_levels:
+        return b""
+    levels = struct.unpack_from(f">{num_levels}H", chunk, 8)
+    scale = {2: 85, 4: 17}.get(depth, 1)
+    content = struct.pack(f">{num_levels}H", *((level & (1 << depth) - 1) * scale for level in levels))
+    checked = b"tRNS" + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
