@@ -635,7 +635,7 @@ def test_whatever_pillow_raises_is_a_decode_error(monkeypatch):
     ("kind", "name"),
     [
         ("PNG", "pillow._to_upright"),
-        ("JPEG", "decode._decodable_by_torchcodec"),
+        ("JPEG", "decode.read_jpeg_header"),
         ("JPEG", "torch_decoders.decode_jpeg"),
     ],
 )

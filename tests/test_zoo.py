@@ -112,6 +112,7 @@ ZOO: dict[str, tuple[str, bytes]] = {
     "git lfs pointer": ("unsupported", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"),
     "AppleDouble": ("unsupported", b"\0\x05\x16\x07\0\x02\0\0Mac OS X"),
     "a text that starts with BM": ("unsupported", b"BM is how this text begins, not a bitmap"),
+    "jpeg of 12 bits": ("unsupported", JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c")),
     # whole, but odd
     "jpeg": (OK, JPEG),
     "progressive jpeg": (OK, encoded(picture(), "JPEG", progressive=True)),
@@ -159,6 +160,7 @@ ZOO: dict[str, tuple[str, bytes]] = {
     "jpeg, half": ("truncated", JPEG[: len(JPEG) // 2]),
     "jpeg without its last byte": ("truncated", JPEG[:-1]),
     "jpeg, header only": ("truncated", JPEG[:20]),
+    "jpeg, half, with an end marker": ("truncated", JPEG[: len(JPEG) // 2] + b"\xff\xd9"),
     "png, half": ("truncated", WHOLE["PNG"][: len(WHOLE["PNG"]) // 2]),
     "png, signature only": ("truncated", b"\x89PNG\r\n\x1a\n"),
     "png without pixels or an end": ("truncated", png(40, 36)),

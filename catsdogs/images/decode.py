@@ -13,7 +13,15 @@ from PIL import Image
 
 from catsdogs.images.deep_tiff import DeepTiff, decode_deep_tiff, read_deep_tiff
 from catsdogs.images.formats import ends_early, read_size, sniff
-from catsdogs.images.jpeg import JpegHeader, has_exif_after_app1, read_jpeg_header, read_plain_jpeg_size
+from catsdogs.images.jpeg import (
+    JpegHeader,
+    explain_unsupported_jpeg,
+    may_lack_data,
+    pad_scan,
+    read_jpeg_header,
+    read_plain_jpeg_size,
+    set_orientation,
+)
 from catsdogs.images.pillow import PillowError, open_image, read_rgb, read_stored_size, rgba_to_rgb, to_upright
 from catsdogs.images.png import has_damaged_pixels
 from catsdogs.images.preprocess import MAX_ASPECT_RATIO, ImageArray
@@ -21,7 +29,6 @@ from catsdogs.images.tiff import explain_unsupported_tiff, is_subsampled_without
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, twice its default MAX_IMAGE_PIXELS: 2 * (1 GiB / 4 / 3)
 
-_HUFFMAN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Pillow decodes the others
 _SOURCE_PATH = re.compile(r"^\w+, \S+\.cpp:\d+, ")
 _MAX_INT32 = 2**31 - 1
 logger = logging.getLogger(__name__)
@@ -58,13 +65,14 @@ def decode_image(image_bytes: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
     if file_format is None:
         error = f"starts with {image_bytes[:8]!r}, which is no JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
         return Decoded("unsupported", None, error, None, None)
-    header = read_jpeg_header(image_bytes) if file_format == "JPEG" else None
-    size = read_size(file_format, image_bytes) if header is None else (header.width, header.height)
-    if size is None and file_format in ("JPEG", "HEIC"):
-        return _failed(file_format, image_bytes, "no frame header" if file_format == "JPEG" else "no image size", None)
+    if file_format == "JPEG":
+        return _decode_jpeg(image_bytes, max_pixels)
+    size = read_size(file_format, image_bytes)
+    if size is None and file_format == "HEIC":
+        return _failed(file_format, image_bytes, "no image size", None)
     if size is not None and _is_too_large(size, max_pixels):
         return _too_large(size, max_pixels)
-    if size is not None and (file_format == "HEIC" or (header and _decodable_by_torchcodec(image_bytes, header))):
+    if size is not None and file_format == "HEIC":
         return _decode_with_torchcodec(file_format, image_bytes, size)
     if file_format == "TIFF" and (tiff := read_deep_tiff(image_bytes)):
         return _decode_deep_tiff(image_bytes, tiff, max_pixels)
@@ -85,18 +93,42 @@ def read_gpu_decodable_size(image_bytes: bytes, max_pixels: int) -> tuple[int, i
     return size
 
 
-def _decodable_by_torchcodec(image_bytes: bytes, header: JpegHeader) -> bool:
-    """Whether torchcodec decodes a JPEG as Pillow does: not CMYK, and not with EXIF data that it overlooks."""
-    is_usual = header.num_components in (1, 3) and header.marker in _HUFFMAN
-    return is_usual and not has_exif_after_app1(image_bytes, header)
+def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
+    header = read_jpeg_header(image_bytes)
+    if header is None:
+        return _failed("JPEG", image_bytes, "no frame header", None)
+    size = header.width, header.height
+    if _is_too_large(size, max_pixels):
+        return _too_large(size, max_pixels)
+    if reason := explain_unsupported_jpeg(header):
+        return _unsupported(reason, size)
+    decoded = _decode_supported_jpeg(image_bytes, header, max_pixels)
+    if decoded.image is None or not may_lack_data(image_bytes, header, decoded.image):
+        return decoded
+    padded = _decode_supported_jpeg(pad_scan(image_bytes, header), header, max_pixels)
+    if padded.image is not None and np.array_equal(padded.image, decoded.image):
+        return decoded
+    error = f"JPEG ends early: its end marker, in {len(image_bytes)} bytes, stands where pixel data are missing"
+    return Decoded("truncated", None, error, *size)
 
 
-def _decode_with_torchcodec(file_format: str, image_bytes: bytes, size: tuple[int, int]) -> Decoded:
+def _decode_supported_jpeg(image_bytes: bytes, header: JpegHeader, max_pixels: int) -> Decoded:
+    size = header.width, header.height
+    if header.num_components not in (1, 3) or not header.is_huffman:
+        return _decode_with_pillow("JPEG", image_bytes, size, max_pixels)
+    orientation = read_orientation(header.exif) if header.exif else None
+    return _decode_with_torchcodec("JPEG", image_bytes, size, orientation if orientation in range(2, 9) else None)
+
+
+def _decode_with_torchcodec(
+    file_format: str, image_bytes: bytes, size: tuple[int, int], orientation: int | None = None
+) -> Decoded:
     from catsdogs.images import torch_decoders  # not at the top: the driver needs no torch
 
     try:
         if file_format == "JPEG":
-            return Decoded("ok", torch_decoders.decode_jpeg(image_bytes), None, *size)
+            source = set_orientation(image_bytes, orientation) if orientation else image_bytes
+            return Decoded("ok", torch_decoders.decode_jpeg(source), None, *size)
         return Decoded("ok", rgba_to_rgb(torch_decoders.decode_heic(image_bytes)), None, *size)
     except ImportError:
         if file_format == "JPEG":
