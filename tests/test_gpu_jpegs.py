@@ -81,6 +81,7 @@ PLAIN = {
     "full-colour.jpg": jpeg(smooth(100, 333), subsampling=0),
     "upright.jpg": with_orientation(1),
     "broken-inside.jpg": broken_inside(),
+    "half-with-end.jpg": jpeg(smooth(60, 40))[:-60] + b"\xff\xd9",
 }
 OTHERS = {
     "marker-inside.jpg": jpeg(smooth(60, 40))[:-20] + b"\xff\xc0" + jpeg(smooth(60, 40))[-18:],

@@ -1,7 +1,7 @@
 """Decode JPEGs on a model's GPU, many times as fast as on a CPU.
 
 `DecodeForInference` leaves plain JPEGs encoded in its batches; `JpegDecoder` decodes them in the process of the model.
-The sandbox decodes those that the GPU refuses, and decides their status.
+The sandbox decodes those that the GPU refuses or that may lack data, and decides their status.
 
 Shapes: N rows, S pixels a side.
 """
@@ -21,6 +21,7 @@ from catsdogs.images.tensors import resize_and_crop_tensors, to_device
 from catsdogs.images.torch_decoders import decode_jpegs
 
 MAX_GPU_PIXELS = 1 << 28  # decoded at once, 3 bytes each
+GRAY = 128  # of pixels that a JPEG lacks
 DECODE_COLUMNS = ("status", "error", "width", "height", "decode_s")
 # After a restart these are decoded in the sandbox: Ray repeats the batch that killed the process.
 SANDBOXED_BATCHES = 64
@@ -57,17 +58,20 @@ class JpegDecoder:
     def _decode(self, group: list[Jpeg], images_NHWC: torch.Tensor) -> list[Jpeg]:
         """Decode files on the device; return those that it refuses."""
         rows, sources = zip(*group, strict=True)
-        views_NHWC = self._decode_on_device(sources)
-        if views_NHWC is not None:
-            images_NHWC[list(rows)] = views_NHWC
-            return []
+        decoded = self._decode_on_device(sources)
+        if decoded is not None:
+            images_NHWC[list(rows)], may_lack_data = decoded
+            return [jpeg for jpeg, is_suspect in zip(group, may_lack_data, strict=True) if is_suspect]
         if len(group) == 1:
             return group
         half = len(group) // 2  # the decoder does not report which file it refuses
         return [jpeg for part in (group[:half], group[half:]) for jpeg in self._decode(part, images_NHWC)]
 
-    def _decode_on_device(self, sources: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Decode, resize and crop; None if the decoder refuses a file or the device is out of memory."""
+    def _decode_on_device(self, sources: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[bool]] | None:
+        """Decode, resize and crop; also return which files may lack data, because their last pixel is gray.
+
+        None if the decoder refuses a file or the device is out of memory.
+        """
         try:
             images = decode_jpegs(sources, self._device)
         except RuntimeError:
@@ -76,7 +80,9 @@ class JpegDecoder:
             return None
         preprocessing = self._stage.preprocessing
         try:
-            return resize_and_crop_tensors(images, preprocessing.resize_size, preprocessing.img_size)
+            views_NHWC = resize_and_crop_tensors(images, preprocessing.resize_size, preprocessing.img_size)
+            last_NC = torch.stack([image[:, -1, -1] for image in images])
+            return views_NHWC, (last_NC == GRAY).all(dim=1).tolist()
         except torch.OutOfMemoryError:
             logger.debug("no memory to resize %d images", len(sources), exc_info=True)
             return None
