@@ -129,7 +129,12 @@ def explain_unsupported_tiff(image_bytes: bytes) -> str | None:
         if not all(numbers) or not directory.numbers(STRIP_OFFSETS) + directory.numbers(TILE_OFFSETS):
             return None
         bits = "+".join(map(str, directory.numbers(BITS, (1,))[:8]))
-        names = {"photometric": PHOTOMETRIC, "compression": COMPRESSION, "sample format": SAMPLE_FORMAT, "fill order": FILL_ORDER}
+        names = {
+            "photometric": PHOTOMETRIC,
+            "compression": COMPRESSION,
+            "sample format": SAMPLE_FORMAT,
+            "fill order": FILL_ORDER,
+        }
         kind = ", ".join(f"{name} {directory.number(tag, 1)}" for name, tag in names.items())
         return f"TIFF with {bits} bits, {kind} is not supported"
     except DIRECTORY_ERRORS:
