@@ -126,20 +126,20 @@ def test_heic_is_decoded_upright_over_white():
 
 
 def test_heic_without_libheif_is_unsupported_and_says_what_is_missing(monkeypatch):
-    def fail(_):
+    def fail(*_, **__):
         raise ImportError("libheif.so.1")
 
-    monkeypatch.setattr(torch_decoders, "decode_heic", fail)
+    monkeypatch.setattr(decoders, "decode_heic", fail)
     decoded = decode_image(HEIC)
     assert (decoded.status, decoded.image, decoded.width, decoded.height) == ("unsupported", None, 96, 64)
     assert "HEIC needs libheif" in decoded.error
 
 
 def test_heic_that_libheif_cannot_decode_is_unsupported(monkeypatch):
-    def fail(_):
+    def fail(*_, **__):
         raise RuntimeError("decode_heic, /a/DecodeHeic.cpp:88, heif_decode_image failed: Unsupported feature: No codec")
 
-    monkeypatch.setattr(torch_decoders, "decode_heic", fail)
+    monkeypatch.setattr(decoders, "decode_heic", fail)
     decoded = decode_image(HEIC)
     assert decoded.status == "unsupported"
     assert decoded.error.endswith(": heif_decode_image failed: Unsupported feature: No codec")

@@ -9,6 +9,7 @@ import textwrap
 import warnings
 import zlib
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -634,18 +635,33 @@ def test_whatever_pillow_raises_is_a_decode_error(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("PNG", "pillow._to_upright"),
+        ("PNG", "pillow.to_upright"),
+        ("PNG", "pillow.rgba_to_rgb"),
+        ("PNG", "decode.has_damaged_pixels"),
+        ("TIFF", "decode.read_deep_tiff"),
         ("JPEG", "decode.read_jpeg_header"),
-        ("JPEG", "torch_decoders.decode_jpeg"),
+        ("JPEG", "decode.may_lack_data"),
+        ("JPEG", "torch_decoders.np"),
     ],
 )
 def test_a_bug_of_ours_is_raised(kind, name, monkeypatch):
     def fail(*_):
         raise NameError("name 'widht' is not defined")
 
-    monkeypatch.setattr(f"catsdogs.images.{name}", fail)
+    monkeypatch.setattr(f"catsdogs.images.{name}", SimpleNamespace(ascontiguousarray=fail) if name.endswith("np") else fail)
+    image = Image.fromarray(photo())
     with pytest.raises(NameError, match="widht"):
-        decode_image(encode(photo(), kind))
+        decode_image(encode(image.convert("RGBA") if kind == "PNG" else image, kind))
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no such operator"), RecursionError("too deep")])
+def test_an_error_of_torch_that_is_no_refusal_is_raised(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(decoders, "decode_jpeg", fail)
+    with pytest.raises(type(error)):
+        decode_image(encode(photo(), "JPEG"))
 
 
 # Preprocessing

@@ -130,6 +130,20 @@ def test_an_exception_of_the_decoder_is_raised_with_its_traceback(monkeypatch, n
     assert decode_alone(red_or_blue("red", 0))[0].status == "ok"
 
 
+@pytest.mark.parametrize("part", ["configure_pillow", "_restrict_child", "_decode_files"])
+@pytest.mark.parametrize("error", [NameError("name 'widht' is not defined"), OSError("widht")])
+def test_an_exception_anywhere_in_the_child_is_raised_with_its_traceback(monkeypatch, part, error):
+    def fail(*_):
+        raise error
+
+    sandbox.end_child()
+    monkeypatch.setattr(sandbox, part, fail)
+    with pytest.raises(DecoderBugError, match="widht"):
+        decode_alone(red_or_blue("red", 0))
+    monkeypatch.undo()
+    assert decode_alone(red_or_blue("red", 0))[0].status == "ok"
+
+
 def test_a_child_applies_no_size_limit_of_pillow():
     before, _, after = encode(solid((200, 20, 30), (40, 36)), "GIF").rpartition(struct.pack("<HH", 40, 36))
     frame_size = struct.pack("<HH", 19_000, 19_000)  # more than twice Pillow's limit, where it raises an error

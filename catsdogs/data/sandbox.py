@@ -138,9 +138,10 @@ class _Child:
     def decode(self, requests: list[DecodeRequest]) -> list[DecodeResult]:
         """Decode files; raises EOFError or OSError if the child is dead."""
         try:
-            self.connection.send([request.row for request in requests])
-            for request in requests:
-                self.connection.send_bytes(request.image_bytes)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its traceback may be in the pipe
+                self.connection.send([request.row for request in requests])
+                for request in requests:
+                    self.connection.send_bytes(request.image_bytes)
             results: list[DecodeResult] | str = self.connection.recv()
             if isinstance(results, str):
                 raise DecoderBugError(f"the decoder raised an exception:\n{results}")
@@ -192,18 +193,24 @@ def _run_child(decoder: Decoder, connection: Connection, shared: ImageArray) -> 
         signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)  # also limits the setup
         _restrict_child(connection.fileno())
         configure_pillow()
-        while True:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            rows = connection.recv()
-            signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
-            contents = [connection.recv_bytes() for _ in rows]
-            connection.send(_decode_files(decoder, contents, rows, shared))
+        _serve(decoder, connection, shared)
     except MemoryError:
         os._exit(OUT_OF_MEMORY_EXIT_CODE)
-    except (EOFError, OSError):
+    except EOFError:  # the parent has closed the pipe
         os._exit(0)
     except BaseException:  # noqa: BLE001
+        with contextlib.suppress(OSError):  # the parent has ended
+            connection.send(traceback.format_exc())
         os._exit(1)
+
+
+def _serve(decoder: Decoder, connection: Connection, shared: ImageArray) -> NoReturn:
+    while True:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        rows = connection.recv()
+        signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
+        contents = [connection.recv_bytes() for _ in rows]
+        connection.send(_decode_files(decoder, contents, rows, shared))
 
 
 def _restrict_child(kept_descriptor: int) -> None:

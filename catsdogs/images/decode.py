@@ -136,10 +136,7 @@ def _decode_with_torchcodec(
         logger.debug("cannot load libheif", exc_info=True)
         error = "HEIC needs libheif, which is not installed (Debian and Ubuntu: apt install libheif1)"
         return Decoded("unsupported", None, error, *size)
-    except RuntimeError as error:
-        logger.debug("torchcodec refused a %s", file_format, exc_info=True)
-        if torch_decoders.is_out_of_memory(error):
-            raise MemoryError(f"{size[0]} x {size[1]} pixels do not fit") from error
+    except torch_decoders.TorchcodecError as error:
         reason = _format_reason(error)
         if file_format == "HEIC" and "Unsupported feature" in reason:
             return Decoded("unsupported", None, f"HEIC that libheif cannot decode: {reason}", *size)

@@ -95,11 +95,9 @@ def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
     upright = _to_upright(image)
     if image.mode.startswith(("I", "F")):
         return np.repeat(_gray_to_8_bits(np.asarray(upright), image)[:, :, np.newaxis], 3, axis=2)
-    with pillow_errors():
-        if not upright.has_transparency_data or _has_meaningless_alpha(upright, image):
-            return np.array(upright.convert("RGB"))
-        rgba = _to_rgba(upright)
-    return rgba_to_rgb(rgba)
+    if not upright.has_transparency_data or _has_meaningless_alpha(upright, image):
+        return np.array(_convert(upright, "RGB"))
+    return rgba_to_rgb(_to_rgba(upright))
 
 
 def rgba_to_rgb(rgba: ImageArray | Image.Image) -> ImageArray:
@@ -129,8 +127,13 @@ def _to_rgba(image: Image.Image) -> Image.Image:
         # A 16-bit PNG: Pillow keeps the high byte of each pixel, but all of the transparent color.
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if image.mode == "La":
-        image = image.convert("LA")
-    return image.convert("RGBA")
+        image = _convert(image, "LA")
+    return _convert(image, "RGBA")
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    with pillow_errors():
+        return image.convert(mode)
 
 
 def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
@@ -139,10 +142,8 @@ def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
     exif = image.info.get("exif")
     orientation = read_orientation(exif) if isinstance(exif, bytes) else None
     if orientation is None:
-        try:
+        with contextlib.suppress(PillowError), pillow_errors():
             orientation = image.getexif().get(_ORIENTATION)  # also of XMP, and of EXIF as text in PNG
-        except Exception:
-            logger.debug("Pillow cannot read EXIF data", exc_info=True)
     return to_upright(image, orientation)
 
 
