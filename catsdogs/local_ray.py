@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INCOMPATIBLE_RAY_ERRORS = (ImportError, AttributeError, TypeError, KeyError)  # if a private name has changed
+# If a private name has changed, or what it does.
+INCOMPATIBLE_RAY_ERRORS = (ImportError, AttributeError, TypeError, LookupError, ValueError, AssertionError)
 UNUSED_ADDRESS = b"127.0.0.1:1"  # nothing listens there
 
 Replacements = list[tuple[Any, str, Callable[..., Any]]]  # owner, attribute, new value
 
 
 def _use_stock_ray() -> bool:
-    return os.environ.get("CATSDOGS_STOCK_RAY", "0") != "0"
+    return os.environ.get("CATSDOGS_STOCK_RAY", "") not in ("", "0")
 
 
 @contextlib.contextmanager
@@ -89,6 +90,7 @@ def _autoscaling() -> Replacements:
             return ExecutionResources.from_resource_dict(ray.cluster_resources())
 
     FixedSize()  # TypeError if Ray has added an abstract method
+    ExecutionResources.from_resource_dict({})
     return [(streaming_executor, "create_cluster_autoscaler", lambda *_, **__: FixedSize())]
 
 
@@ -128,17 +130,21 @@ def _build_trainer_class(stock: "type[TorchTrainer]") -> "type[TorchTrainer]":
         getattr(FixedScalingPolicy, name)  # AttributeError if Ray has renamed it
     for name in ("_create_default_callbacks", "_initialize_and_run_controller"):
         getattr(stock, name)
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+    isinstance(None, unneeded)  # TypeError if they are no classes
     no_request_policy = type("NoRequestPolicy", (FixedScalingPolicy,), dict.fromkeys(requests, lambda *_, **__: None))
 
     class LocalTrainer(stock):  # type: ignore[misc, valid-type]
-        def _create_default_callbacks(self, *args: Any, **kwargs: Any) -> list[Any]:
-            unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+        def _create_default_callbacks(self, *args: Any, **kwargs: Any) -> Any:
             callbacks = super()._create_default_callbacks(*args, **kwargs)
-            return [callback for callback in callbacks if not isinstance(callback, unneeded)]
+            with _stock_ray_on_error("callbacks of Ray Train"):
+                callbacks = [callback for callback in callbacks if not isinstance(callback, unneeded)]
+            return callbacks
 
         def _initialize_and_run_controller(self, *args: Any, **kwargs: Any) -> Any:
-            if type(kwargs.get("scaling_policy")) is FixedScalingPolicy:
-                kwargs["scaling_policy"] = no_request_policy(self.scaling_config)
+            with _stock_ray_on_error("resource requests of Ray Train"):
+                if type(kwargs["scaling_policy"]) is FixedScalingPolicy:
+                    kwargs["scaling_policy"] = no_request_policy(self.scaling_config)
             return super()._initialize_and_run_controller(*args, **kwargs)
 
     return LocalTrainer
@@ -161,6 +167,15 @@ def _replaced(what: str, build: Callable[[], Replacements]) -> Iterator[None]:
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _stock_ray_on_error(what: str) -> Iterator[None]:
+    """Leave out the rest of the block, and log a line, if it raises one of INCOMPATIBLE_RAY_ERRORS."""
+    try:
+        yield
+    except INCOMPATIBLE_RAY_ERRORS as error:
+        _log_stock_ray(what, error)
 
 
 def _or_stock_ray(what: str, original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,6 +205,9 @@ class _NullActor:
     """Replaces an actor handle and ignores method calls."""
 
     __init__ = remote = _do_nothing
+
+    def __call__(self, *_: Any, **__: Any) -> "_NullActor":  # as in `actor.method.options(...)`
+        return self
 
     def __getattr__(self, name: str) -> "_NullActor":
         if name.startswith("__"):  # pickle looks these up

@@ -145,6 +145,23 @@ def test_ray_train_with_other_names_gives_its_own_trainer_and_one_line(owner, na
     assert len(messages(caplog)) == 1
 
 
+def test_ray_train_with_other_behaviour_runs_as_it_is_and_logs_one_line(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "catsdogs")
+    trainer = local_ray.make_local_trainer_class()(print, scaling_config=ScalingConfig(num_workers=1))
+    base = next(parent for parent in TorchTrainer.__mro__ if "_create_default_callbacks" in vars(parent))
+    monkeypatch.setattr(base, "_create_default_callbacks", lambda *_: None)
+    monkeypatch.setattr(base, "_initialize_and_run_controller", lambda *args, **kwargs: (args[1:], kwargs))
+    assert trainer._create_default_callbacks() is None
+    assert trainer._initialize_and_run_controller(1, policy=2) == ((1,), {"policy": 2})
+    assert len(messages(caplog)) == 2
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_an_empty_variable_does_not_switch_anything_off(value, monkeypatch):
+    monkeypatch.setenv("CATSDOGS_STOCK_RAY", value)
+    assert local_ray.make_local_trainer_class() is not TorchTrainer
+
+
 def test_one_variable_switches_everything_off(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "catsdogs")
     monkeypatch.setenv("CATSDOGS_STOCK_RAY", "1")
