@@ -34,7 +34,14 @@ def worker_runtime_env() -> dict[str, Any]:
     """Build the part of Ray's `runtime_env` that makes workers log into Ray's files; empty if not verbose."""
     if not is_verbose():
         return {}
-    return {"env_vars": {LOG_VARIABLE: "debug"}, "worker_process_setup_hook": "catsdogs.logs.configure_logging"}
+    # No `env_vars`: Ray refuses a variable that the `runtime_env` of the job has, too.
+    return {"worker_process_setup_hook": "catsdogs.logs.configure_debug_logging"}
+
+
+def configure_debug_logging() -> None:
+    """Configure debug logs in a worker process of Ray."""
+    os.environ[LOG_VARIABLE] = "debug"
+    configure_logging()
 
 
 def escape_lines(text: str) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -576,3 +577,18 @@ print([logger.name for logger in loggers if logger.handlers or logger.level not 
 def test_workers_log_if_the_command_is_verbose(monkeypatch, value, workers_log):
     monkeypatch.setenv("CATSDOGS_LOG", value)
     assert bool(logs.worker_runtime_env()) == workers_log
+
+
+def test_workers_run_the_hook_that_logs_debug_records(monkeypatch):
+    monkeypatch.setenv("CATSDOGS_LOG", "debug")
+    settings = logs.worker_runtime_env()
+    assert "env_vars" not in settings  # Ray refuses a variable that the job's own runtime environment has, too
+    monkeypatch.delenv("CATSDOGS_LOG")
+    level = logging.getLogger("catsdogs").level
+    handlers = list(logging.getLogger("catsdogs").handlers)
+    try:
+        pkgutil.resolve_name(settings["worker_process_setup_hook"])()
+        assert logging.getLogger("catsdogs").level == logging.DEBUG
+    finally:
+        logging.getLogger("catsdogs").setLevel(level)
+        logging.getLogger("catsdogs").handlers = handlers
