@@ -10,6 +10,9 @@ what was expected, what was found, and what to do. It is shortened, because it m
 
 from catsdogs.text import shorten
 
+# A bug of a program. Code that catches whatever another package raises does not catch these.
+PROGRAMMING_ERRORS = (AssertionError, AttributeError, NameError, TypeError)
+
 
 class CatsdogsError(Exception):
     """A failure that its message explains in one line."""

@@ -18,7 +18,12 @@ logger = logging.getLogger(__name__)
 # No memory to fork, a full disk, a lost connection; a lost or full GPU. Torch's classes are given by name, because the
 # driver does not import torch.
 MACHINE_ERRORS = (OSError, MemoryError)
-MACHINE_ERROR_NAMES = ("torch.AcceleratorError", "torch.OutOfMemoryError")
+# Storage reports these itself, so one that gets here is a bug.
+BUG_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+MACHINE_ERROR_NAMES = (
+    *("torch.AcceleratorError", "torch.OutOfMemoryError"),
+    *("torch.distributed.DistBackendError", "torch.distributed.DistNetworkError", "torch.distributed.DistStoreError"),
+)
 # What Ray adds to a traceback: colours, its own frames, and advice about its retries, also to the message.
 RAY_NOISE = re.compile(
     r'\x1b\[\d+m|  File "[^"\n]*\b(?:site-packages|python)/ray/[^"\n]*".*\n(?:    .*\n)*'
@@ -40,8 +45,7 @@ def unwrap_ray_error(error: Exception) -> Exception:
         cause.args = tuple(RAY_NOISE.sub("", arg) if isinstance(arg, str) else arg for arg in cause.args)
     if isinstance(cause, CatsdogsError):
         return cause
-    class_name = f"{type(cause).__module__}.{type(cause).__qualname__}"
-    if isinstance(cause, MACHINE_ERRORS) or class_name in MACHINE_ERROR_NAMES:
+    if _is_machine_error(cause):
         return RetryableError(traceback.format_exception_only(cause)[0].splitlines()[0])
     if _is_ray_error(cause) and not _is_raised_by_constructor(cause):
         return RetryableError((str(error).strip().splitlines() or [type(error).__name__])[-1])
@@ -79,6 +83,12 @@ def _find_cause(error: Exception) -> Exception:
         wrapped = [getattr(inner, name, None) for name in ("cause", "base_exc", "__cause__")]
         inner = next((one for one in wrapped if isinstance(one, Exception)), None)
     return error
+
+
+def _is_machine_error(error: Exception) -> bool:
+    if isinstance(error, MACHINE_ERRORS):
+        return not isinstance(error, BUG_ERRORS)
+    return f"{type(error).__module__}.{type(error).__qualname__}" in MACHINE_ERROR_NAMES
 
 
 def _is_raised_by_constructor(error: Exception) -> bool:

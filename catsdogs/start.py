@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from catsdogs import local_ray
-from catsdogs.errors import RunError
+from catsdogs.errors import PROGRAMMING_ERRORS, RunError
 from catsdogs.logs import worker_runtime_env
 from catsdogs.ray_session import remove_folders, session_environment
 
@@ -62,10 +62,10 @@ def _start_own_ray() -> None:
             _existing_current_folder(),
         ):
             _init("local", include_dashboard=False)
-    except RunError:
-        raise
     except Exception as error:
         remove_folders()
+        if isinstance(error, (RunError, *PROGRAMMING_ERRORS)):
+            raise
         reason = _format_reason(error)
         raise RunError(f"{reason}: Ray did not start on this machine; if it is busy, try again later") from error
     except BaseException:  # Ctrl-C
@@ -79,6 +79,8 @@ def _join_cluster(address: str) -> None:
     try:
         with _current_folder(_find_import_folder()):
             _init(address)
+    except PROGRAMMING_ERRORS:
+        raise
     except Exception as error:
         raise RunError(
             f"{_format_reason(error)}: expected a running cluster at RAY_ADDRESS={address}; check the address, and "

@@ -99,6 +99,16 @@ def test_an_error_of_the_operating_system_is_no_bug():
     assert str(to_raise) == "scoring failed: OSError: [Errno 12] Cannot allocate memory; kept"
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), IsADirectoryError(21, "Is a directory")])
+def test_a_file_that_a_stage_expects_and_that_is_not_there_is_a_bug(error):
+    assert type(to_run_error(run_task(error), "scoring", "kept")) is type(error)
+
+
+@pytest.mark.parametrize("name", ["DistBackendError", "DistNetworkError", "DistStoreError"])
+def test_a_lost_connection_between_training_workers_is_no_bug(name):
+    assert isinstance(unwrap_ray_error(getattr(torch.distributed, name)("connection reset")), RetryableError)
+
+
 def test_a_killed_process_is_no_bug():
     crash = ray.remote(max_retries=0)(lambda: os.kill(os.getpid(), signal.SIGKILL))
     for error in (catch(lambda: ray.get(crash.remote())), run_actor()):

@@ -864,6 +864,12 @@ def test_any_error_of_an_fsspec_file_system_is_a_row(memory, monkeypatch):
     assert (row.status, row.error) == ("read_error", "division by zero")
 
 
+def test_a_bug_in_reading_is_no_row(memory, monkeypatch):
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_: widht)  # noqa: F821
+    with pytest.raises(NameError, match="widht"):
+        storage.fetch([Entry(f"{memory}/a.jpg")])
+
+
 def test_a_root_with_two_colons_is_refused(memory):
     with pytest.raises(InputError, match="expected a URI without '::'"):
         paths(f"{memory}/a::b")

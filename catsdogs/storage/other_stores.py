@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 
-from catsdogs.errors import CatsdogsError, InputError
+from catsdogs.errors import PROGRAMMING_ERRORS, CatsdogsError, InputError
 from catsdogs.storage.event_loop import run_sync
 from catsdogs.storage.objects import BODY_TIMEOUT_S, MIN_BODY_BYTES_PER_S, NO_LIMIT, TooLongError, check_length
 from catsdogs.storage.retrying import (
@@ -145,7 +145,7 @@ async def _with_retries(make_request: Callable[[], Awaitable[T]], name: str) -> 
     while True:
         try:
             return await make_request(), retries
-        except CatsdogsError:
+        except (CatsdogsError, *PROGRAMMING_ERRORS):
             raise
         except Exception as error:
             failure = _to_os_error(error)
