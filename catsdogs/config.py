@@ -1,8 +1,8 @@
 """The settings of each command, one frozen dataclass each. The command line is derived from them."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 from catsdogs.errors import InputError
 
@@ -18,13 +18,31 @@ def _check(valid: bool, flag: str, expected: str, found: object) -> None:
         raise InputError(f"{flag}: expected {expected}, got {found}")
 
 
+def _check_needed(valid: bool, flag: str, needed: str) -> None:
+    if not valid:
+        raise InputError(f"{flag} needs {needed}: add it, or omit {flag}")
+
+
+def _check_choices(config: Any) -> None:
+    """Check the settings of a Literal type; from Python, they may have any value."""
+    for field in fields(config):
+        if get_origin(field.type) is Literal:
+            *others, last = get_args(field.type)
+            value = getattr(config, field.name)
+            _check(value in (*others, last), _format_flag(field.name), f"{', '.join(others)} or {last}", repr(value))
+
+
 def _check_range(config: object, low: float, high: float, *names: str) -> None:
     """Check that the named settings are finite and within [low, high]; None stands for a default."""
     expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
     for name in names:
         value = getattr(config, name)
         valid = value is None or (low <= value <= high and value != math.inf)
-        _check(valid, f"--{name.replace('_', '-')}", expected, value)
+        _check(valid, _format_flag(name), expected, value)
+
+
+def _format_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +52,7 @@ class DemoConfig:
     output: str
     """New folder for data, run, evaluation, scores and report.html."""
     seed: int = 0
-    """Seed of the drawings and of the training."""
+    """Seed of the images and of training."""
 
     def __post_init__(self) -> None:
         _check_range(self, 0, MAX_SEED, "seed")
@@ -67,7 +85,7 @@ class TrainConfig:
     max_failures: int = 3
     """How often the workers restart from the last saved epoch after one of them dies."""
     weights: str = "imagenet"
-    """imagenet, none, or a ResNet50 state dict (.pth, .safetensors) or checkpoint directory."""
+    """imagenet, none, a checkpoint folder or a ResNet50 state dict (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin)."""
     freeze: Literal["none", "backbone"] = "none"
     """backbone trains only the new head, on features that are computed once."""
     views: int | None = None
@@ -102,13 +120,15 @@ class TrainConfig:
     """auto uses one GPU per worker if the cluster has GPUs."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(0 < self.val_split < 1, "--val-split", "a fraction between 0 and 1", self.val_split)
-        _check(not self.resume or self.name is not None, "--resume", "--name of the run to continue", "none")
+        _check_needed(not self.resume or self.name is not None, "--resume", "--name")
         _check(self.name is None or _is_name(self.name), "--name", "a plain folder name", repr(self.name))
         _check(self.lr is None or 0 < self.lr < math.inf, "--lr", "a positive number", self.lr)
         _check(self.clip_grad_norm > 0, "--clip-grad-norm", "a positive number", self.clip_grad_norm)
-        _check(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone with it", self.freeze)
-        _check_range(self, 1, MAX_VIEWS if self.augment != "none" else 1, "views")
+        _check_needed(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone")
+        _check(self.augment != "none" or self.views in (None, 1), "--views", "1 with --augment none", self.views)
+        _check_range(self, 1, MAX_VIEWS, "views")
         _check_range(self, 1, math.inf, "epochs", "batch_size", "num_workers")
         _check_range(self, 32, 4096, "img_size")
         _check_range(self, 0, MAX_SEED, "seed")
@@ -138,12 +158,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score a folder of labelled images and write metrics."""
+    """Classify a folder of labelled images and write metrics."""
 
     data_dir: str
     """Class folders directly, or a root: its validation/, val/ or test/, the first that exists."""
     checkpoint: str
-    """Checkpoint directory, such as runs/NAME/best."""
+    """Checkpoint folder, such as runs/NAME/best."""
     output: str
     """Folder or s3:// prefix for metrics.json and predictions.parquet."""
     split: str | None = None
@@ -153,11 +173,12 @@ class EvaluateConfig:
     precision: PrecisionChoice = "auto"
     """auto is bf16 on hardware that is faster with it, else fp32."""
     num_actors: int | None = None
-    """Number of model replicas; default: one per GPU, or one per machine without GPUs."""
+    """Number of model replicas (two actors each on GPUs); default: one per GPU, or one per machine without GPUs."""
     use_gpu: UseGpu = "auto"
     """auto uses one GPU per replica if the cluster has GPUs."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check_range(self, 1, math.inf, "batch_size", "num_actors")
 
 
@@ -168,7 +189,7 @@ class ScoreConfig:
     input: str
     """Folder, prefix, one image, or a .parquet, .csv, .tsv or .txt list of paths."""
     checkpoint: str
-    """Checkpoint directory, such as runs/NAME/best."""
+    """Checkpoint folder, such as runs/NAME/best."""
     output: str
     """Folder or s3:// prefix for the Parquet parts: new, empty, or of an earlier run."""
     limit: int | None = None
@@ -178,27 +199,29 @@ class ScoreConfig:
     precision: PrecisionChoice = "auto"
     """auto is bf16 on hardware that is faster with it, else fp32."""
     num_actors: int | None = None
-    """Number of model replicas; default: one per GPU, or one per machine without GPUs."""
+    """Number of model replicas (two actors each on GPUs); default: one per GPU, or one per machine without GPUs."""
     use_gpu: UseGpu = "auto"
     """auto uses one GPU per replica if the cluster has GPUs."""
     shard_size: int = 10_000
-    """Rows per part."""
+    """Rows per part, the Parquet file of one shard."""
     max_pixels: int = 178_956_970
     """Images with more pixels get the status too_large."""
     max_error_rate: float = 1.0
-    """Exit with code 3 if a larger fraction of rows has no label."""
+    """Exit with code 3 if a larger fraction of images is not classified."""
     resume: bool = True
     """Continue an unfinished run in --output; --no-resume needs a new or empty one."""
     save_embeddings: bool = False
     """Also write the 2,048 input features of the model's head as the column embedding, 8 KB per row."""
     retry_failed: bool = False
-    """Score rows again whose file changed, was missing, refused or unreadable, or crashed the decoder."""
+    """Score rows again whose status is changed, not_found, access_denied, read_error or decoder_crash."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check_range(self, 1, math.inf, "limit", "batch_size", "num_actors", "shard_size", "max_pixels")
         _check_range(self, 0, 1, "max_error_rate")
-        if self.save_embeddings:
-            _check_range(self, 1, MAX_SHARD_SIZE_WITH_EMBEDDINGS, "shard_size")
+        fits = not self.save_embeddings or self.shard_size <= MAX_SHARD_SIZE_WITH_EMBEDDINGS
+        expected = f"at most {MAX_SHARD_SIZE_WITH_EMBEDDINGS} with --save-embeddings"
+        _check(fits, "--shard-size", expected, self.shard_size)
 
 
 @dataclass(frozen=True, kw_only=True)

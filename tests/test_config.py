@@ -5,12 +5,14 @@ import dataclasses
 import inspect
 import itertools
 import math
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from catsdogs import config as config_module
 from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.errors import InputError
+from catsdogs.schema import RETRYABLE_STATUSES
 
 COMMANDS = {
     "demo": DemoConfig,
@@ -169,9 +171,46 @@ def test_values_at_the_edge_of_their_range_are_accepted(config_class, values):
     assert {name: getattr(settings, name) for name in values} == values
 
 
+CHOICES = [
+    (config_class, field)
+    for config_class in COMMANDS.values()
+    for field in dataclasses.fields(config_class)
+    if get_origin(field.type) is Literal
+]
+
+
+@pytest.mark.parametrize(("config_class", "field"), CHOICES, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize("value", ["foo", "", "NONE", True, None, ["auto"], math.nan])
+def test_values_that_are_no_choice_name_their_flag_and_the_choices(config_class, field, value):
+    choices = get_args(field.type)
+    with pytest.raises(InputError) as caught:
+        make(config_class, **{field.name: value})
+    flag, expected = f"--{field.name.replace('_', '-')}", f"{', '.join(choices[:-1])} or {choices[-1]}"
+    assert str(caught.value) == f"{flag}: expected {expected}, got {value!r}"
+
+
+@pytest.mark.parametrize(("config_class", "field"), CHOICES, ids=lambda value: getattr(value, "name", None))
+def test_every_choice_is_accepted(config_class, field):
+    for choice in get_args(field.type):
+        assert getattr(make(config_class, **{field.name: choice}), field.name) == choice
+
+
+def test_a_choice_that_is_unknown_is_one_line():
+    with pytest.raises(InputError) as caught:
+        make(TrainConfig, optimizer="foo")
+    assert str(caught.value) == "--optimizer: expected sgd or adamw, got 'foo'"
+
+
+def test_the_help_of_retry_failed_lists_the_retryable_statuses():
+    text = inspect.getsource(ScoreConfig).partition("retry_failed: bool")[2].partition('."""')[0]
+    listed = text.partition("status is ")[2].replace(" or ", ", ")
+    assert listed.split(", ") == list(RETRYABLE_STATUSES)
+
+
 def test_resume_needs_a_name():
-    with pytest.raises(InputError, match="--resume: expected --name of the run to continue, got none"):
+    with pytest.raises(InputError) as caught:
         make(TrainConfig, resume=True)
+    assert str(caught.value) == "--resume needs --name: add it, or omit --resume"
 
 
 @pytest.mark.parametrize(
@@ -185,10 +224,10 @@ def test_the_default_number_of_views_depends_on_the_augmentation(settings, expec
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"views": 2}, "--views: expected --freeze backbone with it, got none"),
+        ({"views": 2}, "--views needs --freeze backbone: add it, or omit --views"),
         ({"freeze": "backbone", "views": 0}, "--views: expected 1 to 32, got 0"),
         ({"freeze": "backbone", "views": 33}, "--views: expected 1 to 32, got 33"),
-        ({"freeze": "backbone", "views": 2, "augment": "none"}, "--views: expected 1 to 1, got 2"),
+        ({"freeze": "backbone", "views": 2, "augment": "none"}, "--views: expected 1 with --augment none, got 2"),
     ],
 )
 def test_views_without_effect_are_refused(settings, message):
@@ -199,7 +238,7 @@ def test_views_without_effect_are_refused(settings, message):
 
 def test_parts_with_embeddings_are_bounded():
     assert make(ScoreConfig, save_embeddings=True, shard_size=100_000).shard_size == 100_000
-    with pytest.raises(InputError, match="--shard-size: expected 1 to 100000, got 100001"):
+    with pytest.raises(InputError, match="--shard-size: expected at most 100000 with --save-embeddings, got 100001"):
         make(ScoreConfig, save_embeddings=True, shard_size=100_001)
 
 
