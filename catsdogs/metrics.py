@@ -1,6 +1,6 @@
 """Classification metrics from sums that can be added over workers.
 
-K classes, N rows. A file without a label counts as incorrect.
+K classes, N rows. A file that is not classified counts as incorrect.
 """
 
 import math
@@ -22,8 +22,8 @@ class MetricSums:
 
     Attributes:
         matrix_KK: int64, rows true class, columns predicted class.
-        failed_K: int64, files of each class without a label.
-        loss: cross-entropy summed over the labelled rows.
+        failed_K: int64, files of each class that are not classified.
+        loss: cross-entropy summed over the classified rows.
     """
 
     matrix_KK: np.ndarray[Any, np.dtype[np.int64]]
@@ -55,29 +55,29 @@ class MetricSums:
         return np.concatenate([self.matrix_KK.ravel(), self.failed_K, [self.loss]]).astype(np.float64)
 
     @property
-    def num_labelled(self) -> int:
-        """Number of rows with a label."""
+    def num_classified(self) -> int:
+        """Number of classified rows."""
         return int(self.matrix_KK.sum())
 
     @property
     def num_failed(self) -> int:
-        """Number of rows without a label."""
+        """Number of rows that are not classified."""
         return int(self.failed_K.sum())
 
     @property
     def accuracy(self) -> float:
         """Fraction of all rows that are correct."""
-        total = self.num_labelled + self.num_failed
+        total = self.num_classified + self.num_failed
         return float(np.trace(self.matrix_KK) / total) if total else math.nan
 
     @property
     def mean_loss(self) -> float:
-        """Mean cross-entropy of the labelled rows."""
-        return self.loss / self.num_labelled if self.num_labelled else math.nan
+        """Mean cross-entropy of the classified rows."""
+        return self.loss / self.num_classified if self.num_classified else math.nan
 
 
 def select_true_probs(predictions: pa.Table, true_N: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Select the probability of each labelled row's true class, float64 (N,)."""
+    """Select the probability of each classified row's true class, float64 (N,)."""
     if not len(true_N):
         return np.zeros(0)
     probs = predictions["probs"].combine_chunks()
@@ -88,12 +88,12 @@ def select_true_probs(predictions: pa.Table, true_N: np.ndarray[Any, Any]) -> np
 def compute_metrics(predictions: pa.Table, class_names: Sequence[str]) -> dict[str, Any]:
     """Compute the content of `metrics.json`."""
     sums = MetricSums.from_predictions(predictions, class_names)
-    total = sums.num_labelled + sums.num_failed
+    total = sums.num_classified + sums.num_failed
     num_correct = int(np.trace(sums.matrix_KK))
     return {
         "accuracy": sums.accuracy,
         "accuracy_interval_95": list(wilson_interval(num_correct, total)),
-        "log_loss": sums.mean_loss if sums.num_labelled else None,
+        "log_loss": sums.mean_loss if sums.num_classified else None,
         "roc_auc": _binary_auc(predictions, class_names) if len(class_names) == 2 else None,
         "n": total,
         "failed": sums.num_failed,
@@ -133,11 +133,11 @@ def wilson_interval(num_correct: int, total: int) -> tuple[float, float]:
 
 def _binary_auc(predictions: pa.Table, class_names: Sequence[str]) -> float | None:
     """Compute ROC AUC as Mann-Whitney U of the second class's probability; ties count half."""
-    labelled = predictions.filter(pa.array([status == OK for status in predictions["status"].to_pylist()]))
-    positive_N = np.array([name == class_names[1] for name in labelled["true_label"].to_pylist()], dtype=bool)
+    classified = predictions.filter(pa.array([status == OK for status in predictions["status"].to_pylist()]))
+    positive_N = np.array([name == class_names[1] for name in classified["true_label"].to_pylist()], dtype=bool)
     if positive_N.all() or not positive_N.any():
         return None
-    score_N = select_true_probs(labelled, np.ones(len(positive_N), dtype=np.int64))
+    score_N = select_true_probs(classified, np.ones(len(positive_N), dtype=np.int64))
     _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
     rank_N = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     num_positive = int(positive_N.sum())

@@ -28,7 +28,7 @@ def make_table(rows: list[tuple[str, list[float] | None]], classes: tuple[str, .
     return pa.Table.from_pylist(made, schema=PREDICTIONS)
 
 
-# 4 cats: 3 labelled, 2 correct; 3 dogs: 2 labelled, 1 correct
+# 4 cats: 3 classified, 2 correct; 3 dogs: 2 classified, 1 correct
 EXAMPLE = [
     ("cats", [0.75, 0.25]),
     ("cats", [0.5, 0.5]),
@@ -101,7 +101,7 @@ def test_sums_add_up_over_any_parts(num_classes):
     assert (added.matrix_KK == whole.matrix_KK).all()
     assert (added.failed_K == whole.failed_K).all()
     assert added.loss == pytest.approx(whole.loss, rel=1e-12)
-    assert added.num_labelled + added.num_failed == 300
+    assert added.num_classified + added.num_failed == 300
 
 
 def test_sums_are_restored_from_their_vector():

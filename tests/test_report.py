@@ -112,9 +112,9 @@ def test_curves_mark_the_best_epoch(rows: Rows, marked: str) -> None:
         (report.confusion_matrix(["x"] * 40, np.eye(40, dtype=int)), "No image of 40 classes was misclassified."),
         (report.dataset_grid([]), "No images."),
         (report.worst_mistakes([]), "None: every labelled image was classified correctly."),
-        (report.label_counts({"cats": 0}), "No image has a label."),
-        (report.confidence([0, 0], [0, 0.5, 1]), "No image has a label."),
-        (report.failures({"ok": 1200}, []), "None: every one of 1,200 images has a label."),
+        (report.label_counts({"cats": 0}), "No image was classified."),
+        (report.confidence([0, 0], [0, 0.5, 1]), "No image was classified."),
+        (report.failures({"ok": 1200}, []), "None: all 1,200 images were classified."),
     ],
 )
 def test_an_empty_section_says_so(section: report.Section, words: str) -> None:
@@ -123,10 +123,10 @@ def test_an_empty_section_says_so(section: report.Section, words: str) -> None:
 
 def test_scoring_sections_show_counts_and_shares() -> None:
     labels = text(report.label_counts({f"class {i}": 1000 - i for i in range(30)}).html)
-    assert labels.index("class 0") < labels.index("class 24") < labels.index("5 more labels on 4,865 images.")
+    assert labels.index("class 0") < labels.index("class 24") < labels.index("5 more classes with 4,865 images.")
     assert "85.0 % at 0.9 or above" in report.confidence([15, 85], [0.5, 0.9, 1]).html
     failed = report.failures({"ok": 90, "empty": 1, "truncated": 9}, [("/a/b.jpg", "empty", "0 bytes")]).html
-    assert "10 of 100 images (10.0 %) have no label." in failed
+    assert "10 of 100 images (10.0 %) were not classified." in failed
     assert table(failed)[1:] == ["truncated||9", "empty||1", "path|status|error", "/a/b.jpg|empty|0 bytes"]
 
 
@@ -142,9 +142,9 @@ def test_confusion_matrix_counts_and_quality() -> None:
     assert shown[4:] == ["cat|0.889|0.800|0.842|10", "dog|0.998|0.999|0.999|1,010"]
 
 
-def test_confusion_matrix_counts_images_without_a_label_as_incorrect() -> None:
+def test_confusion_matrix_counts_images_that_were_not_classified_as_incorrect() -> None:
     shown = table(report.confusion_matrix(["cat", "dog"], [[8, 0], [0, 0]], [2, 0]).html)
-    assert shown[:3] == ["|cat|dog|no label", "cat|8|0|2", "dog|0|0|0"]
+    assert shown[:3] == ["|cat|dog|not classified", "cat|8|0|2", "dog|0|0|0"]
     assert shown[4:] == ["cat|1.000|0.800|0.889|10", "dog|–|–|–|0"]
 
 

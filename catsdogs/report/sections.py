@@ -79,44 +79,44 @@ def _format_cell(row: Mapping[str, float], column: str) -> str:
     return format_decimal(value, places)
 
 
-def confusion_matrix(class_names: Sequence[str], matrix: ArrayLike, unlabelled: Sequence[int] | None = None) -> Section:
+def confusion_matrix(class_names: Sequence[str], matrix: ArrayLike, failed: Sequence[int] | None = None) -> Section:
     """Build the section with the matrix for up to 30 classes, else the most confused pairs, and metrics per class.
 
     Args:
         matrix: counts, int (K, K), rows true class, columns predicted class.
-        unlabelled: images of each true class without a prediction, (K,); they count as incorrect.
+        failed: images of each true class that were not classified, (K,); they count as incorrect.
     """
     counts_KK = np.asarray(matrix, dtype=np.int64)
     num_classes = len(class_names)
     assert counts_KK.shape == (num_classes, num_classes), f"{counts_KK.shape} for {num_classes} classes"
-    missing_K = np.zeros(num_classes, np.int64) if unlabelled is None else np.asarray(unlabelled, np.int64)
+    failed_K = np.zeros(num_classes, np.int64) if failed is None else np.asarray(failed, np.int64)
     small = num_classes <= _MAX_CLASSES
     html = render(
         "confusion",
         names=class_names,
-        rows=_build_rows(counts_KK, missing_K) if small else [],
-        pairs=[] if small else _find_pairs(class_names, counts_KK, missing_K),
+        rows=_build_rows(counts_KK, failed_K) if small else [],
+        pairs=[] if small else _find_pairs(class_names, counts_KK, failed_K),
         small=small,
-        show_missing=bool(missing_K.any()),
-        classes=_compute_metrics(class_names, counts_KK, missing_K, worst_first=not small),
+        show_failed=bool(failed_K.any()),
+        classes=_compute_metrics(class_names, counts_KK, failed_K, worst_first=not small),
     )
     return Section(title="Confusion", html=html)
 
 
-def _build_rows(counts_KK: NDArray[np.int64], missing_K: NDArray[np.int64]) -> list[list[tuple[int, float]]]:
-    """Return the count of each cell and its share of the true class; the last column counts unlabelled images."""
-    table = np.column_stack([counts_KK, missing_K]) if missing_K.any() else counts_KK
+def _build_rows(counts_KK: NDArray[np.int64], failed_K: NDArray[np.int64]) -> list[list[tuple[int, float]]]:
+    """Return the count of each cell and its share of the true class; the last column counts failed images."""
+    table = np.column_stack([counts_KK, failed_K]) if failed_K.any() else counts_KK
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     return [list(zip(*row, strict=True)) for row in zip(table.tolist(), shares.tolist(), strict=True)]
 
 
 def _find_pairs(
-    names: Sequence[str], counts_KK: NDArray[np.int64], missing_K: NDArray[np.int64]
+    names: Sequence[str], counts_KK: NDArray[np.int64], failed_K: NDArray[np.int64]
 ) -> list[dict[str, object]]:
     confused_KK = counts_KK.copy()
     np.fill_diagonal(confused_KK, 0)
     order = np.argsort(-confused_KK, axis=None, kind="stable")[:_MAX_PAIRS]
-    support_K = counts_KK.sum(axis=1) + missing_K
+    support_K = counts_KK.sum(axis=1) + failed_K
     return [
         {"true": names[t], "label": names[p], "count": int(n), "share": float(n / support_K[t])}
         for t, p in zip(*(axis.tolist() for axis in np.unravel_index(order, confused_KK.shape)), strict=True)
@@ -125,9 +125,9 @@ def _find_pairs(
 
 
 def _compute_metrics(
-    names: Sequence[str], counts_KK: NDArray[np.int64], missing_K: NDArray[np.int64], *, worst_first: bool
+    names: Sequence[str], counts_KK: NDArray[np.int64], failed_K: NDArray[np.int64], *, worst_first: bool
 ) -> list[dict[str, object]]:
-    hits_K, support_K = counts_KK.diagonal(), counts_KK.sum(axis=1) + missing_K
+    hits_K, support_K = counts_KK.diagonal(), counts_KK.sum(axis=1) + failed_K
     predicted_K = counts_KK.sum(axis=0)
     f1_K = _ratio(2 * hits_K, support_K + predicted_K)
     columns = {
@@ -199,12 +199,12 @@ def _format_setting(value: object) -> str:
 
 
 def label_counts(by_label: Mapping[str, int]) -> Section:
-    """Build the section with the number of images per predicted label, for the 25 most frequent labels."""
-    return Section(title="Labels", html=render("labels", **_rank(by_label, _MAX_LABELS)))
+    """Build the section with the number of images per predicted class, for the 25 most frequent classes."""
+    return Section(title="Predicted classes", html=render("labels", **_rank(by_label, _MAX_LABELS)))
 
 
 def confidence(histogram: Sequence[int], edges: Sequence[float]) -> Section:
-    """Build the section with a histogram of the predicted label's probability.
+    """Build the section with a histogram of the predicted class's probability.
 
     Args:
         edges: bounds of the bins, ascending; one more than bins.
@@ -218,7 +218,7 @@ def confidence(histogram: Sequence[int], edges: Sequence[float]) -> Section:
 
 
 def failures(by_status: Mapping[str, int], examples: Sequence[tuple[str, str, str]]) -> Section:
-    """Build the section with the reasons why images have no label.
+    """Build the section with the reasons why images were not classified.
 
     Args:
         by_status: images by status; `ok` counts only towards the total.
