@@ -79,6 +79,11 @@ class ClassifyOptions:
         preprocessing = self.checkpoint.preprocessing
         return data.DecodeForInference(preprocessing, max_pixels, self.batch_size, gpu_jpegs=self.gpu_decodes)
 
+    def describe_start(self) -> str:
+        """Describe the models that a command starts."""
+        device = "gpu" if self.use_gpu else "cpu"
+        return f"starting {self.num_models} model replica{'s' * (self.num_models != 1)} on {device}"
+
     def describe_wait(self) -> str:
         """Describe what a command waits for that gets no batch."""
         return data.describe_wait("images to be read, decoded and classified", self.num_models if self.use_gpu else 0)

@@ -183,7 +183,8 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
     low, high = metrics["accuracy_interval_95"]
     print_result(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
     print_result(
-        f"accuracy {metrics['accuracy']:.4f} ({low:.4f} to {high:.4f}); all numbers in {config.output}/metrics.json"
+        f"accuracy {metrics['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}); "
+        f"all numbers in {config.output}/metrics.json"
     )
     if metrics["failed"] == metrics["n"]:
         return _fail_rows(metrics["failed"], metrics["n"])
@@ -194,8 +195,9 @@ def _score(config: ScoreConfig, display: Display) -> int:
     summary = _import_while_ray_starts("catsdogs.score").score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
     print_result(
-        f"{summary['rows']:,} rows in {config.output}, {failed:,} without a label; "
-        f"{summary['scored']:,} scored last at {summary['images_per_s']:.1f} img/s, limited by {summary['limited_by']}"
+        f"{summary['rows']:,} rows in {config.output}, {failed:,} not classified; "
+        f"last run: {summary['scored']:,} rows at {summary['images_per_s']:.1f} img/s, "
+        f"slowest stage {summary['limited_by']}"
     )
     if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
         return _fail_rows(failed, summary["rows"])
@@ -203,7 +205,7 @@ def _score(config: ScoreConfig, display: Display) -> int:
 
 
 def _fail_rows(failed: int, total: int) -> int:
-    return _fail(f"{failed:,} of {total:,} images have no label: see the columns status and error", 3)
+    return _fail(f"{failed:,} of {total:,} images were not classified: see the columns status and error", 3)
 
 
 def _verify(config: VerifyConfig, display: Display) -> int:

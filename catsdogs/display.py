@@ -65,16 +65,17 @@ class Display:
         self._terminal = sys.stderr.isatty()
         self._bars: dict[str, Any] = {}
         self._last_line_s: dict[str, float] = {}
-        self._scored = False
+        self._stages: set[str] = set()  # that were shown
 
     def __call__(self, event: StageProgress | Message) -> None:
         """Show one event."""
-        if isinstance(event, StageProgress) and event.stage == "score" and not self._scored:
-            self._scored = True
-            self._print(f"first batch labelled {time.monotonic() - STARTED_S:.1f} s after the start")
         if isinstance(event, Message):
             self._print(event.text)
-        elif self._terminal:
+            return
+        if event.stage == "score" and self._stages <= {"list"}:  # not in the demo, where training comes first
+            self._print(f"first batch classified {time.monotonic() - STARTED_S:.1f} s after the start")
+        self._stages.add(event.stage)
+        if self._terminal:
             self._update_bar(event)
         else:
             self._print_stage(event)

@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=False)
     rows = _predict(reindex_labels(labelled, checkpoint.class_names).files, options, progress)
     predictions = rows.select(PREDICTIONS.names)
-    report_failed_rows(predictions, "images have no label and count as incorrect", progress)
+    report_failed_rows(predictions, "images were not classified and count as incorrect", progress)
     result = metrics.compute_metrics(predictions, checkpoint.class_names) | {
         "device_precisions": sorted(rows["device_precision"].unique().to_pylist()),
         "model_sha256": checkpoint.sha256,

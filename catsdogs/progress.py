@@ -88,7 +88,7 @@ def report_failed_rows(rows: "pa.Table", what: str, progress: Progress) -> None:
 
     Args:
         rows: `path`, `status`, `error`; rows whose status is `ok` are not counted.
-        what: follows the count, such as "images have no label and count as incorrect".
+        what: follows the count, such as "images were not classified and count as incorrect".
     """
     failed = [row for row in rows.select(["path", "status", "error"]).to_pylist() if row["status"] != "ok"]
     if failed:

@@ -389,11 +389,10 @@ def test_too_many_failed_rows_exit_with_3(monkeypatch, capsys, rows, ok, rate, c
     monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
-    expected = f"{rows} rows in o, {rows - ok} without a label; 7 scored last at 12.3 img/s, limited by read\n"
+    expected = f"{rows} rows in o, {rows - ok} not classified; last run: 7 rows at 12.3 img/s, slowest stage read\n"
     assert captured.out == expected
-    assert captured.err == (
-        "" if code == 0 else f"catsdogs: {rows - ok} of {rows} images have no label: see the columns status and error\n"
-    )
+    reason = f"catsdogs: {rows - ok} of {rows} images were not classified: see the columns status and error\n"
+    assert captured.err == ("" if code == 0 else reason)
 
 
 # Jobs
@@ -445,8 +444,15 @@ def test_progress_is_a_line_every_few_seconds_without_a_terminal(monkeypatch, ca
         now[0] = float(i)
         display(StageProgress("score", 1000 * (i + 1), 13000, "1 img/s\x07"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["first batch labelled 12.5 s after the start", "score 1,000/13,000  1 img/s\\x07"]
+    assert lines[:2] == ["first batch classified 12.5 s after the start", "score 1,000/13,000  1 img/s\\x07"]
     assert len(lines) == 4
+
+
+def test_the_time_of_the_first_batch_is_shown_where_nothing_precedes_scoring(capsys):
+    display = Display()
+    for stage in ("train", "list", "score"):  # as in the demo
+        display(StageProgress(stage, 1, 2))
+    assert capsys.readouterr().out.splitlines() == ["train 1/2", "list 1/2", "score 1/2"]
 
 
 def test_progress_is_bars_on_a_terminal(monkeypatch, capsys):
@@ -481,7 +487,7 @@ def test_evaluate_prints_a_json_line_and_a_sentence(monkeypatch, capsys):
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert json.loads(first) == {"accuracy": 0.5, "n": 4, "failed": 1}
-    assert second == "accuracy 0.5000 (0.1500 to 0.8500); all numbers in o/metrics.json"
+    assert second == "accuracy 0.5000 (95% interval 0.1500 to 0.8500); all numbers in o/metrics.json"
 
 
 def test_evaluate_exits_with_3_if_every_row_failed(monkeypatch, capsys):
@@ -491,7 +497,7 @@ def test_evaluate_exits_with_3_if_every_row_failed(monkeypatch, capsys):
     monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
     monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 3
-    assert capsys.readouterr().err == "catsdogs: 4 of 4 images have no label: see the columns status and error\n"
+    assert capsys.readouterr().err == "catsdogs: 4 of 4 images were not classified: see the columns status and error\n"
 
 
 def test_help_shows_no_secret_of_the_environment():

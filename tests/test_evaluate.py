@@ -64,6 +64,6 @@ def test_evaluate_exits_3_if_every_row_failed(red_blue_checkpoint, tmp_path, cap
         (tmp_path / "data" / label / "empty.jpg").write_bytes(b"")
     arguments = ["--data-dir", tmp_path / "data", "--checkpoint", red_blue_checkpoint, "--output", tmp_path / "out"]
     assert main(["evaluate", *map(str, arguments)]) == 3
-    assert "2 of 2 images have no label" in capsys.readouterr().err
+    assert "2 of 2 images were not classified" in capsys.readouterr().err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["n"], metrics["failed"]) == (2, 2)

@@ -157,9 +157,10 @@ def test_two_workers_train_on_saved_features_as_the_plain_loop_does(frozen):
 
 
 def test_broken_images_are_left_out_and_reported_once(frozen):
-    assert frozen.lines.count(f"1 left-out training images; all in {frozen.folder}/left_out.parquet") == 1
+    line = f"1 training images are left out; all are listed in {frozen.folder}/left_out.parquet"
+    assert frozen.lines.count(line) == 1
     assert any("broken.jpg: truncated" in line for line in frozen.lines)
-    assert "1 validation images have no label and count as incorrect" in frozen.lines
+    assert "1 validation images were not classified and count as incorrect" in frozen.lines
     (row,) = pq.read_table(frozen.folder / "left_out.parquet").to_pylist()
     assert row["path"].endswith("train/red/broken.jpg")
     assert row["status"] == "truncated"

@@ -295,7 +295,7 @@ def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path
         (source / f"blue{i:02}.jpg").write_bytes(jpeg(solid((9, 9, 200 + i))))
     words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out", tmp_path / "calls"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert "classifying with 1 x gpu" in done.stdout, done.stderr
+    assert "starting 1 model replica on gpu" in done.stdout, done.stderr
     found = done.stdout.splitlines()[-1]
     assert found.startswith("{'decode_error': 1, 'empty': 1, 'ok': 13} {'blue': 12, 'red': 1} ['cpu, "), found
     assert 4 in map(int, (tmp_path / "calls").read_text().split())  # JPEGs travelled, a batch together

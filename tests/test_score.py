@@ -192,7 +192,7 @@ def test_embeddings_are_the_inputs_of_the_head(local_scores, red_blue_checkpoint
 def test_score_exits_3_if_too_many_rows_failed_and_shows_no_control_character(listed_scores):
     assert listed_scores.code == 3
     assert (listed_scores.output / "_SUCCESS").exists()
-    assert "2 of 4 images have no label" in listed_scores.shown
+    assert "2 of 4 images were not classified" in listed_scores.shown
     assert "\x1b" not in listed_scores.shown
 
 

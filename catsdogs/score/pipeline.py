@@ -211,7 +211,7 @@ def predict_rows(
     """Read, decode and classify the files of manifests with Ray Data; start Ray if it does not run."""
     start_ray()
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
-    progress(Message(f"classifying with {options.num_models} x {'gpu' if options.use_gpu else 'cpu'}"))
+    progress(Message(options.describe_start()))
     decode_stage = options.build_decode_stage(config.max_pixels)
     decoded = data.read_and_decode_manifests(manifest_uris, decode_stage, options.cpus.decode)
     classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings)

@@ -1,6 +1,7 @@
 """The files that describe a scoring run: `_run.json` at its start, `_summary.json` and `_report.html` at its end."""
 
 import dataclasses
+import datetime
 import json
 import platform
 import time
@@ -129,7 +130,7 @@ class RunStats:
         failures = self.by_status | Counter(retries=self.num_retries)
         notes = [f"{rate:.1f} img/s"]
         notes += [f"{name} {count:,}" for name, count in sorted(failures.items()) if name != OK and count]
-        notes += [f"ETA {num_left / rate:,.0f} s"]
+        notes += [f"ETA {datetime.timedelta(seconds=round(num_left / rate))}"]
         return StageProgress("score", num_files - num_left, num_files, "  ".join(notes))
 
     def summarize(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def train_epochs(worker: TrainWorker) -> None:
             return
         metrics, predictions = validate(worker, inputs, epoch)
         if epoch == first_epoch and predictions is not None:
-            text = "validation images have no label and count as incorrect"
+            text = "validation images were not classified and count as incorrect"
             report_failed_rows(predictions, text, worker.events.send)
         row: EpochRow = {
             "epoch": epoch,
