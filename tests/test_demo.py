@@ -1,4 +1,4 @@
-"""The steps of the demo on a few pictures; `make demo` runs them on all."""
+"""The steps of the demo on a few images; `make demo` runs them on all."""
 
 import json
 
@@ -18,6 +18,7 @@ def test_the_demo_writes_the_documented_files(ray_cluster, tmp_path, monkeypatch
     monkeypatch.setattr(module, "NUM_UNLABELLED", 6)
     monkeypatch.setattr(module, "RECIPE", module.RECIPE | {"epochs": 1, "img_size": 32})
     table = demo(DemoConfig(output=str(tmp_path / "demo")))
+    assert "10 rows for 10 files: 6 classified, 4 failed" in table
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names == {"data", "run", "evaluation", "scores", "report.html"}
     summary = json.loads((tmp_path / "demo" / "scores" / "_summary.json").read_text())
@@ -28,11 +29,14 @@ def test_the_demo_writes_the_documented_files(ray_cluster, tmp_path, monkeypatch
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "Confusion" in page
     assert "web page.jpg" in page
+    assert "Confusion of 12 validation images" in page
+    assert "Predictions for 10 other files" in page
+    assert "Failures among 10 other files" in page
 
 
 def test_each_broken_file_gets_its_status(tmp_path):
-    module.draw_unlabelled(tmp_path / "pictures", seed=1)
-    status = {path.name: decode_image(path.read_bytes()).status for path in (tmp_path / "pictures").iterdir()}
+    module.draw_unlabelled(tmp_path / "images", seed=1)
+    status = {path.name: decode_image(path.read_bytes()).status for path in (tmp_path / "images").iterdir()}
     broken = {name: found for name, found in status.items() if found != "ok"}
     assert broken == {
         "cut off.jpg": "truncated",

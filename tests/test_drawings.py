@@ -61,7 +61,7 @@ def test_grey_thumbnail_hardly_separates_cats_from_dogs(train_and_test: tuple[Fe
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [32, 96])
-def test_picture_is_rgb_of_the_given_size(kind: str, size: int) -> None:
+def test_image_is_rgb_of_the_given_size(kind: str, size: int) -> None:
     image = draw(kind, np.random.default_rng(0), size)
     assert (image.mode, image.size) == ("RGB", (size, size))
 
@@ -97,12 +97,12 @@ def test_files_depend_only_on_the_seed(tmp_path: Path) -> None:
     assert not set(first.values()) & set(other.values())
 
 
-def test_no_picture_is_drawn_twice(tmp_path: Path) -> None:
+def test_no_image_is_drawn_twice(tmp_path: Path) -> None:
     draw_dataset(tmp_path, num_train=40, num_validation=40, seed=0)
     assert len(set(files(tmp_path).values())) == 80
 
 
-def test_progress_counts_every_picture(tmp_path: Path) -> None:
+def test_progress_counts_every_image(tmp_path: Path) -> None:
     events: list[StageProgress | Message] = []
     draw_dataset(tmp_path, num_train=2, num_validation=2, seed=0, progress=events.append)
     assert events == [StageProgress("draw", done, 4) for done in (1, 2, 3, 4)]

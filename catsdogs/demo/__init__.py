@@ -1,4 +1,4 @@
-"""`catsdogs demo`: the whole job on pictures that it draws."""
+"""`catsdogs demo`: the whole job on images that it draws."""
 
 from catsdogs.demo.run import demo
 

@@ -17,7 +17,7 @@ Colour = tuple[int, ...]
 Canvas = ImageDraw.ImageDraw
 
 KINDS, SPLITS = ("cat", "dog"), ("train", "validation")
-_SIDE, _MIDDLE = 200, 100  # of the canvas; pictures are made smaller, which smooths the edges
+_SIDE, _MIDDLE = 200, 100  # of the canvas; images are made smaller, which smooths the edges
 _LINE = 3  # width of an outline
 _FURS = ((232, 150, 70), (150, 150, 158), (74, 68, 72), (240, 228, 208), (148, 98, 62), (112, 122, 142))
 _PLACES = ((186, 214, 234), (206, 226, 190), (238, 222, 190), (214, 200, 228), (96, 128, 150), (80, 84, 110))
@@ -146,7 +146,7 @@ def draw(kind: str, rng: np.random.Generator, size: int = 96) -> Image.Image:
 
 
 def draw_dataset(folder: Path, *, num_train: int, num_validation: int, seed: int, progress: Progress = silent) -> None:
-    """Write `num_train` and `num_validation` different pictures into `folder/{train,validation}/{cats,dogs}/`."""
+    """Write `num_train` and `num_validation` different images into `folder/{train,validation}/{cats,dogs}/`."""
     plan = [(split, index) for split, num in enumerate((num_train, num_validation)) for index in range(num)]
     for done, (split, index) in enumerate(plan, start=1):
         kind = KINDS[index % 2]

@@ -1,10 +1,11 @@
-"""The demo: draw labelled pictures, then train, evaluate and score in one process with one Ray; write a report."""
+"""The demo: draw labelled images, then train, evaluate and score in one process with one Ray; write a report."""
 
 import csv
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from catsdogs.start import start_ray
 from catsdogs.train import train
 
 NUM_TRAIN, NUM_VALIDATION, NUM_UNLABELLED = 1600, 200, 60
-PICTURES_PER_CLASS = 12  # in the report
+SHOWN_PER_CLASS = 12  # images in the report
 # From random weights to a validation accuracy of 0.985 with seed 0 (measured: 2 cores, 2026-11-26).
 RECIPE: dict[str, Any] = {
     "weights": "none",
@@ -72,16 +73,16 @@ def demo(config: DemoConfig, progress: Progress = silent) -> str:
 def _draw(folder: Path, seed: int, progress: Progress) -> str:
     draw_dataset(folder, num_train=NUM_TRAIN, num_validation=NUM_VALIDATION, seed=seed, progress=progress)
     draw_unlabelled(folder / "unlabelled", seed)
-    return f"{NUM_TRAIN + NUM_VALIDATION:,} labelled and {NUM_UNLABELLED} unlabelled pictures, 4 broken files"
+    return f"{NUM_TRAIN + NUM_VALIDATION:,} labelled and {NUM_UNLABELLED} unlabelled images, 4 broken files"
 
 
 def draw_unlabelled(folder: Path, seed: int) -> None:
-    """Draw pictures without labels and write typical broken files: empty, truncated, a web page, damaged."""
+    """Draw images in one folder and write typical broken files: empty, truncated, a web page, damaged."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, len(KINDS)])
     for i in range(NUM_UNLABELLED):
-        draw(KINDS[i % 2], rng).save(folder / f"picture.{i:03}.jpg", quality=90)
-    whole = (folder / "picture.000.jpg").read_bytes()
+        draw(KINDS[i % 2], rng).save(folder / f"image.{i:03}.jpg", quality=90)
+    whole = (folder / "image.000.jpg").read_bytes()
     draw(KINDS[0], rng).save(folder / "damaged.png")
     damaged = bytearray((folder / "damaged.png").read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
@@ -101,15 +102,14 @@ def _evaluate(folder: Path, checkpoint: str, progress: Progress) -> str:
     config = EvaluateConfig(data_dir=str(folder / "data"), checkpoint=checkpoint, output=str(folder / "evaluation"))
     metrics = evaluate(config, progress)
     low, high = metrics["accuracy_interval_95"]
-    return f"accuracy {metrics['accuracy']:.4f} ({low:.3f} to {high:.3f}) of {metrics['n']} drawings"
+    return f"accuracy {metrics['accuracy']:.4f} on {metrics['n']} images (95% interval {low:.3f} to {high:.3f})"
 
 
 def _score(folder: Path, checkpoint: str, progress: Progress) -> str:
     unlabelled = str(folder / "data" / "unlabelled")
     summary = score(ScoreConfig(input=unlabelled, checkpoint=checkpoint, output=str(folder / "scores")), progress)
-    rows, listed = summary["rows"], summary["listed"]
-    failed = rows - summary["by_status"].get("ok", 0)
-    return f"{rows} rows for {listed} files, {failed} of them with the reason why they have no label"
+    rows, num_ok = summary["rows"], summary["by_status"].get(OK, 0)
+    return f"{rows} rows for {summary['listed']} files: {num_ok} classified, {rows - num_ok} failed"
 
 
 def _write_report(folder: Path) -> str:
@@ -121,18 +121,20 @@ def _write_report(folder: Path) -> str:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     facts = {
         "accuracy": f"{metrics['accuracy']:.4f}",
-        "drawings evaluated": f"{metrics['n']:,}",
-        "files scored": f"{summary['rows']:,}",
+        "images evaluated": f"{metrics['n']:,}",
+        "other files scored": f"{summary['rows']:,}",
         "training img/s": f"{history[-1]['images_per_s']:.0f}",
     }
     failed = [(row["path"], row["status"], row["error"]) for row in rows if row["status"] != OK]
+    others = f"{summary['rows']:,} other files"
+    matrix = report.confusion_matrix(metrics["class_names"], metrics["confusion_matrix"], metrics["failed_by_class"])
     sections = [
         report.facts(facts),
         report.curves(history),
-        report.confusion_matrix(metrics["class_names"], metrics["confusion_matrix"], metrics["failed_by_class"]),
+        replace(matrix, title=f"Confusion of {metrics['n']:,} validation images"),
         report.dataset_grid(list(_read_pictures(folder / "data" / "train"))),
-        report.label_counts(summary["by_label"]),
-        report.failures(summary["by_status"], failed),
+        replace(report.label_counts(summary["by_label"]), title=f"Predictions for {others}"),
+        replace(report.failures(summary["by_status"], failed), title=f"Failures among {others}"),
         report.settings(yaml.safe_load((folder / "run" / "args.yaml").read_text())),
     ]
     page = report.page("Demo", sections, subtitle=str(folder))
@@ -142,7 +144,7 @@ def _write_report(folder: Path) -> str:
 
 def _read_pictures(root: Path) -> Iterator[report.Picture]:
     for label in sorted(root.iterdir()):
-        for path in sorted(label.iterdir())[:PICTURES_PER_CLASS]:
+        for path in sorted(label.iterdir())[:SHOWN_PER_CLASS]:
             with Image.open(path) as image:
                 yield report.Picture(path=str(path), image=np.asarray(image.convert("RGB")), true_label=label.name)
 
