@@ -23,6 +23,7 @@ they change less from machine to machine than rates do.
 
 - Steady rate: from the first batch to the last, in batches of 32 at 224 px.
 - Start-up: from the start of the command to the end of its first batch.
+- The notebook: a Keras tutorial that trains a new head on a frozen ResNet50 for 10 epochs.
 - Tuned: the same loop with an expert's changes: bf16, channels last, one loading process.
 
 Machine: {machine}; {when} UTC; revision {revision}. On a GPU: [benchmarks-gpu.md](benchmarks-gpu.md).
