@@ -395,16 +395,27 @@ def test_sql_queries_run(work, monkeypatch):
 
 
 def test_python_blocks_run(work, monkeypatch):
-    train_block, pandas_block, timm_block = sorted(list_blocks("python"))
+    train_block, _, pandas_block, timm_block = sorted(list_blocks("python"))
     assert "['blue', 'red']" in run_python(timm_block, work)
     assert "true_label" in run_python(pandas_block, work)
     from catsdogs import train  # not above: torch and Ray Train, seconds of every run of this file
 
     configs = []
     result = train.TrainResult(uri="runs/first", val_accuracy=1.0, best_epoch=1)
-    monkeypatch.setattr(train, "train", lambda config: configs.append(config) or result)  # the fixture has trained
+    metrics = json.loads((work / "runs" / "evaluation" / "metrics.json").read_text())
+    # The fixture has trained and evaluated.
+    monkeypatch.setattr(train, "train", lambda config: configs.append(config) or result)
+    monkeypatch.setattr("catsdogs.evaluate.evaluate", lambda config: configs.append(config) or metrics)
     exec(train_block, {})
-    assert [config.name for config in configs] == ["first"]
+    assert configs[0].name == "first"
+    assert configs[1].checkpoint == "runs/first/best"
+
+
+def test_the_python_block_of_scoring_runs(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    (block,) = (text for text in list_blocks("python") if "VerifyConfig" in text)
+    exec(block, {})
+    assert capsys.readouterr().out == "{'ok': 14, 'truncated': 1} 15\n"
 
 
 def run_python(code: str, folder: Path) -> str:
