@@ -138,7 +138,7 @@ def _build_trainer_class(stock: "type[TorchTrainer]") -> "type[TorchTrainer]":
         def _create_default_callbacks(self, *args: Any, **kwargs: Any) -> Any:
             callbacks = super()._create_default_callbacks(*args, **kwargs)
             with _stock_ray_on_error("callbacks of Ray Train"):
-                callbacks = [callback for callback in callbacks if not isinstance(callback, unneeded)]
+                return [callback for callback in callbacks if not isinstance(callback, unneeded)]
             return callbacks
 
         def _initialize_and_run_controller(self, *args: Any, **kwargs: Any) -> Any:

@@ -6,8 +6,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from torchcodec import decoders
 
-from catsdogs.images import decode_image, torch_decoders
+from catsdogs.images import decode_image
 from catsdogs.images.formats import sniff
 from catsdogs.images.torch_decoders import decode_heic
 from catsdogs.schema import STATUSES

@@ -648,7 +648,8 @@ def test_a_bug_of_ours_is_raised(kind, name, monkeypatch):
     def fail(*_):
         raise NameError("name 'widht' is not defined")
 
-    monkeypatch.setattr(f"catsdogs.images.{name}", SimpleNamespace(ascontiguousarray=fail) if name.endswith("np") else fail)
+    replacement = SimpleNamespace(ascontiguousarray=fail) if name.endswith("np") else fail
+    monkeypatch.setattr(f"catsdogs.images.{name}", replacement)
     image = Image.fromarray(photo())
     with pytest.raises(NameError, match="widht"):
         decode_image(encode(image.convert("RGBA") if kind == "PNG" else image, kind))

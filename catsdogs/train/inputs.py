@@ -119,7 +119,9 @@ class LeftOutImages:
         self._reported |= new
         uri = worker.spec.folder.path(LEFT_OUT)
         storage.write_bytes(uri, parquet_bytes(_build_table(self._reported)))
-        report_failed_rows(_build_table(new), f"training images are left out; all are listed in {uri}", worker.events.send)
+        report_failed_rows(
+            _build_table(new), f"training images are left out; all are listed in {uri}", worker.events.send
+        )
 
 
 def _build_table(rows: dict[str, dict[str, str]]) -> pa.Table:
