@@ -183,7 +183,7 @@ def _hidden_stderr() -> Iterator[None]:
     except OSError:  # closed
         yield
         return
-    if sys.stderr is not None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # None or closed in Python
         sys.stderr.flush()
     with tempfile.TemporaryFile() as buffer:
         os.dup2(buffer.fileno(), 2)

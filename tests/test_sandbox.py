@@ -78,7 +78,7 @@ def test_pixels_come_back_as_they_are_in_this_process():
     for kind in ("JPEG", "PNG", "BMP"):
         image_bytes = encode(solid((200, 20, 30)), kind)
         decoded, pixels = decode_alone(image_bytes)
-        assert decoded[:4] == ("ok", None, 40, 36)
+        assert (decoded.status, decoded.error, decoded.width, decoded.height) == ("ok", None, 40, 36)
         assert np.array_equal(pixels, STAGE.decode(image_bytes, 0).image)
 
 
@@ -188,7 +188,7 @@ def test_an_interrupted_group_leaves_no_result_for_the_next(monkeypatch):
     image_bytes = red_or_blue("red", 1)
     for _ in range(2):
         result, pixels = decode_alone(image_bytes)
-        assert result[:4] == ("ok", None, 40, 36)
+        assert (result.status, result.error, result.width, result.height) == ("ok", None, 40, 36)
         assert np.array_equal(pixels, STAGE.decode(image_bytes, 0).image)
 
 

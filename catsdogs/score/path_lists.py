@@ -118,7 +118,7 @@ def _find_encoding(content: bytes) -> str:
 
 
 def _iter_csv(lines: io.TextIOWrapper, num_bytes: int) -> NumberedPaths:
-    csv.field_size_limit(max(1, num_bytes))  # of the process; the default is 128 KiB
+    csv.field_size_limit(max(csv.field_size_limit(), num_bytes))  # of the process; the default is 128 KiB
     headers = {}
     for delimiter in DELIMITERS:
         lines.seek(0)
