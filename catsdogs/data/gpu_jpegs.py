@@ -17,11 +17,11 @@ import torch
 
 from catsdogs.data.decode import DecodeForInference
 from catsdogs.data.sandbox import DecodeRequest, DecodeResult, decode_in_subprocess, group_by_bytes
+from catsdogs.images.jpeg import MISSING_LEVEL
 from catsdogs.images.tensors import resize_and_crop_tensors, to_device
 from catsdogs.images.torch_decoders import decode_jpegs
 
 MAX_GPU_PIXELS = 1 << 28  # decoded at once, 3 bytes each
-GRAY = 128  # of pixels that a JPEG lacks
 DECODE_COLUMNS = ("status", "error", "width", "height", "decode_s")
 # After a restart these are decoded in the sandbox: Ray repeats the batch that killed the process.
 SANDBOXED_BATCHES = 64
@@ -82,7 +82,7 @@ class JpegDecoder:
         try:
             views_NHWC = resize_and_crop_tensors(images, preprocessing.resize_size, preprocessing.img_size)
             last_NC = torch.stack([image[:, -1, -1] for image in images])
-            return views_NHWC, (last_NC == GRAY).all(dim=1).tolist()
+            return views_NHWC, (last_NC == MISSING_LEVEL).all(dim=1).tolist()
         except torch.OutOfMemoryError:
             logger.debug("no memory to resize %d images", len(sources), exc_info=True)
             return None

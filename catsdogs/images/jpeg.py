@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from catsdogs.images.preprocess import ImageArray
+from catsdogs.images.tiff import ORIENTATION
 
 SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame
 _JPEG_LS, _PROGRESSIVE = 0xF7, 0xC2
@@ -18,11 +19,11 @@ _MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 _BASELINE, _EOI, _SCAN, _APP1, _APP14 = 0xC0, 0xD9, 0xDA, 0xE1, 0xEE
 _EOI_BYTES = b"\xff\xd9"
 _EXIF = b"Exif\0\0"
-_ORIENTATION, _SHORT = 0x0112, 3
+_SHORT = 3
 _LUMA_SAMPLING = (b"\x11", b"\x21", b"\x12", b"\x22")
 _OTHER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 _SEGMENT = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_GRAY = [128, 128, 128]  # of blocks that were not decoded
+MISSING_LEVEL = 128  # of every channel in blocks that were not decoded
 _ALL_COEFFICIENTS = (1 << 64) - 1
 # What a decoder reads that lacks pixel data: bits, then each restart marker with bits.
 _BITS = bytes(range(64))
@@ -95,7 +96,7 @@ def explain_unsupported_jpeg(header: JpegHeader) -> str | None:
 
 def set_orientation(image_bytes: bytes, orientation: int) -> bytes:
     """Insert EXIF data before all others; torchcodec reads the first APP1 segment only, and only 16-bit integers."""
-    exif = _EXIF + struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, _ORIENTATION, _SHORT, 1, orientation, 0)
+    exif = _EXIF + struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, ORIENTATION, _SHORT, 1, orientation, 0)
     return image_bytes[:2] + struct.pack(">BBH", 0xFF, _APP1, len(exif) + 2) + exif + image_bytes[2:]
 
 
@@ -108,7 +109,7 @@ def may_lack_data(image_bytes: bytes, header: JpegHeader, image: ImageArray) -> 
     if not header.is_huffman:
         return False
     corners = (image[0, 0], image[0, -1], image[-1, 0], image[-1, -1])
-    if header.num_components == 4 or _GRAY in [corner.tolist() for corner in corners]:
+    if header.num_components == 4 or [MISSING_LEVEL] * 3 in [corner.tolist() for corner in corners]:
         return True
     scan = image_bytes.find(b"\xff\xda", header.end)
     if header.marker != _PROGRESSIVE and image_bytes[scan + 4 : scan + 5] == bytes([header.num_components]):
@@ -210,4 +211,4 @@ def _is_upright(exif: bytes) -> bool:
         entries = [struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * i) for i in range(num_entries)]
     except struct.error:
         return False
-    return all(entry[1:] == (_SHORT, 1, 1) for entry in entries if entry[0] == _ORIENTATION)
+    return all(entry[1:] == (_SHORT, 1, 1) for entry in entries if entry[0] == ORIENTATION)

@@ -25,7 +25,7 @@ from PIL import (
 from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
 from catsdogs.images.png import simplify_png
 from catsdogs.images.preprocess import ImageArray
-from catsdogs.images.tiff import read_orientation, repair_tiff
+from catsdogs.images.tiff import ORIENTATION, read_orientation, repair_tiff
 
 # Applied before a reader: each reads more files correctly then.
 _REPAIRS: dict[str, Callable[[bytes], bytes]] = {"PNG": simplify_png, "TIFF": repair_tiff}
@@ -38,7 +38,6 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
-_ORIENTATION = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -143,7 +142,7 @@ def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
     orientation = read_orientation(exif) if isinstance(exif, bytes) else None
     if orientation is None:
         with contextlib.suppress(PillowError), pillow_errors():
-            orientation = image.getexif().get(_ORIENTATION)  # also of XMP, and of EXIF as text in PNG
+            orientation = image.getexif().get(ORIENTATION)  # also of XMP, and of EXIF as text in PNG
     return to_upright(image, orientation)
 
 
