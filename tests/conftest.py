@@ -26,6 +26,7 @@ from benchmarks.faults.inputs import CLASSES, IMG_SIZE, encoded
 from benchmarks.faults.processes import free_port, wait_for_port
 from benchmarks.faults.proxy import FaultProxy
 from catsdogs.config import TrainConfig
+from catsdogs.images import ImageArray
 from catsdogs.progress import Message
 
 if TYPE_CHECKING:  # it imports Ray, which reads the environment that pytest_configure sets
@@ -210,6 +211,19 @@ def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, 
 def own_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what a process with a Ray of its own observed."""
     return run_own_ray(tmp_path_factory.mktemp("own-ray"))
+
+
+# What makes an image upright that has an EXIF orientation.
+UPRIGHT: dict[int, Callable[[ImageArray], ImageArray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
 
 
 def solid(color: tuple[int, int, int], size: tuple[int, int] = (40, 36)) -> Image.Image:

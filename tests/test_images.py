@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import UPRIGHT
 from PIL import AvifImagePlugin, Image, PngImagePlugin
 from torchcodec import decoders
 from torchvision.transforms import v2
@@ -318,17 +319,6 @@ def test_bmp_of_another_kind_is_unsupported(image_bytes):
 
 
 # Orientation
-
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

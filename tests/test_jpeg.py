@@ -5,21 +5,12 @@ import struct
 
 import numpy as np
 import pytest
+from conftest import UPRIGHT
 from PIL import Image
 
 from catsdogs.images import decode_image
 
 EOI = b"\xff\xd9"
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 def photo(width=130, height=98, seed=0):
