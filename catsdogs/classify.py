@@ -88,6 +88,11 @@ class ClassifyOptions:
         """Describe what a command waits for that gets no batch."""
         return data.describe_wait("images to be read, decoded and classified", self.num_models if self.use_gpu else 0)
 
+    def wait_for_device(self) -> None:
+        """Wait until a model can start, if other commands use all GPUs."""
+        if self.use_gpu:
+            data.wait_for_gpu(1 / self.actors_per_model)
+
 
 def default_batch_size(use_gpu: bool, img_size: int) -> int:
     """Choose the batch size for a device."""

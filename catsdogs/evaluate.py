@@ -61,6 +61,7 @@ def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> p
         classified = add_classifier(decoded, decode_stage, options)
         stalls = StallReporter(progress, options.describe_wait)
         with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
+            options.wait_for_device()
             table: pa.Table
             for table in stalls.watch(classified.iter_batches(batch_size=None, batch_format="pyarrow")):
                 tables.append(table)

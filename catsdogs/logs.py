@@ -27,6 +27,8 @@ def configure_logging() -> logging.Handler:
     logger = logging.getLogger("catsdogs")
     logger.setLevel(logging.DEBUG if is_verbose() else logging.WARNING)
     logger.addHandler(handler)
+    if not is_verbose():
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where HOME cannot be written
     return handler
 
 

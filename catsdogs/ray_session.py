@@ -5,6 +5,7 @@ and spilled objects, and is removed at the end.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -43,33 +44,39 @@ def session_environment(with_token: bool) -> Iterator[None]:
     preloaded = filter(None, ["catsdogs", os.environ.get(PRELOADED)])
     variables = {"RAY_TMPDIR": str(_make_folder()), PRELOADED: ",".join(preloaded)}
     variables |= {"RAY_AUTH_TOKEN": _token} if with_token else {}
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _make_folder() -> Path:
     chosen = os.environ.get("RAY_TMPDIR")
     reasons = []
     for parent in [chosen] if chosen else [os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]:
-        if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
-            reasons.append(f"{parent} is too long")
-            continue
         try:
-            _folders.append(Path(tempfile.mkdtemp(prefix="ray-", dir=parent)))
+            _folders.append(_make_folder_in(parent))
         except OSError as error:
-            reasons.append(f"{parent}: {error.strerror}")
+            reasons.append(f"{parent:.80}: {error.strerror}")
         else:
             return _folders[-1]
     raise RunError(
         f"no folder for Ray's sockets ({'; '.join(dict.fromkeys(reasons))}): set RAY_TMPDIR to a writable folder whose "
         f"path has at most {MAX_PARENT_BYTES} bytes"
     )
+
+
+def _make_folder_in(parent: str) -> Path:
+    path = os.path.abspath(parent)
+    if not path.isascii():  # Ray 2.60 cannot start there
+        raise OSError(errno.EINVAL, "not ASCII")
+    if len(path) > MAX_PARENT_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return Path(tempfile.mkdtemp(prefix="ray-", dir=path))
 
 
 def remove_folders() -> None:

@@ -67,7 +67,9 @@ def _start_own_ray() -> None:
         if isinstance(error, (RunError, *PROGRAMMING_ERRORS)):
             raise
         reason = _format_reason(error)
-        raise RunError(f"{reason}: Ray did not start on this machine; if it is busy, try again later") from error
+        raise RunError(
+            f"{reason}: Ray did not start on this machine; if it is busy, try again; --verbose keeps Ray's logs"
+        ) from error
     except BaseException:  # Ctrl-C
         remove_folders()
         raise
@@ -101,7 +103,7 @@ def _init(address: str, **settings: Any) -> None:
 
 
 def _format_reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def stop_ray() -> None:
@@ -134,7 +136,7 @@ def _find_import_folder() -> Path:
 
 @contextlib.contextmanager
 def _current_folder(folder: Path) -> Iterator[None]:
-    """Call `ray.init` in a folder: workers import from the current one first, whatever it contains."""
+    """Make a folder the current one, from which workers import first, while `ray.init` runs."""
     try:
         before = os.open(".", os.O_PATH)
     except OSError:  # this user may not enter it, so there is no way back
@@ -149,7 +151,7 @@ def _current_folder(folder: Path) -> Iterator[None]:
 
 
 def _existing_current_folder() -> contextlib.AbstractContextManager[None]:
-    """Call `ray.init` in another folder if the current one was deleted."""
+    """Make another folder the current one while `ray.init` runs, if it was deleted."""
     try:
         os.getcwd()
     except FileNotFoundError:

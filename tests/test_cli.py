@@ -598,3 +598,11 @@ def test_workers_run_the_hook_that_logs_debug_records(monkeypatch):
     finally:
         logging.getLogger("catsdogs").setLevel(level)
         logging.getLogger("catsdogs").handlers = handlers
+
+
+def test_matplotlib_is_silent_where_home_cannot_be_written():
+    program = "from catsdogs.logs import configure_logging; configure_logging(); import matplotlib.figure"
+    environment = {**os.environ, "HOME": "/proc/nowhere", "CATSDOGS_LOG": ""}
+    environment.pop("MPLCONFIGDIR", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -86,7 +86,7 @@ def test_decoding_leaves_most_of_a_cpu_for_each_model(monkeypatch, nodes, num_mo
     [
         (0, "waiting for images; free: 0.2 of 2 CPUs and 0 of 1 GPUs"),
         (1, "waiting for images; free: 0.2 of 2 CPUs and 0 of 1 GPUs"),
-        (2, "waiting for 2 GPUs, Ray has 1; add machines with GPUs, or use --use-gpu false"),
+        (2, "waiting for GPUs (2 needed, 1 in this Ray); add machines with GPUs, or use --use-gpu false"),
     ],
 )
 def test_a_wait_is_described_by_what_is_free(monkeypatch, num_gpus, text):

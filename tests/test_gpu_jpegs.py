@@ -261,9 +261,10 @@ def test_gpus_decode_where_all_have_the_hardware(monkeypatch, resources, expecte
 
 SCORING = """
 import sys
+import threading
 import ray
 from catsdogs.config import ScoreConfig
-from catsdogs import classify
+from catsdogs import classify, data
 from catsdogs.score import score
 
 class WithoutCuda(classify.Classifier):
@@ -279,6 +280,16 @@ class WithoutCuda(classify.Classifier):
 CALLS_FILE = sys.argv[4]
 classify.Classifier = WithoutCuda
 ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
+
+def free_the_gpu():
+    print("free")
+    ray.util.remove_placement_group(other)
+
+other = ray.util.placement_group([{"GPU": 0.6}])
+other.wait()
+threading.Timer(1.5, free_the_gpu).start()
+data.wait_for_gpu(0.5)
+print("waited")
 summary = score(ScoreConfig(input=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3], batch_size=4), print)
 print(summary["by_status"], summary["by_label"], list(summary["device_precisions"]))
 """
@@ -296,6 +307,7 @@ def test_a_gpu_that_ray_counts_is_used_and_decodes(red_blue_checkpoint, tmp_path
     words = [sys.executable, "-c", SCORING, source, red_blue_checkpoint, tmp_path / "out", tmp_path / "calls"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert "starting 1 model replica on gpu" in done.stdout, done.stderr
+    assert done.stdout.startswith("free\nwaited\n")  # a command without a GPU waits for those that have it
     found = done.stdout.splitlines()[-1]
     assert found.startswith("{'decode_error': 1, 'empty': 1, 'ok': 13} {'blue': 12, 'red': 1} ['cpu, "), found
     assert 4 in map(int, (tmp_path / "calls").read_text().split())  # JPEGs travelled, a batch together

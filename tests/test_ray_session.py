@@ -57,12 +57,18 @@ def test_modules_that_the_user_preloads_are_preloaded_too(monkeypatch):
 
 
 def test_the_folder_is_in_tmpdir_unless_its_path_is_too_long_for_sockets(monkeypatch, tmp_path):
+    monkeypatch.chdir("/tmp")
     short = Path("/tmp") / f"{os.getpid()}"
     short.mkdir()
     long = tmp_path / ("x" * MAX_PARENT_BYTES)
     long.mkdir()
     try:
-        for tmpdir, parent in ((short, short), (long, Path("/tmp")), (short / "absent", Path("/tmp"))):
+        for tmpdir, parent in (
+            (short, short),
+            (short.name, short),
+            (long, short.parent),
+            (short / "absent", short.parent),
+        ):
             monkeypatch.setenv("TMPDIR", str(tmpdir))
             assert Path(read_environment()["RAY_TMPDIR"]).parent == parent
     finally:
@@ -70,9 +76,13 @@ def test_the_folder_is_in_tmpdir_unless_its_path_is_too_long_for_sockets(monkeyp
         short.rmdir()
 
 
-@pytest.mark.parametrize("reason", ["is too long", "No such file or directory", "Not a directory"])
+@pytest.mark.parametrize("reason", ["File name too long", "not ASCII", "No such file or directory", "Not a directory"])
 def test_a_folder_of_the_user_that_cannot_be_used_is_one_line(monkeypatch, tmp_path, reason):
-    chosen = {"is too long": "/tmp/" + "é" * (MAX_PARENT_BYTES // 2), "Not a directory": "/dev/null"}
+    chosen = {
+        "File name too long": "/tmp/" + "x" * MAX_PARENT_BYTES,
+        "not ASCII": "/tmp/é",
+        "Not a directory": "/dev/null",
+    }
     monkeypatch.setenv("RAY_TMPDIR", chosen.get(reason, "/tmp/absent"))
     with pytest.raises(
         RunError, match=rf"{reason}\): set RAY_TMPDIR to a writable folder .* at most \d+ bytes"

@@ -25,6 +25,7 @@ from catsdogs.data.runtime import (
     gpus_decode_jpegs,
     quiet_ray_loggers,
     resolve_use_gpu,
+    wait_for_gpu,
     warm_up_decoder,
     without_cluster_actors,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "read_and_decode_manifests",
     "resolve_use_gpu",
     "view_images",
+    "wait_for_gpu",
     "warm_up_decoder",
     "without_cluster_actors",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import ray
 from ray.data import Dataset
+from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from catsdogs import local_ray, start
@@ -23,6 +24,7 @@ QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 NO_PROGRESS_TIMEOUT_S = 1800.0
 
 UNITS_PER_CPU = 10_000  # Ray counts CPUs in ten-thousandths
+GPU_POLL_S = 1
 
 # GPUs with hardware that decodes JPEGs (developer.nvidia.com/nvjpeg). An H100 decodes 25,900 photographs/s, 16 cores
 # beside it 8,400 (measured 2026-11). On other GPUs little is gained (pytorch/vision#2786).
@@ -98,10 +100,8 @@ def describe_wait(what: str, num_gpus: int) -> str:
     except ray.exceptions.RayError:
         return f"waiting for {what}"
     if num_gpus > total.get("GPU", 0):
-        return (
-            f"waiting for {num_gpus} GPUs, Ray has {total.get('GPU', 0):g}; add machines with GPUs, or use "
-            "--use-gpu false"
-        )
+        found = f"{num_gpus} needed, {total.get('GPU', 0):g} in this Ray"
+        return f"waiting for GPUs ({found}); add machines with GPUs, or use --use-gpu false"
     names = [name for name in ("CPU", "GPU") if total.get(name)]
     shares = [f"{round(free.get(name, 0), 1):g} of {total[name]:g} {name}s" for name in names]
     return f"waiting for {what}; free: {' and '.join(shares) or 'no CPUs'}"
@@ -117,6 +117,19 @@ def resolve_use_gpu(use_gpu: str, num_models: int) -> bool:
             "lower --num-workers or --num-actors, or use --use-gpu false"
         )
     return wanted
+
+
+def wait_for_gpu(share: float) -> None:
+    """Wait until a share of a GPU is free; an autoscaler sees the request.
+
+    Decoding tasks whose images no model takes keep their CPUs, which commands that have the GPUs need to finish.
+    """
+    group = placement_group([{"GPU": share}])
+    try:
+        while not group.wait(GPU_POLL_S):
+            pass
+    finally:
+        remove_placement_group(group)
 
 
 def gpus_decode_jpegs() -> bool:

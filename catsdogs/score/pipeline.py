@@ -217,6 +217,7 @@ def predict_rows(
     classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings)
     stalls = StallReporter(progress, options.describe_wait)
     with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
+        options.wait_for_device()
         for rows in stalls.watch(classified.iter_batches(batch_size=None, batch_format="pyarrow")):
             yield _divide_seconds(rows, options.parallelism)
 

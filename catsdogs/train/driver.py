@@ -6,6 +6,7 @@ import signal
 import tempfile
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -69,8 +70,8 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
     config = dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
     _write_first_files(config, folder, saved)
-    num_gpus = config.num_workers if use_gpu else 0
-    stalls = StallReporter(progress, lambda: data.describe_wait("the training workers", num_gpus))
+    describe_wait = partial(data.describe_wait, "the training workers", config.num_workers if use_gpu else 0)
+    stalls = StallReporter(progress, describe_wait)
     reporter = ProgressReporter(config, stalls)
     with data.quiet_ray_loggers(), stalls:
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
