@@ -11,9 +11,10 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from catsdogs.errors import RunError
 from catsdogs.logs import is_verbose
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 LONGEST_SOCKET = "/ray-12345678/ray/session_2026-01-31_00-00-00_000000_4194304/sockets/plasma_store"
 MAX_PARENT_BYTES = 107 - len(LONGEST_SOCKET)
 PRELOADED = "RAY_preload_python_modules"  # an environment variable of Ray
-REMOVAL_S = 5.0  # in which Ray's last processes end
+END_S = 5.0  # in which a killed process ends
 
 _token = secrets.token_hex(32)  # one for all: a process reads its token once
 _folders: list[Path] = []
@@ -80,13 +81,24 @@ def _make_folder_in(parent: str) -> Path:
 
 
 def remove_folders() -> None:
-    """Remove the folders while Ray's last processes end. If verbose, keep them for their logs."""
+    """End what is left of Ray, and remove the folders. If verbose, keep them for their logs."""
     while _folders:
         folder = _folders.pop()
+        _end_processes(folder)
         if is_verbose():
             logger.debug("Ray's logs are in %s/ray/session_latest/logs", folder)
-            continue
-        deadline_s = time.monotonic() + REMOVAL_S
-        while folder.exists() and time.monotonic() < deadline_s:
+        else:
             shutil.rmtree(folder, ignore_errors=True)
-            time.sleep(0.01)
+
+
+def _end_processes(folder: Path) -> None:
+    """End the workers that were still starting when Ray ended: they would create the folder again."""
+    processes = [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("RAY_TMPDIR") == str(folder)
+    ]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=END_S)

@@ -2,8 +2,11 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from catsdogs.errors import RunError
@@ -31,6 +34,18 @@ def test_only_this_user_can_enter_the_folder_and_it_is_removed(tmp_path):
     (folder / "ray" / "logs").mkdir(parents=True)
     (folder / "ray" / "logs" / "worker.out").write_text("a line")
     remove_folders()
+    assert not folder.exists()
+
+
+def test_a_process_of_ray_that_outlives_it_does_not_create_the_folder_again():
+    program = "import os, time; print(flush=True); time.sleep(1); os.makedirs(os.environ['RAY_TMPDIR'])"
+    with session_environment(with_token=True):
+        folder = Path(os.environ["RAY_TMPDIR"])
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout.read(1)
+        remove_folders()
+        assert not psutil.pid_exists(process.pid)
     assert not folder.exists()
 
 
