@@ -8,6 +8,7 @@ import argparse
 import io
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from catsdogs.checkpoint import (
     HEAD,
     WEIGHTS,
     check_shapes,
+    check_values,
     format_keys,
     list_shapes,
     parse_safetensors,
@@ -42,6 +44,7 @@ COMPILED = "_orig_mod."  # torch.compile puts it before the names of the module 
 STEM = "conv1.weight"  # with its prefix, the key of the first convolution
 BLOCK = re.compile(r"(^|\.)layer\d\.\d+\.$")
 LAYERS = {name.partition(".")[0] for name in list_shapes(1)}
+ZIP_MAGIC = b"PK\x03\x04"
 SAVE_TENSORS = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 
 StateDict = dict[str, torch.Tensor]
@@ -83,9 +86,10 @@ def _list_other_layers(state: StateDict) -> set[str]:
 
 
 def load_state_dict_strictly(model: ResNet50, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load a state dict with exactly the model's keys and shapes; raises as `check_shapes`."""
+    """Load a state dict with exactly the model's keys and shapes; raises as `check_shapes` and `check_values`."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_shapes(own, {name: tuple(tensor.shape) for name, tensor in state.items()}, source)
+    check_values(state, source)
     model.load_state_dict(state, strict=False)
 
 
@@ -147,6 +151,7 @@ def parse_torch_file(content: bytes, source: str) -> StateDict:
 
     It may be nested in dicts (`NESTS`), and its keys may have a prefix.
     """
+    _check_archive(content, source)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in checkpoints of timm
             loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -162,8 +167,35 @@ def parse_torch_file(content: bytes, source: str) -> StateDict:
         raise InputError(
             f"{source}: expected a state dict of tensors, got {type(state_dict).__name__}{keys}; {SAVE_TENSORS}"
         )
+    _check_tensors(state_dict, source)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
     return _strip_prefix(state, source)
+
+
+def _check_archive(content: bytes, source: str) -> None:
+    """Refuse a zip file that unpacks to more than its size, before torch does it; torch.save compresses nothing."""
+    if not content.startswith(ZIP_MAGIC):  # the format before torch 1.6
+        return
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
+    except Exception as error:  # damaged bytes raise errors of any type
+        raise InputError(f"{source}: expected a file of torch.save, got a damaged zip file: {error}") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+        sum(entry.file_size for entry in entries) > len(content)
+    ):
+        raise InputError(f"{source}: expected a file of torch.save, got a compressed zip file; {SAVE_TENSORS}")
+
+
+def _check_tensors(state_dict: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse tensors that would take more memory than the file, or that are no tensors of a ResNet50."""
+    for name, tensor in state_dict.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.is_complex() or tensor.nbytes > tensor.untyped_storage().nbytes():
+            described = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}, {tuple(tensor.shape)}"
+            raise InputError(
+                f"{source}: expected dense real tensors with an element in memory for each of their own, got {name}: "
+                f"{described}; {SAVE_TENSORS}"
+            )
 
 
 def _unwrap(loaded: Any) -> Any:

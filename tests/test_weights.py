@@ -8,6 +8,7 @@ import pickle
 import random
 import unicodedata
 import urllib.error
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -281,6 +282,39 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(fresh, tmp_path, save_as
 def test_a_torch_file_of_anything_else_is_refused(fresh, tmp_path, value):
     file = pth(value)(tmp_path)
     with pytest.raises(InputError, match=f"{file}: expected a state dict of tensors"):
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: torch.zeros(1).expand(10**12),
+        lambda: torch.zeros(3, dtype=torch.float16).as_strided((10**6, 10**6), (0, 0)),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.eye(3).to_sparse_csr(),
+        lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+        lambda: torch.zeros(10**12, device="meta"),
+        lambda: torch.zeros(3, dtype=torch.complex64),
+    ],
+    ids=["expanded", "strided", "sparse", "csr", "quantized", "meta", "complex"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_tensors_that_need_more_memory_than_the_file_or_are_not_dense_are_refused(fresh, tmp_path, build):
+    file = pth({"conv1.weight": build()})(tmp_path)
+    assert file.stat().st_size < 10_000
+    with pytest.raises(
+        InputError, match=f"{file}: expected dense real tensors .*, got conv1.weight: |{file} is not a "
+    ):
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+
+
+def test_a_compressed_torch_file_is_refused_before_it_is_unpacked(fresh, tmp_path):
+    file = tmp_path / "w.pth"
+    stored = zipfile.ZipFile(io.BytesIO(torch_bytes({"a": torch.zeros(10**6)})))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    with pytest.raises(InputError, match=f"{file}: expected a file of torch.save, got a compressed zip file; save"):
         load_pretrained(fresh(2), str(file), ("a", "b"))
 
 
