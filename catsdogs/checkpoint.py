@@ -51,8 +51,10 @@ class CheckpointFiles:
     sha256: str
 
     def load_state_dict(self) -> "dict[str, torch.Tensor]":
-        """Parse the weights: fp32 tensors under torchvision's key names."""
-        return parse_safetensors(self.weights, self.uri)
+        """Parse the weights: fp32 tensors under torchvision's key names; raises as `check_values`."""
+        state_dict = parse_safetensors(self.weights, self.uri)
+        check_values(state_dict, self.uri)
+        return state_dict
 
     def parquet_metadata(self) -> dict[str, str]:
         """Build the file metadata of Parquet files with this checkpoint's predictions."""
@@ -139,6 +141,20 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], sour
         )
 
 
+def check_values(state_dict: "Mapping[str, torch.Tensor]", source: str) -> None:
+    """Raise an InputError if a tensor has NaN or infinity, or a BatchNorm has a negative variance."""
+    damaged = [
+        name
+        for name, tensor in state_dict.items()
+        if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any())
+    ]
+    if damaged:
+        raise InputError(
+            f"{source}: expected finite numbers and no negative variance, not so in {format_keys(damaged)}; the "
+            "training diverged or the file is damaged: use the checkpoint of an earlier epoch"
+        )
+
+
 def _describe_model(names: Iterable[str]) -> str:
     """Describe the model that has tensors of these names, if it is known and no ResNet50."""
     text = "\n".join(names)
@@ -196,10 +212,8 @@ def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
             mean=pretrained["mean"],
             std=pretrained["std"],
         )
-        names = config["label_names"]
-        if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
-            raise ValueError(f"label_names must be a list of different names, not {names!r}")
-    except (ValueError, KeyError, TypeError, IndexError, InputError) as error:
+        class_names = _parse_class_names(config["label_names"])
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, InputError) as error:
         raise InputError(f"{path}: expected the settings of a checkpoint that catsdogs wrote: {error!r}") from error
     if config.get("architecture") != "resnet50":
         raise InputError(f"{path}: expected the architecture resnet50, got {config.get('architecture')!r}")
@@ -208,7 +222,16 @@ def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
             f"{path}: expected {preprocessing.interpolation} interpolation, the only one that evaluate and score have, "
             f"got {pretrained.get('interpolation')!r}; fine-tune it: catsdogs train --weights {uri}"
         )
-    return tuple(map(str, names)), preprocessing
+    return class_names, preprocessing
+
+
+def _parse_class_names(names: Any) -> tuple[str, ...]:
+    """Check the names of a JSON file; raises ValueError."""
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+        raise ValueError(f"label_names must be a list of different names, not {names!r}")
+    class_names = tuple(map(str, names))
+    "".join(class_names).encode()  # half of a surrogate pair is no Unicode text, and Parquet cannot have it
+    return class_names
 
 
 def read_label_names(uri: str) -> tuple[str, ...]:

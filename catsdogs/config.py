@@ -8,6 +8,7 @@ from catsdogs.errors import InputError
 
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 UseGpu = Literal["auto", "true", "false"]
+MIN_IMG_SIZE, MAX_IMG_SIZE = 32, 4096  # pixels a side
 MAX_VIEWS = 32
 MAX_SHARD_SIZE_WITH_EMBEDDINGS = 100_000  # rows; a part is assembled in memory
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy, Python and torch all accept
@@ -130,7 +131,7 @@ class TrainConfig:
         _check(self.augment != "none" or self.views in (None, 1), "--views", "1 with --augment none", self.views)
         _check_range(self, 1, MAX_VIEWS, "views")
         _check_range(self, 1, math.inf, "epochs", "batch_size", "num_workers")
-        _check_range(self, 32, 4096, "img_size")
+        _check_range(self, MIN_IMG_SIZE, MAX_IMG_SIZE, "img_size")
         _check_range(self, 0, MAX_SEED, "seed")
         _check_range(self, 0, 0.99, "label_smoothing")
         _check_range(self, 0, math.inf, "weight_decay", "warmup_epochs", "max_failures")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from catsdogs.checkpoint import HEAD
+from catsdogs.errors import InputError
 from catsdogs.images import ImageArray, Preprocessing
 from catsdogs.images.tensors import normalize, to_device
 from catsdogs.inference_model import InferenceBackbone
@@ -97,20 +98,35 @@ def build_checked_predictor(
 
     bf16 is compared with fp32 on fixed images. If probabilities differ by more than MAX_PROB_DIFFERENCE, `auto` falls
     back to fp32; if the user chose bf16, it is kept and the description has the difference.
+
+    Raises:
+        InputError: a probability is NaN, in fp32 or in the precision that the user chose.
     """
     resolved = resolve_precision(precision, device)
     predictor = Predictor(state_dict, preprocessing, resolved, device)
-    if resolved == "fp32":
-        return predictor, f"{device.type}, fp32"
-    reference = Predictor(state_dict, preprocessing, "fp32", device, plain=True)
     images_NHWC = draw_check_images(min(preprocessing.img_size, MAX_CHECK_SIZE))
-    difference = float(np.abs(predictor(images_NHWC) - reference(images_NHWC)).max())
+    if resolved == "fp32":
+        _check_finite(predictor(images_NHWC), "fp32")
+        return predictor, f"{device.type}, fp32"
+    expected_NK = Predictor(state_dict, preprocessing, "fp32", device, plain=True)(images_NHWC)
+    _check_finite(expected_NK, "fp32")
+    probs_NK = predictor(images_NHWC)
+    difference = float(np.abs(probs_NK - expected_NK).max())
     if difference <= MAX_PROB_DIFFERENCE:  # false for NaN
         return predictor, f"{device.type}, {resolved}"
     if precision == "auto":
         predictor = Predictor(state_dict, preprocessing, "fp32", device)
         return predictor, f"{device.type}, fp32: probabilities in {resolved} differ by {difference:.2f}"
+    _check_finite(probs_NK, resolved)
     return predictor, f"{device.type}, {resolved}, its probabilities differ by {difference:.2f} from those of fp32"
+
+
+def _check_finite(probs_NK: FloatArray, precision: str) -> None:
+    if not np.isfinite(probs_NK).all():
+        raise InputError(
+            f"--checkpoint: expected probabilities from 0 to 1, the model computes NaN in {precision}: its training "
+            "diverged or its weights are damaged; use the checkpoint of an earlier epoch"
+        )
 
 
 def draw_check_images(size: int) -> ImageArray:

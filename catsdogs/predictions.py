@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
+from catsdogs.errors import RunError
 from catsdogs.labels import normalize_name
 from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
 
@@ -26,6 +27,9 @@ def build_predictions(
         rows: decoded rows: `path`, `size_bytes`, `status`, `error`, `width`, `height`, and `true_index` where the
             files are labelled.
         probs_NK: the values of rows that are not `ok` are ignored.
+
+    Raises:
+        RunError: a probability of an `ok` row is NaN.
     """
     index_N = probs_NK.argmax(axis=1)
     predicted = {
@@ -36,12 +40,23 @@ def build_predictions(
     }
     if embeddings_ND is not None:
         predicted["embedding"] = pa.array(list(embeddings_ND), pa.list_(pa.float32()))
-    failed = pa.array(np.asarray(pc.not_equal(rows["status"], OK)))
+    failed_N = np.asarray(pc.not_equal(rows["status"], OK))
+    _check_finite(rows, probs_NK, ~failed_N)
+    failed = pa.array(failed_N)
     predicted = {name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in predicted.items()}
     columns = {name: rows[name] for name in ("path", "status", "error", "width", "height", "size_bytes")}
     columns |= predicted | {"true_label": find_true_labels(rows, class_names)}
     schema = PREDICTIONS if embeddings_ND is None else WITH_EMBEDDINGS
     return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
+
+
+def _check_finite(rows: pa.Table, probs_NK: FloatArray, ok_N: npt.NDArray[np.bool_]) -> None:
+    damaged_N = np.flatnonzero(ok_N & ~np.isfinite(probs_NK).all(axis=1))
+    if len(damaged_N):
+        raise RunError(
+            f"{rows['path'][damaged_N[0]]}: expected probabilities from 0 to 1, the model computed NaN: its training "
+            "diverged or its weights are damaged; use the checkpoint of an earlier epoch, or train with a lower --lr"
+        )
 
 
 def find_true_labels(rows: pa.Table, class_names: Sequence[str]) -> pa.Array:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,15 @@ def test_a_missing_folder_is_reported(tmp_path):
         lambda config: json.dumps(config | {"label_names": None}),
         lambda config: json.dumps(config | {"label_names": "cats"}),
         lambda config: json.dumps(config | {"label_names": ["cats", "cats", "dogs"]}),
+        lambda config: json.dumps(config | {"label_names": ["cats", "dogs", "\ud800"]}),
+        lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"input_size": [3, 1e9]}}),
+        lambda config: json.dumps(
+            config | {"pretrained_cfg": config["pretrained_cfg"] | {"input_size": [3, math.inf]}}
+        ),
+        lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"crop_pct": 1e-9}}),
+        lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"mean": [1e308, 0, 0]}}),
+        lambda config: json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | {"std": [1e-300, 1, 1]}}),
+        lambda config: "[" * 100_000,
     ],
 )
 def test_a_damaged_config_is_refused(folder, tmp_path, change):
@@ -233,6 +243,19 @@ def test_weights_that_do_not_fit_are_refused(resnet, folder, tmp_path):
     save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(InputError, match=f"{tmp_path}: expected .* ResNet50 .* keys missing: conv1.weight; check"):
         read_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("conv1.weight", math.nan), ("fc.bias", -math.inf), ("layer4.2.bn3.running_var", -1.0)]
+)
+def test_weights_that_are_no_finite_numbers_are_refused(resnet, folder, tmp_path, name, value):
+    state = dict(resnet.state_dict())
+    state[name] = state[name].clone()
+    state[name].view(-1)[-1] = value
+    (tmp_path / CONFIG).symlink_to(folder / CONFIG)
+    save_file(state, tmp_path / WEIGHTS)
+    with pytest.raises(InputError, match=f"{tmp_path}: expected finite numbers and .* not so in {name}; the training"):
+        read_checkpoint(str(tmp_path)).load_state_dict()
 
 
 def test_truncated_weights_are_refused(folder, tmp_path):

@@ -660,7 +660,7 @@ def test_an_error_of_torch_that_is_no_refusal_is_raised(error, monkeypatch):
 
 @pytest.mark.parametrize(
     ("img_size", "crop_pct", "resize_size"),
-    [(224, 0.965, 232), (224, 0.875, 256), (288, 1.0, 288), (7, 0.7, 10), (49, 0.7, 70), (193, 0.965, 200)],
+    [(224, 0.965, 232), (224, 0.875, 256), (288, 1.0, 288), (35, 0.7, 50), (49, 0.7, 70), (193, 0.965, 200)],
 )
 def test_resize_size_is_exact(img_size, crop_pct, resize_size):
     assert Preprocessing(img_size=img_size, crop_pct=crop_pct).resize_size == resize_size
@@ -729,10 +729,14 @@ def test_preprocessing_survives_json():
     "settings",
     [
         {"img_size": 0},
-        {"crop_pct": 0.0},
+        {"img_size": 10**9},
+        {"crop_pct": 1e-9},
         {"crop_pct": 1.1},
         {"std": (0.2, 0.0, 0.2)},
+        {"std": (1e-300, 0.2, 0.2)},
+        {"std": (0.2, 0.2, 1e300)},
         {"mean": (0.5,)},
+        {"mean": (1e308, 0.5, 0.5)},
         {"mean": (0.5, 0.5, float("nan"))},
         {"interpolation": "bicubic"},
     ],

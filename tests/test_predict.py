@@ -10,6 +10,7 @@ from PIL import Image
 
 from catsdogs import predict
 from catsdogs.checkpoint import read_checkpoint
+from catsdogs.errors import InputError
 from catsdogs.predict import Predictor, build_checked_predictor, draw_check_images
 from catsdogs.resnet import build_resnet50
 from catsdogs.weights import load_state_dict_strictly
@@ -127,12 +128,11 @@ def test_a_chosen_bf16_that_disagrees_is_kept_and_described(checkpoint, sharp_st
     assert device_precision.startswith("cpu, bf16, its probabilities differ by ")
 
 
-def test_nan_probabilities_count_as_disagreement(state, checkpoint, monkeypatch):
-    broken = state | {"fc.bias": torch.tensor([torch.nan, 0.0])}
-    monkeypatch.setattr(predict, "resolve_precision", lambda *_: "bf16")
-    found, device_precision = build_checked_predictor(broken, checkpoint.preprocessing, "auto", CPU)
-    assert found.precision == "fp32"
-    assert "differ by nan" in device_precision
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+def test_a_model_that_computes_nan_is_refused_in_every_precision(state, checkpoint, precision):
+    overflowing = state | {"fc.weight": torch.full_like(state["fc.weight"], 3e38)}
+    with pytest.raises(InputError, match="the model computes NaN in fp32: its training diverged"):
+        build_checked_predictor(overflowing, checkpoint.preprocessing, precision, CPU)
 
 
 def test_features_are_the_inputs_of_the_training_models_head(checkpoint, resnet, predictor, images):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from conftest import CLASSES
 
+from catsdogs.errors import RunError
 from catsdogs.predictions import build_predictions, find_true_labels
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 
@@ -68,6 +69,18 @@ def test_failed_rows_have_nulls_in_the_models_columns(statuses):
             assert (row[name] is None) == (status != "ok"), name
         assert (row["error"] is None) == (status == "ok")
     assert [row["size_bytes"] for row in rows] == [10, 11, 12]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_probabilities_that_are_no_numbers_are_never_ok(value):
+    probs_NK = PROBS_NK.copy()
+    probs_NK[1, 0] = value
+    with pytest.raises(
+        RunError, match=r"s3://b/red/1\.jpg: expected probabilities from 0 to 1, the model computed NaN"
+    ):
+        build_predictions(decoded(["ok"] * 3), probs_NK, CLASSES)
+    rows = build_predictions(decoded(["ok", "empty", "ok"]), probs_NK, CLASSES)
+    assert rows["probs"].to_pylist()[1] is None
 
 
 def test_sliced_and_chunked_rows_give_the_same_table():

@@ -8,6 +8,7 @@ from math import floor, isfinite
 import numpy as np
 import numpy.typing as npt
 
+from catsdogs.config import MAX_IMG_SIZE, MIN_IMG_SIZE
 from catsdogs.errors import InputError
 
 ImageArray = npt.NDArray[np.uint8]
@@ -16,6 +17,9 @@ ImageArray = npt.NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MIN_CROP_PCT = 0.5  # timm's pretrained models have 0.7 to 1
+# 255 and 1 / 255 are those of programs that do not divide pixels by 255.
+MAX_MEAN, MIN_STD, MAX_STD = 255.0, 1e-3, 255.0
 MAX_ASPECT_RATIO = 32  # long side / short side; of a longer strip only the middle is resized
 
 
@@ -32,12 +36,14 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", _to_triple("mean", self.mean))
         object.__setattr__(self, "std", _to_triple("std", self.std))
-        if self.img_size < 1:
-            raise InputError(f"img_size must be at least 1, not {self.img_size}")
-        if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct must be in (0, 1], not {self.crop_pct}")
-        if min(self.std) <= 0:
-            raise InputError(f"std must be positive, not {self.std}")
+        if not MIN_IMG_SIZE <= self.img_size <= MAX_IMG_SIZE:
+            raise InputError(f"img_size must be from {MIN_IMG_SIZE} to {MAX_IMG_SIZE}, not {self.img_size}")
+        if not MIN_CROP_PCT <= self.crop_pct <= 1:
+            raise InputError(f"crop_pct must be from {MIN_CROP_PCT} to 1, not {self.crop_pct}")
+        if max(map(abs, self.mean)) > MAX_MEAN:
+            raise InputError(f"mean must be from -{MAX_MEAN:g} to {MAX_MEAN:g}, not {self.mean}")
+        if not MIN_STD <= min(self.std) <= max(self.std) <= MAX_STD:
+            raise InputError(f"std must be from {MIN_STD:g} to {MAX_STD:g}, not {self.std}")
         if self.interpolation != "bilinear":
             raise InputError(f"interpolation must be bilinear, not {self.interpolation}")
 
