@@ -56,24 +56,39 @@ def _start_own_ray() -> None:
     global _started_node_id
     atexit.register(stop_ray)
     try:
+        _init_own_ray()
+    except (RunError, *PROGRAMMING_ERRORS):
+        raise
+    except Exception as error:
+        logger.debug("Ray did not start", exc_info=True)
+        logger.warning("Ray did not start (%s): trying once more", _format_reason(error))
+        _init_own_ray_again()
+    _started_node_id = ray.get_runtime_context().get_node_id()
+
+
+def _init_own_ray() -> None:
+    try:
         with (
             session_environment(with_token=not _has_joined),
             local_ray.without_cluster_processes(),
             _existing_current_folder(),
         ):
             _init("local", include_dashboard=False)
-    except Exception as error:
-        remove_folders()
-        if isinstance(error, (RunError, *PROGRAMMING_ERRORS)):
-            raise
-        reason = _format_reason(error)
-        raise RunError(
-            f"{reason}: Ray did not start on this machine; if it is busy, try again; --verbose keeps Ray's logs"
-        ) from error
-    except BaseException:  # Ctrl-C
+    except BaseException:
         remove_folders()
         raise
-    _started_node_id = ray.get_runtime_context().get_node_id()
+
+
+def _init_own_ray_again() -> None:
+    try:
+        _init_own_ray()
+    except (RunError, *PROGRAMMING_ERRORS):
+        raise
+    except Exception as error:
+        raise RunError(
+            f"Ray did not start on this machine ({_format_reason(error)}): wait until the machine is less busy, or see "
+            "Ray's logs, which --verbose keeps"
+        ) from error
 
 
 def _join_cluster(address: str) -> None:
