@@ -1,7 +1,8 @@
-"""Start fewer of Ray's processes for one command: the only module that uses private names of Ray.
+"""Start fewer of Ray's processes for one command, on loopback: the only module that uses private names of Ray.
 
-Ray 2.60 starts processes that serve a cluster, and has no public setting that leaves them out. A command that starts
-its own local Ray needs none of them; each costs seconds of CPU. Callers use this module only for a Ray that the command
+Ray 2.60 starts processes that serve a cluster, and has no public setting that leaves them out, or that lets the others
+listen on the loopback interface alone. A command that starts its own local Ray needs no cluster; each process costs
+seconds of CPU. Callers use this module only for a Ray that the command
 started. If a private name has changed, the affected group of replacements is not used, and one line is logged.
 `CATSDOGS_STOCK_RAY=1` switches everything here off. tests/test_local_ray.py fails once Ray leaves one of the processes
 out by itself: then delete its replacement here.
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # If a private name has changed, or what it does.
 INCOMPATIBLE_RAY_ERRORS = (ImportError, AttributeError, TypeError, LookupError, ValueError, AssertionError)
+LOOPBACK = "127.0.0.1"
 UNUSED_ADDRESS = b"127.0.0.1:1"  # nothing listens there
 
 Replacements = list[tuple[Any, str, Callable[..., Any]]]  # owner, attribute, new value
@@ -55,6 +57,23 @@ def _cluster_processes() -> Replacements:
         (Node, "start_monitor", _do_nothing),
         (Node, "start_log_monitor", _do_nothing),
     ]
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let `ray.init` start processes that listen on the loopback interface alone, as it does on macOS and Windows.
+
+    Needed until it does so on Linux without a cluster, or has a setting for it: ray#26042. `start.py` warns if Ray's
+    processes listen elsewhere.
+    """
+    with _replaced("processes that listen on all network interfaces", _loopback):
+        yield
+
+
+def _loopback() -> Replacements:
+    from ray._private import services
+
+    return [(services, "node_ip_address_from_perspective", lambda *_, **__: LOOPBACK)]
 
 
 @contextlib.contextmanager

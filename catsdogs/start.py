@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import importlib
+import ipaddress
 import logging
 import os
 import signal
@@ -64,6 +65,8 @@ def _start_own_ray() -> None:
         logger.warning("Ray did not start (%s): trying once more", _format_reason(error))
         _init_own_ray_again()
     _started_node_id = ray.get_runtime_context().get_node_id()
+    if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+        logger.warning("Ray listens on all network interfaces of this machine: let no stranger reach its ports")
 
 
 def _init_own_ray() -> None:
@@ -71,6 +74,7 @@ def _init_own_ray() -> None:
         with (
             session_environment(with_token=not _has_joined),
             local_ray.without_cluster_processes(),
+            local_ray.on_loopback(),
             _existing_current_folder(),
         ):
             _init("local", include_dashboard=False)

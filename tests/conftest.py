@@ -60,6 +60,10 @@ class FinishedRun(NamedTuple):
     cluster_calls: tuple[list[int], list[int]]
 
 
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # at 0, the session's Ray listens on loopback alone
+
+
 def pytest_configure() -> None:
     """Set the environment of every process of the tests, before Ray is imported and reads it."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
@@ -81,6 +85,7 @@ def pytest_configure() -> None:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / "auth_token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        LOOPBACK_VARIABLE: "0",
         # OpenMP's threads sleep while they wait. If they spin while Ray's processes need the cores, a training step
         # takes 10 times as long (measured: 2 cores, 5 busy processes, torch 2.15).
         "OMP_WAIT_POLICY": "passive",
@@ -160,7 +165,7 @@ def ray_head(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     # Short, since a socket's path has at most 107 bytes.
     temp_dir = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent / "ray"
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
-    command += [f"--temp-dir={temp_dir}", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    command += [f"--temp-dir={temp_dir}", f"--port={port}"]
     command += [f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"]
     # The defaults of these three are fixed ports, which another Ray on this machine may use.
     command += [f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}"]
@@ -194,7 +199,7 @@ def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, 
     """Run own_ray.py without a home, in a folder with a broken package `catsdogs`; return what it observed."""
     (folder / "catsdogs").mkdir()
     (folder / "catsdogs" / "__init__.py").write_text("raise ImportError('from the current folder')")
-    unset = ("RAY_ADDRESS", "CATSDOGS_STOCK_RAY", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    unset = (LOOPBACK_VARIABLE, "RAY_ADDRESS", "CATSDOGS_STOCK_RAY", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     environment |= {"HOME": "/proc/nowhere", "TMPDIR": str(folder / ("long" * 20))}
     Path(environment["TMPDIR"]).mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in unset} | environment
@@ -202,9 +207,9 @@ def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, 
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.returncode == 0, done.stderr
     observed: dict[str, Any] = json.loads(done.stdout)
-    return observed
+    return observed | {"stderr": done.stderr}
 
 
 @pytest.fixture(scope="session")
@@ -314,14 +319,17 @@ def lines_of(events: list[object]) -> list[str]:
     return [event.text for event in events if isinstance(event, Message)]
 
 
-def killing_at(beginning: str, head_pid: int) -> tuple[list[object], Callable[[object], None]]:
-    """Return a list and a progress callback that fills it, and kills a training worker once.
+def killing_at(beginning: str, head_pid: int) -> tuple[list[object], set[str], Callable[[object], None]]:
+    """Return two collections and a progress callback that fills them, and kills a training worker once.
+
+    The first has the events, the second the addresses on which the training workers listened before the kill.
 
     Args:
         beginning: the worker is killed at the first message that starts with it.
         head_pid: of the session's Ray.
     """
     events: list[object] = []
+    listens_on: set[str] = set()
     killed = False
 
     def on_event(event: object) -> None:
@@ -329,16 +337,25 @@ def killing_at(beginning: str, head_pid: int) -> tuple[list[object], Callable[[o
         events.append(event)
         if not killed and isinstance(event, Message) and event.text.startswith(beginning):
             killed = True
-            _kill_training_worker(head_pid)
+            workers = _list_training_workers(head_pid)
+            for worker in workers:
+                listens_on.update(list_listening_addresses(worker))
+            workers[0].kill()
 
-    return events, on_event
+    return events, listens_on, on_event
 
 
-def _kill_training_worker(head_pid: int) -> None:
-    """Kill one worker of Ray Train."""
+def _list_training_workers(head_pid: int) -> list[psutil.Process]:
+    """List the workers of Ray Train."""
+    workers = []
     for process in psutil.Process(head_pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if any("RayTrainWorker" in word for word in process.cmdline()):
-                process.kill()
-                return
-    raise AssertionError("no training worker to kill")
+                workers.append(process)
+    return workers
+
+
+def list_listening_addresses(process: psutil.Process) -> set[str]:
+    """List the IP addresses on which a process accepts connections."""
+    sockets = process.net_connections("inet")
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}

@@ -74,7 +74,10 @@ while not list_commands_with_torch():  # the caller has a timeout
 with data.quiet_ray_loggers(), data.without_cluster_actors():
     dataset = data.configure_ray_data(ray.data.range(100, override_num_blocks=2))
     observed["rows"] = sorted(row["id"] for row in dataset.map_batches(Successor, concurrency=1).take_all())
-commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+processes = psutil.Process().children(recursive=True)
+commands = [" ".join(process.cmdline()) for process in processes]
+sockets = [socket for process in [psutil.Process(), *processes] for socket in process.net_connections("inet")]
+observed["listens_on"] = sorted({socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN})
 observed["scripts"] = sorted({name for command in commands for name in re.findall(r"/(\w+\.py)", command)})
 observed["named_actors"] = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
 stop_ray()

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import ray
-from conftest import run_own_ray
+from conftest import LOOPBACK, run_own_ray
+from ray._private import services
 from ray._private.node import Node
 from ray.data._internal import stats
 from ray.data._internal.execution import streaming_executor
@@ -38,6 +39,7 @@ def test_a_command_with_its_own_ray_starts_no_process_that_serves_a_cluster(own_
     assert not CLUSTER_SCRIPTS & set(own_ray["scripts"])
     assert own_ray["named_actors"] == []
     assert not own_ray["existing"]
+    assert own_ray["stderr"] == ""
 
 
 def test_stock_ray_gives_the_same_rows(own_ray, stock):
@@ -48,6 +50,12 @@ def test_stock_ray_gives_the_same_rows(own_ray, stock):
 def test_stock_ray_still_starts_each_process_without_being_asked(stock, name):
     """Fails once Ray leaves a process out by itself: delete its replacement in local_ray.py."""
     assert name in stock["scripts"] + stock["named_actors"]
+
+
+def test_stock_ray_still_listens_on_all_interfaces_which_is_said(stock):
+    """Fails once it does not without being asked: delete `on_loopback`."""
+    assert not set(stock["listens_on"]) <= LOOPBACK
+    assert stock["stderr"].startswith("Ray listens on all network interfaces of this machine")
 
 
 def test_ray_init_still_has_no_setting_for_its_processes():
@@ -81,6 +89,7 @@ REPLACED = [
     (local_ray.without_cluster_processes, Node, "start_api_server"),
     (local_ray.without_cluster_processes, Node, "start_monitor"),
     (local_ray.without_cluster_processes, Node, "start_log_monitor"),
+    (local_ray.on_loopback, services, "node_ip_address_from_perspective"),
     (local_ray.without_cluster_actors, stats, "get_or_create_stats_actor"),
     (local_ray.without_cluster_actors, streaming_executor, "create_cluster_autoscaler"),
     (local_ray.without_cluster_actors, actor_pool_map_operator, "get_or_create_actor_location_tracker"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from conftest import LOOPBACK
 
 import catsdogs
 from catsdogs import start
@@ -30,8 +31,9 @@ def test_a_worker_of_an_own_ray_imports_this_package_whatever_the_current_folder
     assert own_ray["package_of_a_worker"] == catsdogs.__file__
 
 
-def test_an_own_ray_has_a_token_and_a_private_folder_without_a_home_and_with_a_long_tmpdir(own_ray):
+def test_an_own_ray_has_a_token_a_private_folder_and_loopback_without_a_home_and_with_a_long_tmpdir(own_ray):
     assert own_ray["has_token"]
+    assert set(own_ray["listens_on"]) <= LOOPBACK
     assert own_ray["mode_of_the_folder"] == "0o700"
     assert own_ray["parent_of_the_folder"] == "/tmp"
     assert not own_ray["folder_after_the_shutdown"]
@@ -148,4 +150,4 @@ def test_ray_address_decides_what_is_joined(monkeypatch, address, joined):
     expected = "expected a running cluster at RAY_ADDRESS=auto" if joined else "Ray did not start on this machine"
     with pytest.raises(RunError, match=f"{expected}"):
         start_ray()
-    assert asked == ["auto" if joined else "local"]
+    assert asked == ["auto"] if joined else ["local", "local"]

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, killing_at, lines_of, read_summary
+from conftest import CLASSES, LOOPBACK, killing_at, lines_of, read_summary
 from workers import build_train_worker
 
 from benchmarks.faults.proxy import Fault
-from catsdogs import data, storage
+from catsdogs import data, start, storage
 from catsdogs.checkpoint import read_checkpoint
 from catsdogs.config import EvaluateConfig, TrainConfig
 from catsdogs.data import EpochPlan
@@ -286,7 +286,8 @@ def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
     finished_run, ray_head, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("catsdogs.train.driver.waits_for_images", lambda config: True)  # as on GPUs
-    events, on_event = killing_at("epoch 1/", ray_head.pid)
+    monkeypatch.setattr(start, "on_existing_cluster", lambda: False)  # as on a local Ray that the command started
+    events, listens_on, on_event = killing_at("epoch 1/", ray_head.pid)
     config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=4)
     train(config, on_event)
     assert StageProgress("decode", 26, 26) in events
@@ -296,6 +297,7 @@ def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
     first_epoch = next(line for line in lines if line.startswith("epoch 1/"))
     loss = float(read_summary(tmp_path / "run")[0]["train_loss"])
     assert f"loss {loss:.4f}" in first_epoch  # the epoch was not repeated
+    assert listens_on <= LOOPBACK
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

@@ -25,6 +25,7 @@ from catsdogs.resnet import build_resnet50
 from catsdogs.train import settings
 from catsdogs.train.events import ProgressReporter, forward_events, make_retry_policy
 from catsdogs.train.loop import train_loop_per_worker
+from catsdogs.train.process_group import LocalTorchConfig
 from catsdogs.train.report_page import write_report
 from catsdogs.train.resume import SavedRun, load_saved_run
 from catsdogs.train.run_folder import History, RunFolder
@@ -151,11 +152,14 @@ def _build_trainer(spec: RunSpec, storage_path: str) -> TorchTrainer:
     cpus = data.allocate_cpus(config.num_workers).model
     # Ray refuses a worker without reservations: one byte of memory is the least.
     resources = ({"CPU": cpus} if cpus else {"memory": 1.0}) | ({"GPU": 1.0} if use_gpu else {})
-    trainer_class = TorchTrainer if start.on_existing_cluster() else local_ray.make_local_trainer_class()
+    trainer_class, torch_config = TorchTrainer, TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S)
+    if spec.ray_is_local:
+        trainer_class = local_ray.make_local_trainer_class()
+        torch_config = LocalTorchConfig("nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S)
     return trainer_class(
         train_loop_per_worker,
         train_loop_config={"spec": ray.put(spec)},  # a reference: the controller need not import this package
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=torch_config,
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=config.name,
