@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from catsdogs import local_ray
-from catsdogs.errors import PROGRAMMING_ERRORS, RunError
+from catsdogs.errors import PROGRAMMING_ERRORS, InputError, RunError
 from catsdogs.logs import worker_runtime_env
 from catsdogs.ray_session import remove_folders, session_environment
 
@@ -34,12 +34,14 @@ def start_ray() -> None:
     """Join the cluster at RAY_ADDRESS, or start Ray on this machine. Do nothing if Ray is initialized.
 
     Raises:
+        InputError: an argument of the command line is not UTF-8.
         RunError: there is no cluster at RAY_ADDRESS, or it refuses the connection; or Ray does not start here.
     """
     global _has_joined
     if ray.is_initialized():
         _has_joined = _has_joined or on_existing_cluster()
         return
+    _check_arguments()
     # Without an address, Ray would look in /tmp/ray for a cluster, and wait for it even if it is gone.
     address = os.environ.get("RAY_ADDRESS") or "local"
     # Environment variables of Ray. First: leave CUDA_VISIBLE_DEVICES as it is in processes that reserve no GPU.
@@ -51,6 +53,24 @@ def start_ray() -> None:
     else:
         _has_joined = True
         _join_cluster(address)
+
+
+def _check_arguments() -> None:
+    """Ray stores the command line of a job as text."""
+    for argument in sys.orig_argv:
+        if not _is_unicode(argument):
+            raise InputError(
+                f"{argument}: expected UTF-8, Ray does not start with such an argument: set LC_ALL=C.UTF-8, or give a "
+                "link with another name"
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python decodes other bytes to halves of surrogate pairs
+        return False
+    return True
 
 
 def _start_own_ray() -> None:
@@ -75,11 +95,11 @@ def _init_own_ray() -> None:
             session_environment(with_token=not _has_joined),
             local_ray.without_cluster_processes(),
             local_ray.on_loopback(),
-            _existing_current_folder(),
+            _usable_current_folder(),
         ):
             _init("local", include_dashboard=False)
     except BaseException:
-        remove_folders()
+        stop_ray()
         raise
 
 
@@ -169,13 +189,13 @@ def _current_folder(folder: Path) -> Iterator[None]:
         os.close(before)
 
 
-def _existing_current_folder() -> contextlib.AbstractContextManager[None]:
-    """Make another folder the current one while `ray.init` runs, if it was deleted."""
+def _usable_current_folder() -> contextlib.AbstractContextManager[None]:
+    """Make another folder the current one while `ray.init` runs, if it was deleted or its name is not UTF-8."""
     try:
-        os.getcwd()
+        usable = _is_unicode(os.getcwd())
     except FileNotFoundError:
-        return _current_folder(_find_import_folder())
-    return contextlib.nullcontext()
+        usable = False
+    return contextlib.nullcontext() if usable else _current_folder(_find_import_folder())
 
 
 @contextlib.contextmanager

@@ -196,16 +196,20 @@ def ray_cluster(ray_head: RayHead) -> str:
 
 
 def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
-    """Run own_ray.py without a home, in a folder with a broken package `catsdogs`; return what it observed."""
-    (folder / "catsdogs").mkdir()
-    (folder / "catsdogs" / "__init__.py").write_text("raise ImportError('from the current folder')")
+    """Run own_ray.py without a home, in a folder with a broken package `catsdogs`; return what it observed.
+
+    The name of the current folder is not UTF-8.
+    """
+    current = folder / os.fsdecode(b"caf\xe9")
+    (current / "catsdogs").mkdir(parents=True)
+    (current / "catsdogs" / "__init__.py").write_text("raise ImportError('from the current folder')")
     unset = (LOOPBACK_VARIABLE, "RAY_ADDRESS", "CATSDOGS_STOCK_RAY", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     environment |= {"HOME": "/proc/nowhere", "TMPDIR": str(folder / ("long" * 20))}
     Path(environment["TMPDIR"]).mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in unset} | environment
     command = [sys.executable, str(Path(__file__).with_name("own_ray.py")), *arguments]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+        command, cwd=current, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     observed: dict[str, Any] = json.loads(done.stdout)

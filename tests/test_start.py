@@ -13,7 +13,7 @@ from conftest import LOOPBACK
 
 import catsdogs
 from catsdogs import start
-from catsdogs.errors import RunError
+from catsdogs.errors import InputError, RunError
 from catsdogs.start import import_while_ray_starts, on_existing_cluster, start_ray
 
 
@@ -77,6 +77,13 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch,
         start_ray()
     assert "\n" not in str(caught.value)
     assert [folder.exists() for folder in folders] == [False] * 2
+
+
+def test_an_argument_that_is_not_utf_8_is_refused_before_ray_starts(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "catsdogs", os.fsdecode(b"--input=caf\xe9")])
+    monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError, match="--input=caf\udce9: expected UTF-8, Ray does not start with such an argument"):
+        start_ray()
 
 
 def test_ray_that_the_caller_initialized_is_an_existing_cluster(ray_cluster, monkeypatch):
