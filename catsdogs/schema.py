@@ -61,5 +61,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Read columns of a Parquet file; pyarrow.ArrowException if it is incomplete or a column is missing."""
-    return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)
+    """Read columns of a Parquet file; pyarrow.ArrowException if it is damaged or a column is missing."""
+    try:
+        return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)
+    except (OSError, KeyError, UnicodeDecodeError) as error:  # the content is in memory: all say that it is damaged
+        raise pa.ArrowInvalid(str(error)) from error

@@ -1,9 +1,11 @@
 """The columns and statuses of the output."""
 
+import random
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catsdogs.schema import FILES, LABELLED_FILES, OK, PREDICTIONS, STATUSES
+from catsdogs.schema import FILES, LABELLED_FILES, OK, PREDICTIONS, STATUSES, parquet_bytes, read_table
 
 
 def test_predictions_have_the_documented_columns_and_types():
@@ -56,3 +58,16 @@ def test_predictions_survive_parquet(tmp_path):
         (field.name, pa.list_(pa.field("element", pa.float32())) if field.name == "probs" else field.type)
         for field in PREDICTIONS
     ]
+
+
+def test_damage_of_any_kind_is_an_arrow_exception():
+    content = parquet_bytes(pa.table({"path": [f"p{i}" for i in range(200)], "probs": [[0.1, 0.9]] * 200}))
+    rng = random.Random(0)
+    errors = set()
+    for _ in range(500):
+        start = rng.randrange(len(content) - 64)
+        try:
+            read_table(content[:start] + rng.choice([b"", bytes(64), rng.randbytes(64)]) + content[start + 64 :])
+        except pa.ArrowException as error:
+            errors.add(type(error.__cause__))
+    assert {type(None), OSError} <= errors  # pyarrow's own class, and one that was converted

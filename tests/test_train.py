@@ -178,6 +178,13 @@ def edit_text(old, new):
     return lambda path: replace_content(path.read_text().replace(old, new, 1).encode())(path)
 
 
+def zero_middle(path):
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 32 : middle + 32] = bytes(64)
+    path.write_bytes(content)
+
+
 def drop_last_epoch(path):
     state = torch.load(path, weights_only=True)
     path.unlink()
@@ -197,6 +204,7 @@ def drop_last_epoch(path):
         ("summary.csv", replace_content(b"\xff"), "summary.csv is damaged"),
         ("summary.csv", edit_text("\n2,", "\n3,"), "are of different epochs or runs: expected the 2 epochs"),
         ("val_predictions.parquet", replace_content(b"PAR1"), "val_predictions.parquet is damaged"),
+        ("val_predictions.parquet", zero_middle, "val_predictions.parquet is damaged"),
     ],
 )
 def test_resume_of_an_incomplete_run_is_an_error_and_writes_nothing(finished_run, tmp_path, name, damage, words):

@@ -87,5 +87,5 @@ def _check_summary(uri: str, history: History, max_ahead: int | None) -> None:
 def _check_predictions(uri: str) -> None:
     try:
         read_table(storage.read_bytes(uri), PREDICTIONS.names)
-    except (pa.ArrowException, KeyError) as error:
+    except pa.ArrowException as error:
         raise InputError(f"{uri} is damaged: {format_reason(error)}") from error
