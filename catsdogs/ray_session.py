@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 # The path of a socket has at most 107 bytes (man 7 unix).
 LONGEST_SOCKET = "/ray-12345678/ray/session_2026-01-31_00-00-00_000000_4194304/sockets/plasma_store"
 MAX_PARENT_BYTES = 107 - len(LONGEST_SOCKET)
-PRELOADED = "RAY_preload_python_modules"  # an environment variable of Ray
 END_S = 5.0  # in which a killed process ends
 
 _token = secrets.token_hex(32)  # one for all: a process reads its token once
@@ -41,9 +40,7 @@ def session_environment(with_token: bool) -> Iterator[None]:
     Raises:
         RunError: there is no place for the folder.
     """
-    # Ray's workers put the current folder first on their import path. What is imported before that stays imported.
-    preloaded = filter(None, ["catsdogs", os.environ.get(PRELOADED)])
-    variables = {"RAY_TMPDIR": str(_make_folder()), PRELOADED: ",".join(preloaded)}
+    variables = {"RAY_TMPDIR": str(_make_folder())}
     variables |= {"RAY_AUTH_TOKEN": _token} if with_token else {}
     before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import sysconfig
 import tempfile
@@ -25,6 +26,8 @@ from catsdogs.logs import worker_runtime_env
 from catsdogs.ray_session import remove_folders, session_environment
 
 logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 30.0
 
 _started_node_id: str | None = None  # of the local Ray that this process started
 _has_joined = False  # a process reads its token once: after that of a cluster, it cannot use another
@@ -95,7 +98,7 @@ def _init_own_ray() -> None:
             session_environment(with_token=not _has_joined),
             local_ray.without_cluster_processes(),
             local_ray.on_loopback(),
-            _usable_current_folder(),
+            _current_folder(_find_import_folder()),
         ):
             _init("local", include_dashboard=False)
     except BaseException:
@@ -118,6 +121,7 @@ def _init_own_ray_again() -> None:
 def _join_cluster(address: str) -> None:
     global _started_node_id
     try:
+        _check_reachable(address)
         with _current_folder(_find_import_folder()):
             _init(address)
     except PROGRAMMING_ERRORS:
@@ -128,6 +132,13 @@ def _join_cluster(address: str) -> None:
             "RAY_AUTH_MODE=token with the cluster's token"
         ) from error
     _started_node_id = None
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at `host:port`: Ray would wait for minutes without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def _init(address: str, **settings: Any) -> None:
@@ -175,7 +186,10 @@ def _find_import_folder() -> Path:
 
 @contextlib.contextmanager
 def _current_folder(folder: Path) -> Iterator[None]:
-    """Make a folder the current one, from which workers import first, while `ray.init` runs."""
+    """Make a folder the current one while `ray.init` runs: Ray's workers import from that one first.
+
+    The user's may have modules with names of libraries, or a folder `catsdogs`; it may be deleted, or be no UTF-8.
+    """
     try:
         before = os.open(".", os.O_PATH)
     except OSError:  # this user may not enter it, so there is no way back
@@ -187,15 +201,6 @@ def _current_folder(folder: Path) -> Iterator[None]:
     finally:
         os.fchdir(before)
         os.close(before)
-
-
-def _usable_current_folder() -> contextlib.AbstractContextManager[None]:
-    """Make another folder the current one while `ray.init` runs, if it was deleted or its name is not UTF-8."""
-    try:
-        usable = _is_unicode(os.getcwd())
-    except FileNotFoundError:
-        usable = False
-    return contextlib.nullcontext() if usable else _current_folder(_find_import_folder())
 
 
 @contextlib.contextmanager

@@ -196,13 +196,14 @@ def ray_cluster(ray_head: RayHead) -> str:
 
 
 def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
-    """Run own_ray.py without a home, in a folder with a broken package `catsdogs`; return what it observed.
+    """Run own_ray.py without a home, and return what it observed.
 
-    The name of the current folder is not UTF-8.
+    The name of the current folder is not UTF-8, and it has broken modules with the names of packages.
     """
     current = folder / os.fsdecode(b"caf\xe9")
     (current / "catsdogs").mkdir(parents=True)
-    (current / "catsdogs" / "__init__.py").write_text("raise ImportError('from the current folder')")
+    for module in ("catsdogs/__init__.py", "numpy.py", "pyarrow.py", "torch.py"):
+        (current / module).write_text("raise ImportError('from the current folder')")
     unset = (LOOPBACK_VARIABLE, "RAY_ADDRESS", "CATSDOGS_STOCK_RAY", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     environment |= {"HOME": "/proc/nowhere", "TMPDIR": str(folder / ("long" * 20))}
     Path(environment["TMPDIR"]).mkdir()

@@ -12,7 +12,7 @@ import pytest
 from catsdogs.errors import RunError
 from catsdogs.ray_session import MAX_PARENT_BYTES, remove_folders, session_environment
 
-NAMES = ("RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_preload_python_modules")
+NAMES = ("RAY_TMPDIR", "RAY_AUTH_TOKEN")
 
 
 @pytest.fixture(autouse=True)
@@ -58,17 +58,11 @@ def test_the_folder_is_kept_for_its_logs_if_verbose(monkeypatch):
 
 def test_the_processes_of_ray_inherit_a_token_that_this_process_does_not_keep(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of a cluster")
-    monkeypatch.delenv("RAY_preload_python_modules", raising=False)
     tokens = {read_environment()["RAY_AUTH_TOKEN"] for _ in range(2)}
     assert len(tokens) == 1
     assert len(tokens.pop()) == 64
     assert read_environment(with_token=False)["RAY_AUTH_TOKEN"] == "of a cluster"
-    assert [os.environ.get(name) for name in NAMES] == [None, "of a cluster", None]
-
-
-def test_modules_that_the_user_preloads_are_preloaded_too(monkeypatch):
-    monkeypatch.setenv("RAY_preload_python_modules", "json,csv")
-    assert read_environment()["RAY_preload_python_modules"] == "catsdogs,json,csv"
+    assert [os.environ.get(name) for name in NAMES] == [None, "of a cluster"]
 
 
 def test_the_folder_is_in_tmpdir_unless_its_path_is_too_long_for_sockets(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_an_argument_that_is_not_utf_8_is_refused_before_ray_starts(monkeypatch)
     monkeypatch.setattr(sys, "orig_argv", ["python", "catsdogs", os.fsdecode(b"--input=caf\xe9")])
     monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
     with pytest.raises(InputError, match="--input=caf\udce9: expected UTF-8, Ray does not start with such an argument"):
+        start_ray()
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
+    with pytest.raises(RunError, match=f"Connection refused: expected a running cluster at RAY_ADDRESS={address}"):
         start_ray()
 
 
