@@ -53,6 +53,11 @@ class _Root:
         """Return the URI of a folder below the root; "" is the root."""
         return storage.join(self.tree.uri, *folder.split("/")) if folder else self.tree.uri
 
+    def count_loose(self, *folders: str | None) -> int:
+        """Count the images that lie in the given folders or above them, in no class folder."""
+        above = [folder.split("/") if folder else [] for folder in folders if folder is not None]
+        return sum(any(parts == names[: len(parts)] for names in above) for parts in self.parts)
+
     def read(self, folder: str) -> LabelledFiles:
         """Select the class folders of a folder."""
         above = folder.split("/") if folder else []
@@ -91,7 +96,7 @@ def list_training(data_dir: str, val_split: float, progress: Progress = silent) 
         Message(
             f"{len(train.class_names)} classes, {format_names(train.class_names)}: {train.files.num_rows:,} training "
             f"images in {root.join(folders.train)}, {validation.files.num_rows:,} validation images {source}"
-            + _describe_unused(folders.unused)
+            + _describe_unused(folders.unused, root.count_loose(folders.train, folders.validation))
         )
     )
     return train, validation
@@ -114,12 +119,14 @@ def list_evaluation(data_dir: str, split_name: str | None, progress: Progress = 
         folder, unused = named, []
     labelled = root.read(folder)
     text = f"{labelled.files.num_rows:,} images of {len(labelled.class_names)} classes in {root.join(folder)}"
-    progress(Message(text + _describe_unused(unused)))
+    progress(Message(text + _describe_unused(unused, root.count_loose(folder))))
     return labelled
 
 
-def _describe_unused(folders: list[str]) -> str:
-    return f"; not used: {format_names(folders)}" if folders else ""
+def _describe_unused(folders: list[str], num_loose: int) -> str:
+    unused = [format_names(folders)] if folders else []
+    unused += [f"{num_loose:,} images beside the class folders"] if num_loose else []
+    return f"; not used: {', '.join(unused)}" if unused else ""
 
 
 def split(labelled: LabelledFiles, fraction: float, root: str) -> tuple[LabelledFiles, LabelledFiles]:

@@ -4,6 +4,7 @@ A split is a folder with one of the `SPELLINGS` that contains class folders, per
 name: `train/cats/1.jpg` or `train/train/cats/1.jpg`. A folder that may be a split or a class is an InputError.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -15,10 +16,16 @@ from catsdogs.text import format_names
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPELLINGS = {  # in any case; in the order of preference
     TRAIN: ("train", "training", "training_set", "seg_train"),
-    VALIDATION: ("validation", "val", "valid"),
+    VALIDATION: ("validation", "val", "valid", "dev"),
     TEST: ("test", "test_set", "testing", "seg_test"),
 }
 ROLES = {spelling: role for role, spellings in SPELLINGS.items() for spelling in spellings}
+# Words in names such as `train_images` and `test1`. If all folders have one, they are splits.
+SPLIT_WORDS = ROLES | {
+    **dict.fromkeys(("trainset", "trainval"), TRAIN),
+    **dict.fromkeys(("valset", "devset", "eval", "evaluation", "holdout"), VALIDATION),
+    **dict.fromkeys(("testset", "tests"), TEST),
+}
 EXPECTED = "expected train/ and validation/ (or test/) with the class folders in them, or class folders alone"
 
 
@@ -116,6 +123,11 @@ def _role(name: str) -> str:
     return ROLES.get(_fold(name), _fold(name))
 
 
+def _find_split_word(name: str) -> str | None:
+    """Find which split a name stands for by one of its words; None if by none."""
+    return next((SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", _fold(name)) if word in SPLIT_WORDS), None)
+
+
 def _is_spelling(name: str) -> bool:
     return _fold(name) in ROLES
 
@@ -169,7 +181,13 @@ def _check_class_folders(tree: FolderTree) -> None:
 
 
 def _check_other_spellings(tree: FolderTree, names: list[str]) -> None:
-    """Refuse folders such as `train_images` and `test_images` that contain the same folders."""
+    """Refuse folders that are splits by their words, or that contain the same folders as another split would."""
+    roles = {_find_split_word(name) for name in tree.with_images}
+    if None not in roles and TRAIN in roles and len(roles) > 1:
+        raise InputError(
+            f"{tree.uri}: {format_names(sorted(tree.with_images))} look like splits: rename them to train and "
+            "validation"
+        )
     for train in (name for name in names if "train" in _fold(name) and tree.children.get(name)):
         for other in (name for name in names if "val" in _fold(name) or "test" in _fold(name)):
             if other != train and tree.children.get(other) == tree.children[train]:

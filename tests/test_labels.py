@@ -108,11 +108,12 @@ def test_hidden_folders_and_images_outside_of_class_folders_are_ignored(tmp_path
         *images("train/cats", 9),
         *images("train/dogs", 9),
     )
-    train, validation = labels.list_training(root, 0.3)
+    train, validation, message = list_with_message(root, 0.3)
     assert train.class_names == validation.class_names == ("cats", "dogs")
     assert {**map_classes(train, root), **map_classes(validation, root)} == {
         name: name.split("/")[1] for name in (*images("train/cats", 9), *images("train/dogs", 9))
     }
+    assert message.endswith("; not used: 2 images beside the class folders")
 
 
 def test_a_class_whose_name_is_not_utf8_is_a_class(tmp_path):
@@ -160,6 +161,7 @@ def splits(*folders: str, classes: tuple[str, ...] = ("cats", "dogs")) -> list[s
         ("training_set", "test_set"),
         ("training_set/training_set", "test_set/test_set"),
         ("Train/train", "Valid"),
+        ("train", "Dev"),
         ("seg_train/seg_train", "seg_test/seg_test"),
     ],
 )
@@ -204,7 +206,7 @@ def test_a_test_folder_without_labels_is_not_used(tmp_path):
 
 @pytest.mark.parametrize("folder", ["", "train", "validation"])
 def test_a_class_may_be_called_train(tmp_path, folder):
-    classes = ("bus", "car", "train")
+    classes = ("bus", "test tube", "train")
     names = [f"{split}/{label}/{i}.jpg" for split in ("train", "validation") for label in classes for i in range(2)]
     root = fill(tmp_path, *names) if folder else fill(tmp_path, *(name.split("/", 1)[1] for name in names[:6]))
     train, validation = labels.list_training(root, 0.5)
@@ -230,7 +232,11 @@ def test_a_split_may_be_a_link(tmp_path):
         (["cats/1.jpg", "dogs/1.jpg", *splits("test")], "ROOT: 'test' beside 'cats', 'dogs' may be a split or a class"),
         (["cats/1.jpg", "dogs/1.jpg", "Val/1.jpg"], "ROOT: 'Val' beside 'cats', 'dogs' may be a split or a class"),
         ([*splits("train"), "car/1.jpg"], "ROOT: 'train' beside 'car' may be a split or a class"),
-        ([*splits("train"), *splits("dev")], "ROOT: 'train' beside 'dev' may be a split or a class"),
+        ([*splits("train"), *splits("extra")], "ROOT: 'train' beside 'extra' may be a split or a class"),
+        (["train/cat.0.jpg", "test1/1.jpg"], "ROOT: 'test1', 'train' look like splits: rename them"),
+        ([*splits("train_images"), *splits("val_images", classes=("cats",))], "'train_images', 'val_images' look like"),
+        (splits("training data", "dev-data", "sample_test"), "'dev-data', 'sample_test', 'training data' look like"),
+        ([*splits("train_set1", "val_set1"), "other/1.jpg"], "'train_set1' and 'val_set1' contain the same folders"),
         ([*splits("train/train"), *splits("train")], "ROOT/train: 'train' beside 'cats', 'dogs' may be a split or"),
         (splits("Train", "training", "val"), "ROOT has 'Train', 'training': expected one of them"),
         (splits("train", "Val", "val"), "ROOT has 'Val', 'val': expected one of them"),
@@ -240,7 +246,6 @@ def test_a_split_may_be_a_link(tmp_path):
             "ROOT/data contains 'train', 'val': expected train/ and validation/ directly",
         ),
         (splits("cats/Train", "cats/Test", "dogs/Train"), "ROOT/cats contains 'Test', 'Train': expected"),
-        (splits("train_images", "test_images"), "ROOT: 'train_images' and 'test_images' contain the same folders"),
         (["Train/1.jpg", "Test/1.jpg"], "no class folders under ROOT/Train: expected one folder of images per class"),
         (["train/train/1.jpg"], "one class only, 'train', under ROOT/train"),
     ],
