@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -165,7 +166,7 @@ def _download(config: DownloadConfig, display: Display) -> int:
     from catsdogs.download import download
 
     root = download(config.url, Path(config.output), display)
-    print_result(f"{root}: ready for catsdogs train --data-dir {root}")
+    print_result(f"{root}: ready for catsdogs train --data-dir {shlex.quote(root)}")
     return 0
 
 

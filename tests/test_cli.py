@@ -500,6 +500,14 @@ def test_evaluate_exits_with_3_if_every_row_failed(monkeypatch, capsys):
     assert capsys.readouterr().err == "catsdogs: 4 of 4 images were not classified: see the columns status and error\n"
 
 
+def test_the_command_that_download_prints_is_quoted_for_a_shell(monkeypatch, capsys):
+    import catsdogs.download
+
+    monkeypatch.setattr(catsdogs.download, "download", lambda *_: "data/cats; rm -r x")
+    assert cli.main(["download", *REQUIRED["download"]]) == 0
+    assert capsys.readouterr().out == "data/cats; rm -r x: ready for catsdogs train --data-dir 'data/cats; rm -r x'\n"
+
+
 def test_help_shows_no_secret_of_the_environment():
     done = run("score", "--help", env=os.environ | {"AWS_SECRET_ACCESS_KEY": "very-secret"})
     assert "very-secret" not in done.stdout + done.stderr

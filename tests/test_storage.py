@@ -168,6 +168,28 @@ def test_absolute_refuses_what_cannot_be_opened(uri):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Amz-Signature",
+        "X-Amz-Security-Token",
+        "X-Goog-Signature",
+        "sig",
+        "private_token",
+        "api_key",
+        "X-Amz-Credential",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_without_showing_them(name):
+    with pytest.raises(InputError, match="a URI with credentials in it") as caught:
+        storage.absolute(f"https://host/a.jpg?w=1&{name}=very-hidden")
+    assert "very-hidden" not in str(caught.value)
+
+
+def test_a_query_without_credentials_is_part_of_a_uri():
+    assert storage.absolute("https://host/a.jpg?w=1&key=photos/1") == "https://host/a.jpg?w=1&key=photos/1"
+
+
 def test_s3_uris_split_at_the_first_slash():
     assert split_s3("s3://b//a//c ") == ("b", "/a//c ")
     assert split_s3("s3://b") == ("b", "")

@@ -9,8 +9,11 @@ from catsdogs.storage.objects import find_object, list_names_under
 from catsdogs.storage.other_stores import call, filesystem, is_http
 from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 
-# The signature in a presigned URL: of S3 (two versions), Google, Azure.
-SIGNATURE = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
+# Parameters of a query with credentials: the signature of a presigned URL of S3, Google or Azure, tokens, API keys.
+CREDENTIALS = re.compile(
+    r"[?&]([^=&]*(signature|token|secret|passw|credential|auth|api[_-]?key|access[_-]?key)[^=&]*|sig|pwd)=",
+    re.IGNORECASE,
+)
 
 
 def is_local(uri: str) -> bool:
@@ -54,7 +57,7 @@ def absolute(uri: str) -> str:
             raise InputError(
                 f"{uri}: expected an absolute path, since the current folder does not exist any more"
             ) from error
-    if "@" in uri.split("://", 1)[1].partition("/")[0] or SIGNATURE.search(uri):
+    if "@" in uri.split("://", 1)[1].partition("/")[0] or CREDENTIALS.search(uri):
         raise InputError(
             "a URI with credentials in it: they would be written to logs and files; pass them in the environment or in "
             "the configuration of the store"
