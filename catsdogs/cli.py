@@ -166,7 +166,7 @@ def _download(config: DownloadConfig, display: Display) -> int:
     from catsdogs.download import download
 
     root = download(config.url, Path(config.output), display)
-    print_result(f"{root}: ready for catsdogs train --data-dir {shlex.quote(root)}")
+    print_result(f"{root}: ready for catsdogs train --data-dir {shlex.quote(str(root))}")
     return 0
 
 

@@ -25,13 +25,15 @@ from catsdogs.config import EvaluateConfig, TrainConfig
 from catsdogs.data import EpochPlan
 from catsdogs.errors import CatsdogsError, InputError
 from catsdogs.evaluate import evaluate
-from catsdogs.labels import list_evaluation
+from catsdogs.images import Preprocessing
+from catsdogs.labels import list_evaluation, list_training
 from catsdogs.progress import Message, StageProgress, silent
 from catsdogs.schema import read_table
 from catsdogs.start import start_ray
 from catsdogs.train import settings, train
 from catsdogs.train.inputs import ImageInputs, list_validation_batches
 from catsdogs.train.model import compute_learning_rate
+from catsdogs.train.report_page import write_report
 from catsdogs.train.resume import load_saved_run
 from catsdogs.train.run_folder import RunFolder
 from catsdogs.train.worker import Ranks
@@ -49,6 +51,18 @@ def test_a_run_has_the_files_and_columns_of_the_reference(finished_run):
     assert args["lr"] == pytest.approx(0.02 * 8 / 32)
     assert args["use_gpu"] == "false"
     assert read_checkpoint(str(run / "best")).class_names == CLASSES
+
+
+def test_the_report_shows_pictures_that_the_driver_did_not_decode(finished_run, monkeypatch):
+    """The driver of a job may run on a head node with the permissions to launch machines."""
+    monkeypatch.setattr("catsdogs.images.decode.sniff", None)  # decoding in this process would raise
+    folder = finished_run.folder
+    before = (folder / "report.html").read_text()
+    assert before.count("data:image/jpeg") >= 24
+    run = RunFolder(str(folder), CLASSES, Preprocessing(img_size=finished_run.config.img_size))
+    train_files, _ = list_training(finished_run.config.data_dir, 0.15)
+    write_report(finished_run.config, run, load_saved_run(str(folder), True).history, train_files)
+    assert (folder / "report.html").read_text().count("data:image/jpeg") == before.count("data:image/jpeg")
 
 
 def test_the_first_line_names_the_classes_and_both_folders(finished_run, red_blue_root):

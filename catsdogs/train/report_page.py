@@ -1,20 +1,23 @@
 """The page `report.html` of a finished run."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 
-from catsdogs import report, storage
+from catsdogs import data, report, storage
 from catsdogs.config import TrainConfig
-from catsdogs.images import decode_image
+from catsdogs.images import MAX_PIXELS, ImageArray, Preprocessing
 from catsdogs.labels import LabelledFiles
 from catsdogs.metrics import MetricSums
 from catsdogs.schema import OK, read_table
 from catsdogs.train.run_folder import REPORT, VAL_PREDICTIONS, History, RunFolder
 
 NUM_PICTURES = 24  # in each section
+THUMBNAIL = Preprocessing(img_size=160, crop_pct=1.0)
+
+PictureRow = tuple[str, str, str | None, float | None]  # path, true label, predicted label and its probability
 
 
 def write_report(config: TrainConfig, folder: RunFolder, history: History, train_files: LabelledFiles) -> None:
@@ -29,40 +32,58 @@ def write_report(config: TrainConfig, folder: RunFolder, history: History, train
         "validation images": f"{predictions.num_rows:,}",
         "img/s": f"{best['images_per_s']:.1f}",
     }
+    mistakes, samples = _select_mistakes(predictions), _select_samples(train_files)
+    images = _decode({path: None for path, *_ in mistakes + samples})
     sections = [
         report.facts(facts),
         report.curves(history.rows),
         report.confusion_matrix(folder.class_names, sums.matrix_KK, sums.failed_K.tolist()),
-        report.worst_mistakes(list(_iter_mistakes(predictions))),
-        report.dataset_grid(list(_iter_samples(train_files))),
+        report.worst_mistakes(_build_pictures(mistakes, images)),
+        report.dataset_grid(_build_pictures(samples, images)),
         report.settings(dataclasses.asdict(config)),
     ]
     page = report.page(f"Training {config.name}", sections, subtitle=folder.uri)
     storage.write_bytes(folder.path(REPORT), page.encode())
 
 
-def _iter_mistakes(predictions: pa.Table) -> Iterator[report.Picture]:
-    """Yield the incorrect predictions, the most confident first."""
+def _select_mistakes(predictions: pa.Table) -> list[PictureRow]:
+    """Select the incorrect predictions, the most confident first."""
     incorrect = [row for row in predictions.to_pylist() if row["status"] == OK and row["label"] != row["true_label"]]
-    for row in sorted(incorrect, key=lambda row: -row["prob"])[:NUM_PICTURES]:
-        yield from _read_picture(row["path"], row["true_label"], row["label"], row["prob"])
+    ordered = sorted(incorrect, key=lambda row: -row["prob"])[:NUM_PICTURES]
+    return [(row["path"], row["true_label"], row["label"], row["prob"]) for row in ordered]
 
 
-def _iter_samples(labelled: LabelledFiles) -> Iterator[report.Picture]:
-    """Yield pictures of each class, evenly spaced in its files."""
+def _select_samples(labelled: LabelledFiles) -> list[PictureRow]:
+    """Select files of each class, evenly spaced."""
     true_index_N = labelled.files["true_index"].to_numpy()
     num_each = max(1, NUM_PICTURES // len(labelled.class_names))
+    selected: list[PictureRow] = []
     for i, name in enumerate(labelled.class_names[:NUM_PICTURES]):
         rows = np.flatnonzero(true_index_N == i)
         for row in rows[np.linspace(0, len(rows) - 1, min(num_each, len(rows))).astype(int)]:
-            yield from _read_picture(labelled.files["path"][int(row)].as_py(), name)
+            selected.append((labelled.files["path"][int(row)].as_py(), name, None, None))
+    return selected
 
 
-def _read_picture(
-    path: str, true_label: str, label: str | None = None, prob: float | None = None
-) -> Iterator[report.Picture]:
-    """Yield the picture at `path`, or nothing if it cannot be decoded."""
-    fetched = storage.fetch([storage.Entry(path)])[0]
-    image = decode_image(fetched.content).image if fetched.content else None
-    if image is not None:
-        yield report.Picture(path=path, image=image, true_label=true_label, label=label, prob=prob)
+def _decode(paths: Iterable[str]) -> dict[str, ImageArray]:
+    """Decode images where all others are decoded, in child processes with limits; leave out those that fail."""
+    files = storage.build_files_table(storage.Entry(path) for path in paths)
+    stage = data.DecodeForInference(THUMBNAIL, MAX_PIXELS, 2 * NUM_PICTURES)
+    images = {}
+    with data.quiet_ray_loggers(), data.without_cluster_actors():
+        for rows in data.iter_decoded_batches(files, stage, data.allocate_cpus(1).decode):
+            images_NHWC = data.view_images(rows, THUMBNAIL.img_size)
+            for path, status, image in zip(
+                rows["path"].to_pylist(), rows["status"].to_pylist(), images_NHWC, strict=True
+            ):
+                if status == OK:
+                    images[path] = image.copy()  # a view would keep its block in Ray's object store
+    return images
+
+
+def _build_pictures(rows: list[PictureRow], images: dict[str, ImageArray]) -> list[report.Picture]:
+    return [
+        report.Picture(path=path, image=images[path], true_label=true_label, label=label, prob=prob)
+        for path, true_label, label, prob in rows
+        if path in images
+    ]
