@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.close()
         if not joined and (start := sys.modules.get("catsdogs.start")):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            on_sigint = signal.signal(signal.SIGINT, signal.SIG_IGN)
             start.stop_ray()  # ends everything that an interrupted command left running
+            signal.signal(signal.SIGINT, on_sigint)
         logging.getLogger("catsdogs").removeHandler(handler)
 
 
@@ -103,10 +105,10 @@ def _run(arguments: list[str], display: Display) -> int:
         return _fail(error, 2)
     except RunError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated):
+        if _is_terminated():
+            return _fail("terminated: what is done is kept", 143)
         return _fail("interrupted: what is done is kept", 130)
-    except _Terminated:
-        return _fail("terminated: what is done is kept", 143)
     except (BrokenPipeExit, BrokenPipeError):
         # Python flushes stdout when it exits and would report the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,6 +130,11 @@ def _terminate(_signal: int, _frame: types.FrameType | None) -> NoReturn:
     """Stop the command, and once more later, because an exception in a callback or finalizer is lost."""
     signal.setitimer(signal.ITIMER_REAL, SIGTERM_REPEAT_S)
     raise _Terminated
+
+
+def _is_terminated() -> bool:
+    """Whether SIGTERM was received. Ray's core raises KeyboardInterrupt instead of a signal handler's exception."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
 def _find_initialized_ray() -> types.ModuleType | None:

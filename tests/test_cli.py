@@ -513,6 +513,26 @@ def test_help_shows_no_secret_of_the_environment():
     assert "very-secret" not in done.stdout + done.stderr
 
 
+def test_sigterm_gives_143_also_where_ray_raises_keyboard_interrupt_instead(runs, capsys):
+    def work(config, display):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            raise KeyboardInterrupt from None
+
+    runs("score", work)
+    assert cli.main(["score", *REQUIRED["score"]]) == 143
+    assert capsys.readouterr().err == "catsdogs: terminated: what is done is kept\n"
+
+
+def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(runs, monkeypatch, capsys):
+    monkeypatch.setattr(start, "stop_ray", lambda: signal.raise_signal(signal.SIGINT))
+    runs("score", failing(KeyboardInterrupt()))
+    assert cli.main(["score", *REQUIRED["score"]]) == 130
+    assert capsys.readouterr().err == "catsdogs: interrupted: what is done is kept\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 # Logs
 
 
