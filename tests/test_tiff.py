@@ -305,6 +305,27 @@ def subsampled():
     return write_directory("<", False, fields, [bytes(96), bytes(96)][:1], 278) + bytes(500)
 
 
+def find_entry(image_bytes, tag):
+    """Return where the entry of a tag starts in a little-endian TIFF."""
+    (start,) = struct.unpack_from("<I", image_bytes, 4)
+    return next(at for at in itertools.count(start + 2, 12) if struct.unpack_from("<H", image_bytes, at)[0] == tag)
+
+
+def without(tag, image_bytes):
+    """Replace the number of a tag by one without a meaning."""
+    at = find_entry(image_bytes, tag)
+    return image_bytes[:at] + struct.pack("<H", 65000) + image_bytes[at + 2 :]
+
+
+def sparse(samples, tile, compression):
+    """Leave out the second strip or tile, as GDAL does where all values are 0."""
+    out = bytearray(tiff(samples, GRAY, compression=compression, tile=tile))
+    for tag in (324, 325) if tile else (273, 279):
+        (values,) = struct.unpack_from("<I", out, find_entry(out, tag) + 8)
+        struct.pack_into("<I", out, values + 4, 0)
+    return bytes(out)
+
+
 UNSUPPORTED = {
     "subsampled YCbCr": subsampled(),
     "palette of 16 bits": tiff(levels().astype(np.uint16), PALETTE, t320=(3, [0] * 300)),
@@ -314,6 +335,35 @@ UNSUPPORTED = {
     "complex": tiff(levels().astype(np.uint32), GRAY, t339=(3, [5])),
     "JPEG 2000": tiff(levels(), GRAY, t259=(3, [34712])),
     "samples of two sizes": tiff(levels(channels=3), RGB, t258=(3, [5, 6, 5])),
+    "WebP": tiff(levels(channels=3), RGB, t259=(3, [50001])),
+    "CMYK and alpha": tiff(levels(channels=5), CMYK, t338=(3, [2])),
+    "CMYK and alpha of 16 bits": tiff(levels(channels=5).astype(np.uint16), CMYK, t338=(3, [2])),
+    "CMYK and an undeclared sample of 16 bits": tiff(levels(channels=5).astype(np.uint16), CMYK),
+    "planes of YCbCr": tiff(levels(channels=3), YCBCR, planar=2),
+    "planes of YCbCr, compressed": tiff(levels(channels=3), YCBCR, planar=2, compression=LZW),
+    "planes of L*a*b*": tiff(levels(channels=3), 8, planar=2),
+    "planes of premultiplied RGB": tiff(levels(channels=4), RGB, planar=2, t338=(3, [1])),
+    "planes of RGB and an undeclared sample": tiff(levels(channels=4), RGB, planar=2, compression=LZW),
+    "planes of RGB, alpha and another": tiff(levels(channels=5), RGB, planar=2, compression=LZW, t338=(3, [2, 0])),
+    **{
+        f"planes of gray and alpha, {compression}": tiff(
+            levels(channels=2), GRAY, planar=2, compression=compression, t338=(3, [2])
+        )
+        for compression in COMPRESS
+    },
+    **{
+        f"no photometric interpretation, {channels} x {dtype}": without(
+            262, tiff(levels(channels=channels).astype(dtype), GRAY)
+        )
+        for channels in (1, 3)
+        for dtype in ("u1", "u2")
+    },
+    **{
+        f"sparse, {dtype}, {compression}, {tile}": sparse(levels().astype(dtype), tile, compression)
+        for dtype in ("u1", "u2")
+        for compression in (RAW, DEFLATE)
+        for tile in (0, 16)
+    },
 }
 
 
@@ -321,7 +371,7 @@ UNSUPPORTED = {
 def test_whole_file_of_another_kind_is_unsupported(name):
     decoded = decode_image(UNSUPPORTED[name])
     assert (decoded.status, decoded.image) == ("unsupported", None)
-    assert decoded.error.startswith("TIFF with ")
+    assert decoded.error.startswith(("TIFF with ", "TIFF without "))
     assert decoded.error.endswith(" is not supported")
 
 
@@ -355,6 +405,24 @@ def test_flipped_bytes_give_an_image_or_a_status(tile, compression):
         for position in rng.integers(len(mutant) * 3 // 4, len(mutant), 3):
             mutant[position] = int(rng.integers(256))
         assert decode_image(bytes(mutant), max_pixels=1_000_000).status in STATUSES
+
+
+def test_fax_without_a_photometric_interpretation_has_white_zeros():
+    file = io.BytesIO()
+    Image.fromarray(levels()[:, :, 0] > 99).save(file, "TIFF", compression="group4", tiffinfo={262: WHITE_IS_ZERO})
+    assert_ok(without(262, file.getvalue()), decode_image(file.getvalue()).image)
+
+
+@pytest.mark.parametrize(("photometric", "extra"), [(RGB, None), (RGB, [2]), (RGB, [0]), (CMYK, None), (CMYK, [0])])
+@pytest.mark.parametrize("compression", [RAW, LZW])
+def test_planes_of_8_bits_equal_the_chunky_image_or_are_unsupported(compression, photometric, extra):
+    samples = levels(channels=(3 if photometric == RGB else 4) + len(extra or ()))
+    tags = {} if extra is None else {"t338": (3, extra)}
+    planar = tiff(samples, photometric, planar=2, compression=compression, **tags)
+    if compression == RAW and extra == [0]:
+        assert decode_image(planar).status == "unsupported"
+    else:
+        assert_ok(planar, decode_image(tiff(samples, photometric, **tags)).image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "F"])

@@ -67,9 +67,11 @@ def read_deep_tiff(image_bytes: bytes) -> DeepTiff | None:
         num_samples = directory.number(tags.SAMPLES, 1)
         bits = set(directory.numbers(tags.BITS, (1,)))
         kinds = set(directory.numbers(tags.SAMPLE_FORMAT, (1,)))
-        photometric = directory.number(tags.PHOTOMETRIC)
+        photometric = directory.number(tags.PHOTOMETRIC, -1)
         compression = directory.number(tags.COMPRESSION, tags.UNCOMPRESSED)
         if len(bits) != 1 or len(kinds) != 1 or num_samples < _NUM_COLORS.get(photometric, num_samples + 1):
+            return None
+        if tags.is_sparse(directory) or (photometric == _CMYK and _has_alpha(directory, num_samples)):
             return None
         dtype = f"{_KINDS.get(kinds.pop(), '')}{bits.pop() // 8}"
         if dtype not in _DTYPES or compression not in _COMPRESSIONS or directory.number(tags.FILL_ORDER, 1) != 1:
@@ -77,6 +79,12 @@ def read_deep_tiff(image_bytes: bytes) -> DeepTiff | None:
         return _read_layout(directory, np.dtype(directory.order + dtype), num_samples)
     except tags.DIRECTORY_ERRORS:
         return None
+
+
+def _has_alpha(directory: tags.Directory, num_samples: int) -> bool:
+    """Whether CMYK has a fifth sample that is alpha, or undeclared."""
+    extra = directory.numbers(tags.EXTRA_SAMPLES)
+    return num_samples > _NUM_COLORS[_CMYK] and (not extra or any(extra))
 
 
 def _read_layout(directory: tags.Directory, dtype: np.dtype[np.generic], num_samples: int) -> DeepTiff | None:

@@ -25,7 +25,7 @@ from PIL import (
 from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
 from catsdogs.images.png import simplify_png
 from catsdogs.images.preprocess import ImageArray
-from catsdogs.images.tiff import ORIENTATION, read_orientation, repair_tiff
+from catsdogs.images.tiff import ORIENTATION, find_unsupported_feature, read_orientation, repair_tiff
 
 # Applied before a reader: each reads more files correctly then.
 _REPAIRS: dict[str, Callable[[bytes], bytes]] = {"PNG": simplify_png, "TIFF": repair_tiff}
@@ -68,8 +68,10 @@ def open_image(file_format: str, image_bytes: bytes) -> ImageFile.ImageFile:
     """Read the header only.
 
     Raises:
-        PillowError: Pillow does not understand it.
+        PillowError: Pillow does not understand it, or reads such files incorrectly.
     """
+    if file_format == "TIFF" and (feature := find_unsupported_feature(image_bytes)):
+        raise PillowError(f"TIFF {feature}")
     repair = _REPAIRS.get(file_format)
     file = io.BytesIO(repair(image_bytes) if repair else image_bytes)
     with pillow_errors():

@@ -12,7 +12,11 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
-UNCOMPRESSED, YCBCR = 1, 6
+UNCOMPRESSED, JPEG, YCBCR = 1, 7, 6
+_OLD_JPEG, _WEBP = 6, 50001
+_IMPLIES_PHOTOMETRIC = (2, 3, 4, _OLD_JPEG)  # fax, where 0 is white, and YCbCr
+_RGB, _CMYK, _LAB = 2, 5, 8
+_PREMULTIPLIED, _ALPHA = 1, 2
 DIRECTORY_ERRORS = (struct.error, IndexError, OverflowError)  # the latter two for BigTIFF's 64-bit offsets
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -121,8 +125,53 @@ def repair_tiff(image_bytes: bytes) -> bytes:
     return bytes(repaired)
 
 
+def find_unsupported_feature(image_bytes: bytes) -> str | None:
+    """Say with or without what a TIFF is that Pillow opens and reads incorrectly, or not at all; None for others."""
+    try:
+        directory = read_directory(image_bytes)
+        compression = directory.number(COMPRESSION, UNCOMPRESSED)
+        if WIDTH not in directory.entries or HEIGHT not in directory.entries:
+            return None
+        if PHOTOMETRIC not in directory.entries and compression not in _IMPLIES_PHOTOMETRIC:
+            return "without a photometric interpretation"
+        if is_sparse(directory):
+            return "with strips or tiles that are left out (sparse TIFF)"
+        if compression == _WEBP:
+            return "with WebP compression"
+        if _has_unreadable_planes(directory):
+            return f"with {directory.number(SAMPLES)} planes of photometric {directory.number(PHOTOMETRIC)}"
+        return None
+    except DIRECTORY_ERRORS:
+        return None
+
+
+def is_sparse(directory: Directory) -> bool:
+    """Whether a strip or tile is left out, as GDAL does where all values are 0."""
+    return any(
+        (0, 0) in zip(directory.numbers(offsets), directory.numbers(lengths), strict=False)
+        for offsets, lengths in _PIECES
+    )
+
+
+def _has_unreadable_planes(directory: Directory) -> bool:
+    """Whether each sample has a plane of its own, and Pillow has no mode for these samples."""
+    compression, num_samples = directory.number(COMPRESSION, UNCOMPRESSED), directory.number(SAMPLES, 1)
+    if directory.number(PLANAR, 1) != 2 or num_samples == 1 or compression in (_OLD_JPEG, JPEG):
+        return False
+    photometric, extra = directory.number(PHOTOMETRIC), directory.numbers(EXTRA_SAMPLES)
+    if photometric in (YCBCR, _LAB):
+        return True
+    num_colors = {_RGB: 3, _CMYK: 4}.get(photometric, 1)
+    is_compressed = compression != UNCOMPRESSED
+    if not any(extra):
+        return is_compressed and num_samples > num_colors + len(extra)
+    return photometric != _RGB or extra not in ((_ALPHA,), (_PREMULTIPLIED,) if is_compressed else ())
+
+
 def explain_unsupported_tiff(image_bytes: bytes) -> str | None:
     """Say what a TIFF is that Pillow does not support; None if its directory is damaged."""
+    if feature := find_unsupported_feature(image_bytes):
+        return f"TIFF {feature} is not supported"
     try:
         directory = read_directory(image_bytes)
         numbers = [directory.numbers(tag) for tag in (WIDTH, HEIGHT)]
