@@ -425,6 +425,44 @@ def test_planes_of_8_bits_equal_the_chunky_image_or_are_unsupported(compression,
         assert_ok(planar, decode_image(tiff(samples, photometric, **tags)).image)
 
 
+def jpeg_strips(mode, cut, has_end, order, big, **tags):
+    """Write three strips of JPEG, the second of which has half of its pixel data if `cut`."""
+    pixels = (np.random.default_rng(0).integers(0, 256, (48, 32, 3))).astype(np.uint8)
+    pieces = []
+    for i in range(3):
+        file = io.BytesIO()
+        Image.fromarray(pixels[16 * i : 16 * i + 16]).convert(mode).save(file, "JPEG")
+        pieces.append(file.getvalue())
+    if cut:
+        pieces[1] = pieces[1][: -len(pieces[1]) // 4] + (b"\xff\xd9" if has_end else b"")
+    bits, photometric = ([8], GRAY) if mode == "L" else ([8, 8, 8], YCBCR)
+    fields = {256: (4, [32]), 257: (4, [48]), 258: (3, bits), 259: (3, [7]), 262: (3, [photometric])}
+    fields |= {277: (3, [len(bits)]), 278: (4, [16])} | ({530: (3, [2, 2])} if mode == "RGB" else {})
+    fields |= {int(name[1:]): value for name, value in tags.items()}
+    return write_directory(order, big, fields, pieces, 278)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("has_end", [True, False])
+@pytest.mark.parametrize("big", [True, False])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_strip_of_jpeg_without_all_of_its_pixel_data_is_truncated(order, big, has_end, mode):
+    assert decode_image(jpeg_strips(mode, False, has_end, order, big)).status == "ok"
+    decoded = decode_image(jpeg_strips(mode, True, has_end, order, big))
+    assert (decoded.status, decoded.width, decoded.height) == ("truncated", 32, 48)
+
+
+def test_strip_of_jpeg_of_a_rotated_image_without_all_of_its_pixel_data_is_truncated():
+    for cut, status in ((False, "ok"), (True, "truncated")):
+        assert decode_image(jpeg_strips("RGB", cut, True, "<", False, t274=(3, [6]))).status == status
+
+
+def test_gray_jpeg_in_a_tiff_is_whole():
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (128, 128, 128)).save(file, "TIFF", compression="jpeg")
+    assert_ok(file.getvalue(), np.full((40, 40, 3), 128))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "F"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "group4", "jpeg"])
 def test_files_that_pillow_writes_have_the_pixels_that_pillow_reads(mode, compression):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from catsdogs.images import tiff
 from catsdogs.images.jpeg import jpeg_ends_early
+from catsdogs.images.pillow import lacks_jpeg_data
 
 _BMP_HEADER_BYTES = range(12, 125)
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -83,7 +84,7 @@ def ends_early(file_format: str, image_bytes: bytes) -> bool:
     if file_format == "BMP":
         return len(image_bytes) < 26 or int.from_bytes(image_bytes[2:6], "little") > len(image_bytes)
     assert file_format == "TIFF", file_format
-    return tiff.tiff_ends_early(image_bytes)
+    return tiff.tiff_ends_early(image_bytes) or lacks_jpeg_data(image_bytes)
 
 
 def _sniff_heif(image_bytes: bytes) -> str | None:

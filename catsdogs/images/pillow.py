@@ -23,6 +23,7 @@ from PIL import (
 )
 
 from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
+from catsdogs.images.jpeg_tiff import pad_jpegs, read_jpeg_piece_size
 from catsdogs.images.png import simplify_png
 from catsdogs.images.preprocess import ImageArray
 from catsdogs.images.tiff import ORIENTATION, find_unsupported_feature, read_orientation, repair_tiff
@@ -47,6 +48,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MISSING_LEVEL = 128  # of every channel where libjpeg lacks data
 logger = logging.getLogger(__name__)
 
 
@@ -91,8 +93,16 @@ def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
     Raises:
         PillowError: Pillow cannot decode the pixels.
     """
+    file = image.fp  # load() removes it
     with pillow_errors():
         image.load()
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        assert isinstance(file, io.BytesIO)
+        _check_jpegs(image, file)
+    return _to_rgb(image)
+
+
+def _to_rgb(image: ImageFile.ImageFile) -> ImageArray:
     upright = _to_upright(image)
     if image.mode.startswith(("I", "F")):
         return np.repeat(_gray_to_8_bits(np.asarray(upright), image)[:, :, np.newaxis], 3, axis=2)
@@ -120,6 +130,31 @@ def pillow_errors() -> Iterator[None]:
         logger.debug("Pillow refused an image", exc_info=True)
         message = str(error)
         raise PillowError(message if " " in message else f"{type(error).__name__} {message}".strip()) from error
+
+
+def _check_jpegs(image: TiffImagePlugin.TiffImageFile, file: io.BytesIO) -> None:
+    """Raise PillowError if pixel data of JPEGs in a TIFF are missing; then a strip or tile ends with a gray pixel."""
+    piece_size = read_jpeg_piece_size(file.getvalue())
+    if piece_size is None:
+        return
+    sizes = zip(piece_size, (image.height, image.width), strict=True)
+    last = [sorted({*range(step - 1, size, step), size - 1}) for step, size in sizes]
+    pixels_HWC = np.atleast_3d(np.asarray(image))[np.ix_(*last)]
+    if (pixels_HWC == _MISSING_LEVEL).all(axis=2).any() and lacks_jpeg_data(file.getvalue()):
+        raise PillowError("pixel data of a JPEG in it are missing")
+
+
+def lacks_jpeg_data(tiff: bytes) -> bool:
+    """Whether JPEGs in a TIFF end before their last pixel: then more data change the pixels."""
+    padded = pad_jpegs(tiff)
+    if padded is None:
+        return False
+    try:
+        with_missing, with_more = open_image("TIFF", tiff), open_image("TIFF", padded)
+        with pillow_errors():
+            return not np.array_equal(np.asarray(with_missing), np.asarray(with_more))
+    except PillowError:
+        return False
 
 
 def _to_rgba(image: Image.Image) -> Image.Image:
