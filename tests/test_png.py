@@ -148,6 +148,30 @@ def test_orientation_in_a_compressed_text_is_applied():
     assert_ok(image_bytes, np.rot90(PIXELS, -1))
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_metadata_of_any_number_are_ignored(where):
+    text = chunk(b"tEXt", b"Comment\0" + bytes(1_000_000))
+    exif = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(900_000)))
+    xmp = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(1_000_000))
+    for each in (text, exif, xmp):
+        assert_ok(rgb(**{where: each * 80}), PIXELS)
+
+
+@pytest.mark.parametrize("num_bytes", [700_000, 9_000_000])
+def test_orientation_in_a_large_compressed_text_is_applied(num_bytes):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes() + bytes(num_bytes)
+    text = f"\nexif\n{len(data):8}\n{data.hex()}\n".encode()
+    image_bytes = rgb(before=chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)))
+    assert_ok(image_bytes, np.rot90(PIXELS, -1))
+
+
+@pytest.mark.parametrize("text", [b"\nexif\n 4\nno hexadecimal digits", b"\nexif\n 4\n4949\xff\xff", b"exif", b""])
+def test_damaged_exif_in_a_compressed_text_is_ignored(text):
+    assert_ok(rgb(before=chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))), PIXELS)
+
+
 def test_orientation_in_xmp_is_applied():
     info = PngImagePlugin.PngInfo()
     info.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')

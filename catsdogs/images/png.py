@@ -10,21 +10,29 @@ from collections.abc import Iterator
 
 _SIGNATURE_BYTES = 8
 _ANCILLARY = 0x20  # this bit of the first letter of the type: lower case
-_KEPT = (b"tRNS", b"eXIf", b"tEXt", b"iTXt")  # ancillary chunks: transparency, orientation, also in XMP
 _TEXT_EXIF = b"Raw profile type exif\0"  # EXIF as ImageMagick writes it to a PNG
+_ORIENTATION_TEXTS = (_TEXT_EXIF, b"XML:com.adobe.xmp\0")  # keywords of texts that may have an orientation
 _MAX_TEXT_BYTES = 1 << 20
+_MAX_EXIF_BYTES = 1 << 22
 _GRAY, _RGB = 0, 2
 
 
 def simplify_png(image_bytes: bytes) -> bytes:
     """Return a PNG without the ancillary chunks that the decoded image does not depend on, or that are damaged."""
     header = image_bytes[16:26].ljust(10, b"\xff")
-    pieces, end = [image_bytes[:_SIGNATURE_BYTES]], _SIGNATURE_BYTES
+    pieces, end = [], _SIGNATURE_BYTES
+    metadata: dict[bytes, bytes] = {}  # the last chunk of each kind counts
     for start, stop in _iter_chunks(image_bytes):
         chunk, end = image_bytes[start:stop], stop
-        if _is_needed(chunk):
-            pieces.append(_scale_transparency(chunk, header) if chunk[4:8] == b"tRNS" else chunk)
-    return b"".join([*pieces, image_bytes[end:]])
+        if not chunk[4] & _ANCILLARY:
+            pieces.append(chunk)
+        elif chunk[4:8] == b"tRNS" and _is_intact(chunk):
+            pieces.append(_scale_transparency(chunk, header))
+        elif (kind := _find_metadata_kind(chunk)) and _is_intact(chunk):
+            metadata[kind] = chunk
+    if text := metadata.pop(b"zTXt" + _TEXT_EXIF, None):
+        metadata.setdefault(b"eXIf", _to_exif_chunk(text))
+    return b"".join([image_bytes[:_SIGNATURE_BYTES], *pieces[:1], *metadata.values(), *pieces[1:], image_bytes[end:]])
 
 
 def has_damaged_pixels(image_bytes: bytes) -> bool:
@@ -45,20 +53,36 @@ def _iter_chunks(image_bytes: bytes) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _is_needed(chunk: bytes) -> bool:
+def _find_metadata_kind(chunk: bytes) -> bytes | None:
+    """Return the type, and the keyword of a text, of a chunk that may have an orientation; None for other chunks."""
     chunk_type, content = chunk[4:8], chunk[8:-4]
-    if not chunk_type[0] & _ANCILLARY:
-        return True
-    if chunk_type in (b"tEXt", b"iTXt") and len(content) > _MAX_TEXT_BYTES:
-        return False
-    if chunk_type == b"iTXt" and _is_compressed(content):
-        return False
-    is_exif = chunk_type == b"zTXt" and content.startswith(_TEXT_EXIF)
-    return (chunk_type in _KEPT or is_exif) and _is_intact(chunk)
+    if chunk_type == b"eXIf":
+        return chunk_type
+    keyword = next((keyword for keyword in _ORIENTATION_TEXTS if content.startswith(keyword)), b"")
+    is_compressed_exif = chunk_type == b"zTXt" and keyword == _TEXT_EXIF
+    is_plain = chunk_type == b"tEXt" or (chunk_type == b"iTXt" and content[len(keyword) : len(keyword) + 1] == b"\0")
+    is_kept = is_compressed_exif or (is_plain and len(content) <= _MAX_TEXT_BYTES)
+    return chunk_type + keyword if keyword and is_kept else None
 
 
-def _is_compressed(international_text: bytes) -> bool:
-    return international_text.partition(b"\0")[2][:1] != b"\0"
+def _to_exif_chunk(text: bytes) -> bytes:
+    """Convert compressed text, three lines and hexadecimal digits, to a chunk of EXIF; none if it is damaged.
+
+    Pillow limits the size of a text. EXIF data beyond the limit here are left out: the orientation is at their start.
+    """
+    start = 8 + len(_TEXT_EXIF) + 1
+    try:
+        lines = zlib.decompressobj().decompress(text[start:-4], 2 * _MAX_EXIF_BYTES).split(b"\n")
+        digits = b"".join(lines[3:])
+        content = bytes.fromhex(digits[: len(digits) // 2 * 2].decode("latin-1"))
+    except (zlib.error, ValueError):
+        return b""
+    return _build_chunk(b"eXIf", content)
+
+
+def _build_chunk(chunk_type: bytes, content: bytes) -> bytes:
+    checked = chunk_type + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
 
 def _is_intact(chunk: bytes) -> bool:
@@ -79,5 +103,4 @@ def _scale_transparency(chunk: bytes, header: bytes) -> bytes:
     levels = struct.unpack_from(f">{num_levels}H", chunk, 8)
     scale = {2: 85, 4: 17}.get(depth, 1)
     content = struct.pack(f">{num_levels}H", *((level & (1 << depth) - 1) * scale for level in levels))
-    checked = b"tRNS" + content
-    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+    return _build_chunk(b"tRNS", content)
