@@ -19,8 +19,8 @@ def chunk(kind, content, damage=0):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def png(rows, width, depth, color_type, before=b"", after=b"", idat_damage=0):
-    header = struct.pack(">IIBBBBB", width, len(rows), depth, color_type, 0, 0, 0)
+def png(rows, width, depth, color_type, before=b"", after=b"", idat_damage=0, height=None):
+    header = struct.pack(">IIBBBBB", width, height or len(rows), depth, color_type, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
     half = len(data) // 2
     pixels = chunk(b"IDAT", data[:half]) + chunk(b"IDAT", data[half:], idat_damage)
@@ -178,3 +178,40 @@ def test_orientation_in_xmp_is_applied():
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG", pnginfo=info)
     assert_ok(file.getvalue(), np.rot90(PIXELS, -1))
+
+
+# Missing rows
+
+
+def interlaced(pixels, num_bytes=None):
+    """Write an interlaced 8-bit gray image, whose pixel data may be only some bytes."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = [row for x, y, dx, dy in passes for row in pixels[y::dy, x::dx] if row.size]
+    height, width = pixels.shape
+    data = b"".join(b"\0" + row.tobytes() for row in rows)[:num_bytes]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, GRAY, 0, 0, 1))
+    return SIGNATURE + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 7])
+def test_png_with_fewer_rows_than_its_height_is_truncated(num_rows):
+    decoded = decode_image(png(ROWS[:num_rows], 10, 8, RGB, height=8))
+    assert (decoded.status, decoded.width, decoded.height) == ("truncated", 10, 8)
+    assert decoded.error.endswith(": the pixel data end before the last row")
+
+
+@pytest.mark.parametrize(
+    ("depth", "color_type", "row"),
+    [(1, GRAY, 2), (2, GRAY, 3), (8, GRAY, 10), (16, GRAY, 20), (4, PALETTE, 5), (8, 4, 20), (8, 6, 40), (16, 6, 80)],
+)
+def test_black_rows_are_no_missing_rows(depth, color_type, row):
+    before = chunk(b"PLTE", bytes(3)) if color_type == PALETTE else b""
+    assert decode_image(png([bytes(row)] * 8, 10, depth, color_type, before=before)).status == "ok"
+    assert decode_image(png([bytes(row)] * 7, 10, depth, color_type, before=before, height=8)).status == "truncated"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (1, 9), (2, 1), (3, 5), (9, 1), (8, 8), (11, 13)])
+def test_interlaced_png_with_fewer_bytes_than_its_size_is_truncated(height, width):
+    for pixels in (np.full((height, width), 9, np.uint8), np.zeros((height, width), np.uint8)):
+        assert_ok(interlaced(pixels), np.repeat(pixels[:, :, np.newaxis], 3, axis=2))
+        assert decode_image(interlaced(pixels, -1)).status == "truncated"

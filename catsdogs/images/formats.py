@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from catsdogs.images import tiff
 from catsdogs.images.jpeg import jpeg_ends_early
 from catsdogs.images.pillow import lacks_jpeg_data
+from catsdogs.images.png import lacks_rows
 
 _BMP_HEADER_BYTES = range(12, 125)
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -76,7 +77,7 @@ def ends_early(file_format: str, image_bytes: bytes) -> bool:
     if file_format in ("AVIF", "HEIC"):
         return _heif_ends_early(image_bytes)
     if file_format == "PNG":
-        return b"IEND" not in image_bytes
+        return b"IEND" not in image_bytes or lacks_rows(image_bytes)
     if file_format == "GIF":
         return not image_bytes.endswith(b"\0;")
     if file_format == "WebP":

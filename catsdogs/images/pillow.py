@@ -24,7 +24,7 @@ from PIL import (
 
 from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
 from catsdogs.images.jpeg_tiff import pad_jpegs, read_jpeg_piece_size
-from catsdogs.images.png import simplify_png
+from catsdogs.images.png import lacks_rows, simplify_png
 from catsdogs.images.preprocess import ImageArray
 from catsdogs.images.tiff import ORIENTATION, find_unsupported_feature, read_orientation, repair_tiff
 
@@ -96,6 +96,9 @@ def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
     file = image.fp  # load() removes it
     with pillow_errors():
         image.load()
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        assert isinstance(file, io.BytesIO)
+        _check_rows(image, file)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         assert isinstance(file, io.BytesIO)
         _check_jpegs(image, file)
@@ -130,6 +133,16 @@ def pillow_errors() -> Iterator[None]:
         logger.debug("Pillow refused an image", exc_info=True)
         message = str(error)
         raise PillowError(message if " " in message else f"{type(error).__name__} {message}".strip()) from error
+
+
+def _check_rows(image: PngImagePlugin.PngImageFile, file: io.BytesIO) -> None:
+    """Raise PillowError if the pixel data are too few; then one of the last two rows is 0.
+
+    In an interlaced image, the last to be decoded is a row of an odd number, or a column if there is one row only.
+    """
+    last_rows = np.asarray(image.crop((0, max(0, image.height - 2), *image.size)))
+    if (len(last_rows) == 1 or not all(row.any() for row in last_rows)) and lacks_rows(file.getvalue()):
+        raise PillowError("the pixel data end before the last row")
 
 
 def _check_jpegs(image: TiffImagePlugin.TiffImageFile, file: io.BytesIO) -> None:

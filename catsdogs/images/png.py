@@ -15,6 +15,11 @@ _ORIENTATION_TEXTS = (_TEXT_EXIF, b"XML:com.adobe.xmp\0")  # keywords of texts t
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_EXIF_BYTES = 1 << 22
 _GRAY, _RGB = 0, 2
+_NUM_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
+_MIN_BYTES = 33  # signature and header
+_PIECE_BYTES = 1 << 16
+# The first column and row of each pass, and the steps to the next.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def simplify_png(image_bytes: bytes) -> bytes:
@@ -39,6 +44,36 @@ def has_damaged_pixels(image_bytes: bytes) -> bool:
     """Whether the checksum of a chunk of pixel data is wrong."""
     chunks = (image_bytes[start:stop] for start, stop in _iter_chunks(image_bytes))
     return any(chunk[4:8] == b"IDAT" and not _is_intact(chunk) for chunk in chunks)
+
+
+def lacks_rows(image_bytes: bytes) -> bool:
+    """Whether the compressed data are whole, but are fewer rows than the image has, which Pillow leaves black."""
+    if len(image_bytes) < _MIN_BYTES:
+        return False
+    num_missing = _count_bytes(image_bytes)
+    decompressor = zlib.decompressobj()
+    try:
+        for start, stop in _iter_chunks(image_bytes):
+            if image_bytes[start + 4 : start + 8] == b"IDAT":
+                for position in range(start + 8, stop - 4, _PIECE_BYTES):
+                    piece = image_bytes[position : min(position + _PIECE_BYTES, stop - 4)]
+                    num_missing -= len(decompressor.decompress(piece))
+                    if num_missing <= 0:
+                        return False
+    except zlib.error:
+        return False
+    return decompressor.eof
+
+
+def _count_bytes(image_bytes: bytes) -> int:
+    """Count the bytes of all rows, each of which starts with the number of its filter."""
+    width, height, depth, color_type, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", image_bytes, 16)
+    num_bytes = 0
+    for left, top, step_x, step_y in _PASSES if is_interlaced else ((0, 0, 1, 1),):
+        num_columns, num_rows = -((left - width) // step_x), -((top - height) // step_y)
+        if num_columns > 0 and num_rows > 0:
+            num_bytes += num_rows * (1 + (num_columns * depth * _NUM_SAMPLES.get(color_type, 0) + 7) // 8)
+    return num_bytes
 
 
 def _iter_chunks(image_bytes: bytes) -> Iterator[tuple[int, int]]:
