@@ -180,6 +180,28 @@ def test_orientation_in_xmp_is_applied():
     assert_ok(file.getvalue(), np.rot90(PIXELS, -1))
 
 
+# Transparent color of 16 bits
+
+
+@pytest.mark.parametrize("key", [(0, 0, 0), (40, 40, 40), (0x1234, 0x5678, 0x9ABC), (65535, 65535, 65535)])
+def test_only_pixels_that_equal_the_transparent_color_in_16_bits_are_white(key):
+    near = [[min(65535, max(0, key[i] + change * (i == c))) for i in range(3)] for c in range(3) for change in (-1, 1)]
+    colors = np.array([key, *near, [0x1200, 0x5600, 0x9A00], [1, 2, 3]], np.uint16)
+    expected = np.where((colors == key).all(axis=1, keepdims=True), 255, colors >> 8).astype(np.uint8)[np.newaxis]
+    transparency = chunk(b"tRNS", struct.pack(">3H", *key))
+    assert_ok(png([colors.astype(">u2").tobytes()], len(colors), 16, RGB, before=transparency), expected)
+
+
+def test_image_with_a_transparent_color_of_16_bits_is_rotated():
+    colors = np.arange(18, dtype=np.uint16).reshape(2, 3, 3) * 300
+    expected = (colors >> 8).astype(np.uint8)
+    expected[1, 0] = 255
+    exif = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0)
+    before = chunk(b"tRNS", struct.pack(">3H", *colors[1, 0])) + chunk(b"eXIf", exif)
+    image_bytes = png([row.astype(">u2").tobytes() for row in colors], 3, 16, RGB, before=before)
+    assert_ok(image_bytes, np.rot90(expected, -1))
+
+
 # Missing rows
 
 

@@ -93,12 +93,14 @@ def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
     Raises:
         PillowError: Pillow cannot decode the pixels.
     """
-    file = image.fp  # load() removes it
+    file, tiles = image.fp, image.tile  # load() removes them
     with pillow_errors():
         image.load()
     if isinstance(image, PngImagePlugin.PngImageFile):
         assert isinstance(file, io.BytesIO)
         _check_rows(image, file)
+        if tiles[0].args == "RGB;16B" and "transparency" in image.info:
+            _add_alpha_of_16_bits(image, file)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         assert isinstance(file, io.BytesIO)
         _check_jpegs(image, file)
@@ -111,7 +113,7 @@ def _to_rgb(image: ImageFile.ImageFile) -> ImageArray:
         return np.repeat(_gray_to_8_bits(np.asarray(upright), image)[:, :, np.newaxis], 3, axis=2)
     if not upright.has_transparency_data or _has_meaningless_alpha(upright, image):
         return np.array(_convert(upright, "RGB"))
-    return rgba_to_rgb(_to_rgba(upright))
+    return rgba_to_rgb(_convert(_convert(upright, "LA") if upright.mode == "La" else upright, "RGBA"))
 
 
 def rgba_to_rgb(rgba: ImageArray | Image.Image) -> ImageArray:
@@ -170,14 +172,15 @@ def lacks_jpeg_data(tiff: bytes) -> bool:
         return False
 
 
-def _to_rgba(image: Image.Image) -> Image.Image:
-    transparency = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(transparency, tuple) and max(transparency) > 255:
-        # A 16-bit PNG: Pillow keeps the high byte of each pixel, but all of the transparent color.
-        image.info["transparency"] = tuple(value >> 8 for value in transparency)
-    if image.mode == "La":
-        image = _convert(image, "LA")
-    return _convert(image, "RGBA")
+def _add_alpha_of_16_bits(image: PngImagePlugin.PngImageFile, file: io.BytesIO) -> None:
+    """Make pixels transparent whose 16-bit color is the transparent one; Pillow keeps the high bytes only."""
+    low = PngImagePlugin.PngImageFile(io.BytesIO(file.getvalue()))
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # the second bytes, here the low ones
+    with pillow_errors():
+        low.load()
+    color = np.array(image.info.pop("transparency"))
+    is_transparent_HWC = (np.asarray(image) == color >> 8) & (np.asarray(low) == color & 255)
+    image.putalpha(Image.fromarray(np.where(is_transparent_HWC.all(axis=2), 0, 255).astype(np.uint8)))
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
