@@ -386,6 +386,19 @@ def test_first_frame_of_an_animation_is_the_image(kind):
     assert_ok(decode_image(image_bytes), np.array(red))
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}])
+def test_part_of_a_gif_that_its_first_frame_does_not_cover_is_white(options):
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image_bytes = bytearray(encode(image, "GIF", **options))
+    image_bytes[6:10] = struct.pack("<HH", 8, 6)  # the screen
+    at = image_bytes.index(b"\x2c\0\0\0\0\3\0\2\0")
+    image_bytes[at + 1 : at + 5] = struct.pack("<HH", 4, 1)  # left and top
+    expected = np.full((6, 8, 3), 255)
+    expected[1:3, 4:7] = [40, 50, 60]
+    assert_ok(decode_image(bytes(image_bytes)), expected)
+
+
 # The limit
 
 

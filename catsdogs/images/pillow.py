@@ -104,6 +104,8 @@ def read_rgb(image: ImageFile.ImageFile) -> ImageArray:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         assert isinstance(file, io.BytesIO)
         _check_jpegs(image, file)
+    if isinstance(image, GifImagePlugin.GifImageFile):
+        return _whiten_outside(_to_rgb(image), tiles[0].extents or (0, 0, *image.size))
     return _to_rgb(image)
 
 
@@ -181,6 +183,14 @@ def _add_alpha_of_16_bits(image: PngImagePlugin.PngImageFile, file: io.BytesIO) 
     color = np.array(image.info.pop("transparency"))
     is_transparent_HWC = (np.asarray(image) == color >> 8) & (np.asarray(low) == color & 255)
     image.putalpha(Image.fromarray(np.where(is_transparent_HWC.all(axis=2), 0, 255).astype(np.uint8)))
+
+
+def _whiten_outside(image: ImageArray, frame: tuple[int, int, int, int]) -> ImageArray:
+    """Make white what the first frame of a GIF does not cover: it is transparent."""
+    left, top, right, bottom = frame
+    whitened = np.full_like(image, 255)
+    whitened[top:bottom, left:right] = image[top:bottom, left:right]
+    return whitened
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
