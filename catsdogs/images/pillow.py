@@ -26,7 +26,7 @@ from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
 from catsdogs.images.jpeg_tiff import pad_jpegs, read_jpeg_piece_size
 from catsdogs.images.png import lacks_rows, simplify_png
 from catsdogs.images.preprocess import ImageArray
-from catsdogs.images.tiff import ORIENTATION, find_unsupported_feature, read_orientation, repair_tiff
+from catsdogs.images.tiff import find_unsupported_feature, read_orientation, repair_tiff
 
 # Applied before a reader: each reads more files correctly then.
 _REPAIRS: dict[str, Callable[[bytes], bytes]] = {"PNG": simplify_png, "TIFF": repair_tiff}
@@ -203,9 +203,10 @@ def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
         return image  # its load() has rotated it
     exif = image.info.get("exif")
     orientation = read_orientation(exif) if isinstance(exif, bytes) else None
-    if orientation is None:
-        with contextlib.suppress(PillowError), pillow_errors():
-            orientation = image.getexif().get(ORIENTATION)  # also of XMP, and of EXIF as text in PNG
+    text = image.info.get("Raw profile type exif")  # of PNG
+    if orientation is None and isinstance(text, str):
+        with contextlib.suppress(ValueError):
+            orientation = read_orientation(bytes.fromhex("".join(text.split("\n")[3:])))
     return to_upright(image, orientation)
 
 
