@@ -146,6 +146,37 @@ def test_heic_that_libheif_cannot_decode_is_unsupported(monkeypatch):
     assert decoded.error.endswith(": heif_decode_image failed: Unsupported feature: No codec")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 432000000 bytes",
+        'torch_call_dispatcher( "aten::empty", "memory_format", stack.data(), TORCH_ABI_VERSION) API call failed',
+    ],
+)
+def test_missing_memory_for_torchcodec_is_not_the_fault_of_the_file(message, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(decoders, "decode_heic", fail)
+    with pytest.raises(MemoryError):
+        decode_image(HEIC)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no such operator"), RecursionError("too deep")])
+def test_an_error_of_torch_that_is_no_refusal_is_raised(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(decoders, "decode_heic", fail)
+    with pytest.raises(type(error)):
+        decode_image(HEIC)
+
+
+def test_orientation_in_xmp_alone_is_ignored():
+    image_bytes = encode_avif(gradient(), xmp=b'<x tiff:Orientation="6"/>')
+    assert_near(decode_image(image_bytes).image, gradient())
+
+
 @pytest.mark.parametrize("image_bytes", [encode_avif(gradient()), HEIC], ids=["AVIF", "HEIC"])
 def test_limit_is_judged_from_the_boxes(image_bytes):
     header = image_bytes[: image_bytes.index(b"mdat")]

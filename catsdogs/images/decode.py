@@ -1,7 +1,7 @@
 """Decode one image file to pixels, or to a status that says why there are none.
 
-JPEG and HEIC are decoded by torchcodec, TIFF of more than 8 bits by `deep_tiff`, other files by Pillow, whose decoders
-survive damaged files.
+JPEG is decoded by `libjpeg`, HEIC by torchcodec, TIFF of more than 8 bits by `deep_tiff`, other files by Pillow, whose
+decoders survive damaged files.
 """
 
 import logging
@@ -16,12 +16,11 @@ from catsdogs.images.formats import ends_early, read_size, sniff
 from catsdogs.images.jpeg import (
     JpegHeader,
     explain_unsupported_jpeg,
-    may_lack_data,
-    pad_scan,
+    jpeg_ends_early,
     read_jpeg_header,
     read_plain_jpeg_size,
-    set_orientation,
 )
+from catsdogs.images.libjpeg import JpegError, decode_jpeg, is_damage, is_missing_data
 from catsdogs.images.pillow import PillowError, open_image, read_rgb, read_stored_size, rgba_to_rgb, to_upright
 from catsdogs.images.png import has_damaged_pixels
 from catsdogs.images.preprocess import MAX_ASPECT_RATIO, ImageArray
@@ -73,7 +72,7 @@ def decode_image(image_bytes: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
     if size is not None and _is_too_large(size, max_pixels):
         return _too_large(size, max_pixels)
     if size is not None and file_format == "HEIC":
-        return _decode_with_torchcodec(file_format, image_bytes, size)
+        return _decode_heic(image_bytes, size)
     if file_format == "TIFF" and (tiff := read_deep_tiff(image_bytes)):
         return _decode_deep_tiff(image_bytes, tiff, max_pixels)
     return _decode_with_pillow(file_format, image_bytes, size, max_pixels)
@@ -102,45 +101,50 @@ def _decode_jpeg(image_bytes: bytes, max_pixels: int) -> Decoded:
         return _too_large(size, max_pixels)
     if reason := explain_unsupported_jpeg(header):
         return _unsupported(reason, size)
-    decoded = _decode_supported_jpeg(image_bytes, header, max_pixels)
-    if decoded.image is None or not may_lack_data(image_bytes, header, decoded.image):
-        return decoded
-    padded = _decode_supported_jpeg(pad_scan(image_bytes, header), header, max_pixels)
-    if padded.image is not None and np.array_equal(padded.image, decoded.image):
-        return decoded
-    error = f"JPEG ends early: its end marker, in {len(image_bytes)} bytes, stands where pixel data are missing"
-    return Decoded("truncated", None, error, *size)
+    return _decode_supported_jpeg(image_bytes, header, max_pixels)
 
 
 def _decode_supported_jpeg(image_bytes: bytes, header: JpegHeader, max_pixels: int) -> Decoded:
     size = header.width, header.height
-    if header.num_components not in (1, 3) or not header.is_huffman:
+    try:
+        image = decode_jpeg(image_bytes, header)
+    except JpegError as error:
+        return _decode_suspicious_jpeg(image_bytes, header, error, max_pixels)
+    if header.num_components == 4:
         return _decode_with_pillow("JPEG", image_bytes, size, max_pixels)
     orientation = read_orientation(header.exif) if header.exif else None
-    return _decode_with_torchcodec("JPEG", image_bytes, size, orientation if orientation in range(2, 9) else None)
+    if orientation in range(2, 9):
+        image = np.array(to_upright(Image.fromarray(image), orientation))
+    return Decoded("ok", image, None, *size)
 
 
-def _decode_with_torchcodec(
-    file_format: str, image_bytes: bytes, size: tuple[int, int], orientation: int | None = None
-) -> Decoded:
+def _decode_suspicious_jpeg(image_bytes: bytes, header: JpegHeader, error: JpegError, max_pixels: int) -> Decoded:
+    """Refuse a damaged file; decode one that is only unusual with Pillow."""
+    size, reason = (header.width, header.height), _format_reason(error)
+    if jpeg_ends_early(image_bytes):
+        return _failed("JPEG", image_bytes, reason, size)
+    if is_missing_data(error, image_bytes, header):
+        return Decoded("truncated", None, f"JPEG lacks pixel data, in {len(image_bytes)} bytes: {reason}", *size)
+    if is_damage(error):
+        return _failed("JPEG", image_bytes, reason, size)
+    decoded = _decode_with_pillow("JPEG", image_bytes, size, max_pixels)
+    return decoded if decoded.status == "ok" else _failed("JPEG", image_bytes, reason, size)
+
+
+def _decode_heic(image_bytes: bytes, size: tuple[int, int]) -> Decoded:
     from catsdogs.images import torch_decoders  # not at the top: the driver needs no torch
 
     try:
-        if file_format == "JPEG":
-            source = set_orientation(image_bytes, orientation) if orientation else image_bytes
-            return Decoded("ok", torch_decoders.decode_jpeg(source), None, *size)
         return Decoded("ok", rgba_to_rgb(torch_decoders.decode_heic(image_bytes)), None, *size)
     except ImportError:
-        if file_format == "JPEG":
-            raise
         logger.debug("cannot load libheif", exc_info=True)
         error = "HEIC needs libheif, which is not installed (Debian and Ubuntu: apt install libheif1)"
         return Decoded("unsupported", None, error, *size)
     except torch_decoders.TorchcodecError as error:
         reason = _format_reason(error)
-        if file_format == "HEIC" and "Unsupported feature" in reason:
+        if "Unsupported feature" in reason:
             return Decoded("unsupported", None, f"HEIC that libheif cannot decode: {reason}", *size)
-        return _failed(file_format, image_bytes, reason, size)
+        return _failed("HEIC", image_bytes, reason, size)
 
 
 def _decode_with_pillow(file_format: str, image_bytes: bytes, size: tuple[int, int] | None, max_pixels: int) -> Decoded:

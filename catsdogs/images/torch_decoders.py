@@ -1,7 +1,4 @@
-"""Decode JPEG and HEIC with torchcodec, which applies the EXIF orientation.
-
-Its pixels equal Pillow's on 400 of 400 photographs; a JPEG takes 545 us, with Pillow 760 (measured: Zen 4, 2026-11).
-"""
+"""Decode HEIC, and JPEG on a GPU, with torchcodec."""
 
 import contextlib
 import logging
@@ -20,15 +17,6 @@ logger = logging.getLogger(__name__)
 
 class TorchcodecError(Exception):
     """torchcodec cannot decode the bytes of a file."""
-
-
-def decode_jpeg(image_bytes: bytes) -> ImageArray:
-    """Decode a JPEG to uint8 (H, W, 3); TorchcodecError if it is damaged."""
-    # A tensor, because with bytes torchcodec changes the warning filters of the process, which is not thread-safe.
-    source = torch.frombuffer(bytearray(image_bytes), dtype=torch.uint8)
-    with _torchcodec_errors():
-        (image_CHW,) = decoders.decode_jpeg([source])
-    return np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy())
 
 
 def decode_jpegs(sources: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
