@@ -237,3 +237,9 @@ def test_interlaced_png_with_fewer_bytes_than_its_size_is_truncated(height, widt
     for pixels in (np.full((height, width), 9, np.uint8), np.zeros((height, width), np.uint8)):
         assert_ok(interlaced(pixels), np.repeat(pixels[:, :, np.newaxis], 3, axis=2))
         assert decode_image(interlaced(pixels, -1)).status == "truncated"
+
+
+def test_png_of_apple_for_ios_is_unsupported():
+    image_bytes = rgb()
+    decoded = decode_image(image_bytes[:8] + chunk(b"CgBI", b"\x50\0\x20\6") + image_bytes[8:])
+    assert (decoded.status, decoded.error) == ("unsupported", "Apple's CgBI PNG is not supported")

@@ -14,7 +14,7 @@ from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, 
 from benchmarks.speed.goals import GOALS
 from benchmarks.speed.timing import Timing
 
-PACKAGES = ("torch", "torchcodec", "torchvision", "ray", "timm", "daft", "pillow")
+PACKAGES = ("torch", "simplejpeg", "torchvision", "ray", "timm", "daft", "pillow")
 INTRODUCTION = """# Benchmarks
 
 The speed of catsdogs and of its alternatives. Made by `{command}`: every command in turn, {rounds} rounds, all on the

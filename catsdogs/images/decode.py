@@ -22,7 +22,7 @@ from catsdogs.images.jpeg import (
 )
 from catsdogs.images.libjpeg import JpegError, decode_jpeg, is_damage, is_missing_data
 from catsdogs.images.pillow import PillowError, open_image, read_rgb, read_stored_size, rgba_to_rgb, to_upright
-from catsdogs.images.png import has_damaged_pixels
+from catsdogs.images.png import has_damaged_pixels, is_cgbi
 from catsdogs.images.preprocess import MAX_ASPECT_RATIO, ImageArray
 from catsdogs.images.tiff import explain_unsupported_tiff, is_subsampled_without_compression, read_orientation
 
@@ -148,6 +148,8 @@ def _decode_heic(image_bytes: bytes, size: tuple[int, int]) -> Decoded:
 
 
 def _decode_with_pillow(file_format: str, image_bytes: bytes, size: tuple[int, int] | None, max_pixels: int) -> Decoded:
+    if file_format == "PNG" and is_cgbi(image_bytes):
+        return _unsupported("Apple's CgBI PNG is not supported", None)
     if file_format == "TIFF" and is_subsampled_without_compression(image_bytes):
         return _unsupported("TIFF with subsampled YCbCr without compression is not supported", None)
     try:

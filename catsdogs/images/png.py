@@ -11,7 +11,6 @@ from collections.abc import Iterator
 _SIGNATURE_BYTES = 8
 _ANCILLARY = 0x20  # this bit of the first letter of the type: lower case
 _TEXT_EXIF = b"Raw profile type exif\0"  # EXIF as ImageMagick writes it to a PNG
-_ORIENTATION_TEXTS = (_TEXT_EXIF, b"XML:com.adobe.xmp\0")  # keywords of texts that may have an orientation
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_EXIF_BYTES = 1 << 22
 _GRAY, _RGB = 0, 2
@@ -35,9 +34,14 @@ def simplify_png(image_bytes: bytes) -> bytes:
             pieces.append(_scale_transparency(chunk, header))
         elif (kind := _find_metadata_kind(chunk)) and _is_intact(chunk):
             metadata[kind] = chunk
-    if text := metadata.pop(b"zTXt" + _TEXT_EXIF, None):
+    if text := metadata.pop(b"zTXt", None):
         metadata.setdefault(b"eXIf", _to_exif_chunk(text))
     return b"".join([image_bytes[:_SIGNATURE_BYTES], *pieces[:1], *metadata.values(), *pieces[1:], image_bytes[end:]])
+
+
+def is_cgbi(image_bytes: bytes) -> bool:
+    """Whether a PNG is in Apple's format for iOS, whose compressed data have no header and whose colors are BGR."""
+    return image_bytes[12:16] == b"CgBI"
 
 
 def has_damaged_pixels(image_bytes: bytes) -> bool:
@@ -89,15 +93,15 @@ def _iter_chunks(image_bytes: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _find_metadata_kind(chunk: bytes) -> bytes | None:
-    """Return the type, and the keyword of a text, of a chunk that may have an orientation; None for other chunks."""
+    """Return the type of a chunk that may have an orientation; None for other chunks."""
     chunk_type, content = chunk[4:8], chunk[8:-4]
     if chunk_type == b"eXIf":
         return chunk_type
-    keyword = next((keyword for keyword in _ORIENTATION_TEXTS if content.startswith(keyword)), b"")
-    is_compressed_exif = chunk_type == b"zTXt" and keyword == _TEXT_EXIF
-    is_plain = chunk_type == b"tEXt" or (chunk_type == b"iTXt" and content[len(keyword) : len(keyword) + 1] == b"\0")
-    is_kept = is_compressed_exif or (is_plain and len(content) <= _MAX_TEXT_BYTES)
-    return chunk_type + keyword if keyword and is_kept else None
+    if not content.startswith(_TEXT_EXIF):
+        return None
+    is_compressed = content[len(_TEXT_EXIF) : len(_TEXT_EXIF) + 1] != b"\0"
+    is_plain = chunk_type == b"tEXt" or (chunk_type == b"iTXt" and not is_compressed)
+    return chunk_type if chunk_type == b"zTXt" or (is_plain and len(content) <= _MAX_TEXT_BYTES) else None
 
 
 def _to_exif_chunk(text: bytes) -> bytes:

@@ -26,7 +26,7 @@ from catsdogs.score.parts import NUM_BINS, count_values
 from catsdogs.score.plan import MANIFEST, REPORT, RUN, SUMMARY, Plan, parse_record
 
 MAX_SHOWN_CHARS = 60  # of a setting in a message
-PACKAGES = ("catsdogs", "ray", "torch", "torchcodec", "pyarrow", "pillow")
+PACKAGES = ("catsdogs", "ray", "torch", "torchcodec", "simplejpeg", "pyarrow", "pillow")
 COLUMN_STAGES = ("read", "decode", "model")  # stages whose seconds are columns of the rows
 
 
