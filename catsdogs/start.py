@@ -158,8 +158,10 @@ def _format_reason(error: Exception) -> str:
 
 def stop_ray() -> None:
     """Leave the cluster, or end the Ray that this process started."""
-    ray.shutdown()
-    remove_folders()
+    try:
+        ray.shutdown()
+    finally:
+        remove_folders()
 
 
 def on_existing_cluster() -> bool:

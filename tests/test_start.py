@@ -74,6 +74,7 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch,
     monkeypatch.setenv("CATSDOGS_LOG", "")  # "debug" keeps the folder
     monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(start.ray, "init", init)
+    monkeypatch.setattr(start.ray, "shutdown", lambda: None)
     with pytest.raises(RunError, match=r"Ray did not start on this machine \(.*\): wait until") as caught:
         start_ray()
     assert "\n" not in str(caught.value)
@@ -143,6 +144,7 @@ def test_sigterm_while_ray_starts_reaches_the_callers_handler(monkeypatch):
     before = signal.signal(signal.SIGTERM, terminate)
     monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(start.ray, "init", init)
+    monkeypatch.setattr(start.ray, "shutdown", lambda: None)
     try:
         with pytest.raises(_Terminated):
             start_ray()
@@ -164,6 +166,7 @@ def test_ray_address_decides_what_is_joined(monkeypatch, address, joined):
 
     monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(start.ray, "init", init)
+    monkeypatch.setattr(start.ray, "shutdown", lambda: None)
     expected = "expected a running cluster at RAY_ADDRESS=auto" if joined else "Ray did not start on this machine"
     with pytest.raises(RunError, match=f"{expected}"):
         start_ray()

@@ -58,6 +58,7 @@ def test_the_report_shows_pictures_that_the_driver_did_not_decode(finished_run, 
     monkeypatch.setattr("catsdogs.images.decode.sniff", None)  # decoding in this process would raise
     folder = finished_run.folder
     before = (folder / "report.html").read_text()
+    start_ray()
     assert before.count("data:image/jpeg") >= 24
     run = RunFolder(str(folder), CLASSES, Preprocessing(img_size=finished_run.config.img_size))
     train_files, _ = list_training(finished_run.config.data_dir, 0.15)
@@ -196,7 +197,7 @@ def zero_middle(path):
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle - 32 : middle + 32] = bytes(64)
-    path.write_bytes(content)
+    replace_content(bytes(content))(path)
 
 
 def drop_last_epoch(path):

@@ -7,6 +7,7 @@ and `image` is null in rows without pixels.
 
 from catsdogs.data.datasets import (
     EpochPlan,
+    decode_files,
     iter_decoded_batches,
     iter_epoch_batches,
     read_and_decode,
@@ -41,6 +42,7 @@ __all__ = [
     "configure_ray_data",
     "count_decoders",
     "count_nodes",
+    "decode_files",
     "default_num_actors",
     "describe_wait",
     "gpus_decode_jpegs",

@@ -29,6 +29,17 @@ def iter_decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: f
         )
 
 
+def decode_files(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> list[pa.Table]:
+    """Decode a few files to batches, in one task."""
+    decode = ray.remote(num_cpus=num_cpus)(_decode_files)
+    batches: list[pa.Table] = ray.get(decode.remote(stage, files))
+    return batches
+
+
+def _decode_files(stage: DecodeForInference, files: pa.Table) -> list[pa.Table]:
+    return list(stage(files))
+
+
 def read_and_decode(files: pa.Table, stage: DecodeForInference, num_cpus: float, ordered: bool = False) -> Dataset:
     """Build a dataset of decoded files; its blocks are batches."""
     blocks = ray.data.from_arrow(stage.split_into_blocks(files))

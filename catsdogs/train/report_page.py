@@ -70,14 +70,11 @@ def _decode(paths: Iterable[str]) -> dict[str, ImageArray]:
     files = storage.build_files_table(storage.Entry(path) for path in paths)
     stage = data.DecodeForInference(THUMBNAIL, MAX_PIXELS, 2 * NUM_PICTURES)
     images = {}
-    with data.quiet_ray_loggers(), data.without_cluster_actors():
-        for rows in data.iter_decoded_batches(files, stage, data.allocate_cpus(1).decode):
-            images_NHWC = data.view_images(rows, THUMBNAIL.img_size)
-            for path, status, image in zip(
-                rows["path"].to_pylist(), rows["status"].to_pylist(), images_NHWC, strict=True
-            ):
-                if status == OK:
-                    images[path] = image.copy()  # a view would keep its block in Ray's object store
+    for rows in data.decode_files(files, stage, data.allocate_cpus(1).decode):
+        images_NHWC = data.view_images(rows, THUMBNAIL.img_size)
+        for path, status, image in zip(rows["path"].to_pylist(), rows["status"].to_pylist(), images_NHWC, strict=True):
+            if status == OK:
+                images[path] = image
     return images
 
 
