@@ -93,6 +93,12 @@ def pytest_configure() -> None:
     }
 
 
+@pytest.fixture(autouse=True)
+def _log_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore the variable after each test: `--verbose` sets it for the rest of the process."""
+    monkeypatch.setenv("CATSDOGS_LOG", "")
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str | None]:
     """Serve S3 over HTTP on loopback; None where CATSDOGS_TEST_BUCKET names a bucket of a real store."""

@@ -539,7 +539,6 @@ def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(runs, monkeypatch, c
 @pytest.fixture
 def logged(runs, monkeypatch, capsys):
     """Run a command that logs: logged(*arguments) -> the lines of stderr."""
-    monkeypatch.setenv("CATSDOGS_LOG", "")
 
     def work(config, display):
         logger = logging.getLogger("catsdogs.storage.retrying")
@@ -580,7 +579,6 @@ def test_the_environment_switches_debug_logs_on(logged, monkeypatch):
 
 
 def test_verbose_logs_the_traceback_of_an_expected_error(runs, monkeypatch, capsys):
-    monkeypatch.setenv("CATSDOGS_LOG", "")
     runs("score", failing(RunError("the disk is full")))
     assert cli.main(["score", *REQUIRED["score"], "--verbose"]) == 1
     lines = capsys.readouterr().err.splitlines()

@@ -18,7 +18,6 @@ NAMES = ("RAY_TMPDIR", "RAY_AUTH_TOKEN")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("CATSDOGS_LOG", "")
     yield
     remove_folders()
 

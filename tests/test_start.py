@@ -71,7 +71,6 @@ def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(monkeypatch,
         raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("CATSDOGS_LOG", "")  # "debug" keeps the folder
     monkeypatch.setattr(start.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(start.ray, "init", init)
     monkeypatch.setattr(start.ray, "shutdown", lambda: None)
