@@ -1,6 +1,5 @@
 """Our decoding and preprocessing, on one core."""
 
-import catsdogs.images.augment  # noqa: F401 the decoder of JPEGs
 from benchmarks.speed.protocol import decode_all
 from catsdogs.images import Preprocessing, decode_image
 
