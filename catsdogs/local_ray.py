@@ -2,8 +2,8 @@
 
 Ray 2.60 starts processes that serve a cluster, and has no public setting that leaves them out, or that lets the others
 listen on the loopback interface alone. A command that starts its own local Ray needs no cluster; each process costs
-seconds of CPU. Callers use this module only for a Ray that the command
-started. If a private name has changed, the affected group of replacements is not used, and one line is logged.
+seconds of CPU. Callers use this module only for a Ray that the command started. If a private name has changed, the
+affected group of replacements is not used, and one line is logged.
 `CATSDOGS_STOCK_RAY=1` switches everything here off. tests/test_local_ray.py fails once Ray leaves one of the processes
 out by itself: then delete its replacement here.
 """

@@ -28,6 +28,7 @@ from catsdogs.ray_session import remove_folders, session_environment
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0
+START_ATTEMPTS = 2  # on a busy machine, Ray gives up after 30 s
 
 _started_node_id: str | None = None  # of the local Ray that this process started
 _has_joined = False  # a process reads its token once: after that of a cluster, it cannot use another
@@ -79,14 +80,21 @@ def _is_unicode(text: str) -> bool:
 def _start_own_ray() -> None:
     global _started_node_id
     atexit.register(stop_ray)
-    try:
-        _init_own_ray()
-    except (RunError, *PROGRAMMING_ERRORS):
-        raise
-    except Exception as error:
-        logger.debug("Ray did not start", exc_info=True)
-        logger.warning("Ray did not start (%s): trying once more", _format_reason(error))
-        _init_own_ray_again()
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _init_own_ray()
+            break
+        except (RunError, *PROGRAMMING_ERRORS):
+            raise
+        except Exception as error:
+            reason = _format_reason(error)
+            if attempt == START_ATTEMPTS:
+                raise RunError(
+                    f"Ray did not start on this machine ({reason}): wait until the machine is less busy, or see Ray's "
+                    "logs, which --verbose keeps"
+                ) from error
+            logger.debug("Ray did not start", exc_info=True)
+            logger.warning("Ray did not start (%s): trying once more", reason)
     _started_node_id = ray.get_runtime_context().get_node_id()
     if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
         logger.warning("Ray listens on all network interfaces of this machine: let no stranger reach its ports")
@@ -104,18 +112,6 @@ def _init_own_ray() -> None:
     except BaseException:
         stop_ray()
         raise
-
-
-def _init_own_ray_again() -> None:
-    try:
-        _init_own_ray()
-    except (RunError, *PROGRAMMING_ERRORS):
-        raise
-    except Exception as error:
-        raise RunError(
-            f"Ray did not start on this machine ({_format_reason(error)}): wait until the machine is less busy, or see "
-            "Ray's logs, which --verbose keeps"
-        ) from error
 
 
 def _join_cluster(address: str) -> None:

@@ -23,6 +23,7 @@ from PIL import (
 )
 
 from catsdogs.images.depth import Samples, find_white, scale_to_8_bits
+from catsdogs.images.jpeg import MISSING_LEVEL
 from catsdogs.images.jpeg_tiff import pad_jpegs, read_jpeg_piece_size
 from catsdogs.images.png import lacks_rows, simplify_png
 from catsdogs.images.preprocess import ImageArray
@@ -48,7 +49,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MISSING_LEVEL = 128  # of every channel where libjpeg lacks data
 logger = logging.getLogger(__name__)
 
 
@@ -157,7 +157,7 @@ def _check_jpegs(image: TiffImagePlugin.TiffImageFile, file: io.BytesIO) -> None
     sizes = zip(piece_size, (image.height, image.width), strict=True)
     last = [sorted({*range(step - 1, size, step), size - 1}) for step, size in sizes]
     pixels_HWC = np.atleast_3d(np.asarray(image))[np.ix_(*last)]
-    if (pixels_HWC == _MISSING_LEVEL).all(axis=2).any() and lacks_jpeg_data(file.getvalue()):
+    if (pixels_HWC == MISSING_LEVEL).all(axis=2).any() and lacks_jpeg_data(file.getvalue()):
         raise PillowError("pixel data of a JPEG in it are missing")
 
 
