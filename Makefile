@@ -35,15 +35,16 @@ bench-full: .venv/installed .venv/peers
 faults: .venv/installed
 	$(BIN)/python -m benchmarks.faults --only '$(PART)'
 
-.venv/installed: pyproject.toml requirements.lock
+# Each package must have a hash of its lock file. `uv pip compile --universal --generate-hashes` writes these files.
+.venv/installed: pyproject.toml requirements.lock requirements-uv.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "catsdogs needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q uv==0.13.9
-	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	$(BIN)/pip install -q --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
 # Daft without its requirements, which restrict pyarrow to an older version; it works with ours.
-.venv/peers: .venv/installed
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps daft==0.7.26
+.venv/peers: .venv/installed benchmarks/requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r benchmarks/requirements.lock
 	touch $@

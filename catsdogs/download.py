@@ -5,6 +5,7 @@ before it unpacks anything. It works in a hidden temporary folder in the output,
 """
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Progress, StageProgress
+from catsdogs.progress import Message, Progress, StageProgress
 
 TIMEOUT_S = 30.0  # of each connect and read
 CHUNK_BYTES = 1 << 20
@@ -43,7 +44,7 @@ def download(url: str, output: Path, progress: Progress) -> Path:
 
     Args:
         output: a new or empty folder; it stays empty on failure.
-        progress: receives bytes in the stage "download", entries in "unpack".
+        progress: receives bytes in the stage "download", the sha256 of the zip, entries in the stage "unpack".
 
     Returns:
         The folder that contains `train/`: `output` or a folder directly in it; else `output`.
@@ -58,10 +59,13 @@ def download(url: str, output: Path, progress: Progress) -> Path:
         _check_empty(output)
         with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=output, ignore_cleanup_errors=True) as folder:
             archive, unpacked = Path(folder, "download.zip"), Path(folder, "unpacked")
+            digest = hashlib.sha256()
             with archive.open("xb") as file:
                 for chunk, total in _iter_body(url):
                     file.write(chunk)
+                    digest.update(chunk)
                     progress(StageProgress("download", file.tell(), total))
+            progress(Message(f"sha256 of the zip: {digest.hexdigest()}"))
             _unpack(archive, unpacked, progress)
             _check_empty(output)
             for path in unpacked.iterdir():

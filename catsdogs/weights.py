@@ -5,11 +5,12 @@ head that does not fit is replaced.
 """
 
 import argparse
+import hashlib
 import io
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from catsdogs.labels import normalize_name
 from catsdogs.resnet import ResNet50
 from catsdogs.text import format_names, format_reason
 
-# torchvision's ResNet50_Weights.IMAGENET1K_V2; the download is checked against the digits of the sha256 in its name.
+# torchvision's ResNet50_Weights.IMAGENET1K_V2.
 IMAGENET_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+IMAGENET_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: .pth.tar
@@ -96,7 +98,7 @@ def load_state_dict_strictly(model: ResNet50, state: Mapping[str, torch.Tensor],
 def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
     """Read a state dict, and the class names of its head if known."""
     if weights == "imagenet":
-        return _download_imagenet(), None
+        return _read_imagenet(), None
     uri = storage.absolute(weights)
     if uri.lower().endswith((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)):
         return _read_file(uri), None
@@ -136,14 +138,24 @@ def _strip_prefix(state: StateDict, source: str) -> StateDict:
     return others | {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
-def _download_imagenet() -> StateDict:
+def _read_imagenet() -> StateDict:
+    """Read torchvision's weights from torch's cache, after a download if they are not there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", IMAGENET_URL.rpartition("/")[2])
     try:
-        return torch.hub.load_state_dict_from_url(IMAGENET_URL, progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(IMAGENET_URL, str(path), IMAGENET_SHA256, progress=False)
+        content = path.read_bytes()
+    except (OSError, RuntimeError) as error:  # a RuntimeError if the sha256 differs
         raise InputError(
-            f"cannot download the ImageNet weights from {IMAGENET_URL}: {error}; "
+            f"cannot download the ImageNet weights from {IMAGENET_URL} to {path}: {format_reason(error)}; "
             "download them elsewhere and give --weights FILE, or start from --weights none"
         ) from error
+    if (found := hashlib.sha256(content).hexdigest()) != IMAGENET_SHA256:  # the cache may have been changed
+        raise InputError(
+            f"{path}: expected the ImageNet weights, with the sha256 {IMAGENET_SHA256}, got {found}; remove this file"
+        )
+    return parse_torch_file(content, str(path))
 
 
 def parse_torch_file(content: bytes, source: str) -> StateDict:

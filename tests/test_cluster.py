@@ -320,7 +320,7 @@ def test_workers_start_on_demand_and_in_one_market(cluster: Cluster) -> None:
 def test_images_have_the_locked_ray_and_the_same_python(cluster: Cluster) -> None:
     autoscaling = AutoscalingConfig(cluster.as_head, skip_content_hash=True)
     images = {name: autoscaling.get_docker_config(name)["image"] for name in NODE_TYPES}
-    (version,) = re.findall(r"^ray==(\S+)$", (REPO / "requirements.lock").read_text(), re.MULTILINE)
+    (version,) = re.findall(r"^ray==(\S+) ", (REPO / "requirements.lock").read_text(), re.MULTILINE)
     tag = re.escape(f"rayproject/ray:{version}-") + r"py3(\d+)-(cpu|gpu)"
     found = {name: re.fullmatch(tag, image) for name, image in images.items()}
     assert {name: match and match[2] for name, match in found.items()} == {
@@ -357,7 +357,9 @@ def test_nodes_install_the_lock_file(cluster: Cluster) -> None:
     mount = "/home/ray/catsdogs/requirements.lock"
     assert (REPO / cluster.updaters[0]["file_mounts"][mount]).is_file()
     for setup in (cluster.updaters[0]["setup_commands"], cluster.as_head["worker_setup_commands"]):
-        assert any(c.startswith("pip install") and "-r ~/catsdogs/requirements.lock" in c for c in setup)
+        assert any(
+            c.startswith("pip install") and "--require-hashes -r ~/catsdogs/requirements.lock" in c for c in setup
+        )
 
 
 def test_no_policy_grants_everything() -> None:

@@ -1,6 +1,7 @@
 """catsdogs.download against real HTTP and HTTPS servers on loopback and hostile zips."""
 
 import errno
+import hashlib
 import io
 import os
 import random
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from catsdogs import download as module
 from catsdogs.download import TEMPORARY_PREFIX, download
 from catsdogs.errors import CatsdogsError, InputError, RunError
-from catsdogs.progress import StageProgress, silent
+from catsdogs.progress import Message, StageProgress, silent
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
 PHOTO = random.Random(0).randbytes(5_000)
@@ -190,6 +191,7 @@ def test_unpacks_a_zip_and_returns_the_folder_with_train(https: Server, tmp_path
     assert folder == tmp_path / "new" / "data" / "cats_and_dogs_filtered"
     assert read_files(tmp_path / "new" / "data") == GOOD_FILES
     assert StageProgress("download", len(GOOD_ZIP), len(GOOD_ZIP)) in events
+    assert Message(f"sha256 of the zip: {hashlib.sha256(GOOD_ZIP).hexdigest()}") in events
     assert events[-1] == StageProgress("unpack", 4, 4)
     assert os.listdir(tmp_path / "new") == ["data"]
 

@@ -7,9 +7,8 @@ import io
 import pickle
 import random
 import unicodedata
-import urllib.error
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import torch
 from models import randomize_batchnorm
 from safetensors.torch import save_file
 from torchvision.models import ResNet50_Weights
+from web_server import Response, WebServer, serve
 
 from catsdogs import weights
 from catsdogs.checkpoint import WEIGHTS, write_checkpoint
@@ -357,41 +357,52 @@ def test_a_missing_weights_file_is_reported(fresh, tmp_path, name):
         load_pretrained(fresh(2), f"{tmp_path}/{name}", ("a", "b"))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [urllib.error.URLError("no route to host"), RuntimeError("invalid hash value (expected 1, got 2)")],
-)
-def test_a_failed_download_is_an_error_that_offers_alternatives(fresh, monkeypatch, error):
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
-    with pytest.raises(InputError, match=r"(no route|invalid hash).*--weights FILE, or start from --weights none"):
-        load_pretrained(fresh(2), "imagenet", ("a", "b"))
+@pytest.fixture
+def imagenet(monkeypatch, tmp_path) -> Iterator[WebServer]:
+    """Serve random weights as those of ImageNet, with torch's cache in `tmp_path`."""
+    content = torch_bytes(build_resnet50(1000, seed=4).state_dict())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(weights, "IMAGENET_SHA256", hashlib.sha256(content).hexdigest())
+    with serve() as server:
+        monkeypatch.setattr(weights, "IMAGENET_URL", server.add("resnet50.pth", Response(body=content)))
+        yield server
 
 
-def test_imagenet_weights_get_a_new_head_whatever_the_number_of_classes(fresh, monkeypatch):
-    state = build_resnet50(1000, seed=4).state_dict()
-    requests = []
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: requests.append((a, k)) or dict(state))
+def test_imagenet_weights_are_those_of_torchvision():
+    assert ResNet50_Weights.IMAGENET1K_V2.url == weights.IMAGENET_URL
+    assert f"resnet50-{weights.IMAGENET_SHA256[:8]}.pth" == weights.IMAGENET_URL.rpartition("/")[2]
+
+
+def test_imagenet_weights_are_downloaded_once_and_get_a_new_head(fresh, imagenet):
     for num_classes in (2, 1000):
         model = fresh(num_classes)
         message = load_pretrained(model, "imagenet", tuple(map(str, range(num_classes))))
         assert message == f"weights from imagenet; a new head for {num_classes} classes replaces its own (1000 classes)"
         assert not model.fc.weight.any()
-        assert model.conv1.weight.equal(state["conv1.weight"])
-    (url,), options = requests[0]
-    assert url == ResNet50_Weights.IMAGENET1K_V2.url
-    assert options["check_hash"]
+        assert model.conv1.weight.equal(build_resnet50(1000, seed=4).conv1.weight)
+    assert imagenet.requests.total() == 1
 
 
-def test_imagenet_weights_are_loaded_from_the_hub_cache(fresh, monkeypatch, tmp_path):
-    content = torch_bytes(build_resnet50(1000, seed=4).state_dict())
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "hub" / "checkpoints" / f"resnet50-{digest}.pth").write_bytes(content)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(weights, "IMAGENET_URL", f"http://127.0.0.1:9/resnet50-{digest}.pth")
-    model = fresh(2)
-    load_pretrained(model, "imagenet", ("a", "b"))
-    assert model.conv1.weight.any()
+def test_imagenet_weights_with_another_sha256_are_refused_and_not_cached(fresh, imagenet, tmp_path):
+    other = Response(body=torch_bytes(build_resnet50(1000, seed=5).state_dict()))
+    imagenet.add("resnet50.pth", other)
+    with pytest.raises(InputError, match=r"invalid hash value.*--weights FILE, or start from --weights none"):
+        load_pretrained(fresh(2), "imagenet", ("a", "b"))
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
+def test_a_changed_file_in_torchs_cache_is_refused(fresh, imagenet, tmp_path):
+    cached = tmp_path / "hub" / "checkpoints" / "resnet50.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(torch_bytes(build_resnet50(1000, seed=5).state_dict()))
+    with pytest.raises(
+        InputError, match=rf"{cached}: expected the ImageNet weights, with the sha256.*remove this file"
+    ):
+        load_pretrained(fresh(2), "imagenet", ("a", "b"))
+    assert not imagenet.requests
+
+
+def test_a_failed_download_is_an_error_that_offers_alternatives(fresh, imagenet, monkeypatch):
+    monkeypatch.setattr(weights, "IMAGENET_URL", "http://127.0.0.1:9/resnet50.pth")
+    with pytest.raises(InputError, match=r"refused.*--weights FILE, or start from --weights none"):
+        load_pretrained(fresh(2), "imagenet", ("a", "b"))
