@@ -16,7 +16,9 @@ def test_a_job_refuses_relative_paths_then_trains_and_scores(ray_cluster, red_bl
     train += ["--weights", "none", "--img-size", 32, "--epochs", 1, "--batch-size", 8, "--freeze", "backbone"]
     score = ["python", "-m", "jobs.score", "--input", red_blue_root / "validation", "--output", tmp_path / "scores"]
     score += ["--checkpoint", tmp_path / "job" / "best"]
-    script = "test ! -e .git && ! {} && {} && {}".format(*(shlex.join(map(str, command)) for command in (relative, train, score)))
+    script = "test ! -e .git && ! {} && {} && {}".format(
+        *(shlex.join(map(str, command)) for command in (relative, train, score))
+    )
     submit = [BIN / "ray", "job", "submit", "--address", ray_cluster, "--working-dir", ".", "--", "bash", "-c", script]
     done = subprocess.run(submit, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
