@@ -1,11 +1,13 @@
 """The token and the folder of a Ray that this process starts.
 
 The token is in the environment of Ray's processes only. Only this user can enter the folder: it has Ray's sockets, logs
-and spilled objects, and is removed at the end.
+and spilled objects, and is removed at the end. The process locks a file in it until it ends: a folder whose file is not
+locked is that of a killed process, and the next one in the same place removes it.
 """
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import secrets
@@ -25,9 +27,10 @@ logger = logging.getLogger(__name__)
 LONGEST_SOCKET = "/ray-12345678/ray/session_2026-01-31_00-00-00_000000_4194304/sockets/plasma_store"
 MAX_PARENT_BYTES = 107 - len(LONGEST_SOCKET)
 END_S = 5.0  # in which a killed process ends
+PREFIX, LOCK = "ray-", "driver.lock"
 
 _token = secrets.token_hex(32)  # one for all: a process reads its token once
-_folders: list[Path] = []
+_folders: dict[Path, int] = {}  # with the descriptor of the locked file
 
 
 @contextlib.contextmanager
@@ -57,11 +60,12 @@ def _make_folder() -> Path:
     reasons = []
     for parent in [chosen] if chosen else [os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp"]:
         try:
-            _folders.append(_make_folder_in(parent))
+            folder = _make_folder_in(parent)
         except OSError as error:
             reasons.append(f"{parent:.80}: {error.strerror}")
         else:
-            return _folders[-1]
+            _remove_abandoned(folder.parent)
+            return folder
     raise RunError(
         f"no folder for Ray's sockets ({'; '.join(dict.fromkeys(reasons))}): set RAY_TMPDIR to a writable folder whose "
         f"path has at most {MAX_PARENT_BYTES} bytes"
@@ -74,18 +78,45 @@ def _make_folder_in(parent: str) -> Path:
         raise OSError(errno.EINVAL, "not ASCII")
     if len(path) > MAX_PARENT_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    return Path(tempfile.mkdtemp(prefix="ray-", dir=path))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path))
+    unlocked = folder / f"{LOCK}.new"
+    lock = os.open(unlocked, os.O_CREAT | os.O_WRONLY, 0o600)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        unlocked.rename(folder / LOCK)  # whoever sees the file under this name sees it locked
+    _folders[folder] = lock
+    return folder
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of this user's killed processes, and end what is left of their Ray."""
+    for lock_file in parent.glob(f"{PREFIX}*/{LOCK}"):
+        try:
+            lock = os.open(lock_file, os.O_WRONLY | os.O_NOFOLLOW)
+        except OSError:  # of another user, or removed just now
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_uid == os.getuid():
+                _end_processes(lock_file.parent)
+                shutil.rmtree(lock_file.parent, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its process is alive
+        finally:
+            os.close(lock)
 
 
 def remove_folders() -> None:
     """End what is left of Ray, and remove the folders. If verbose, keep them for their logs."""
     while _folders:
-        folder = _folders.pop()
+        folder, lock = _folders.popitem()
         _end_processes(folder)
         if is_verbose():
+            (folder / LOCK).unlink(missing_ok=True)  # no later command removes the folder
             logger.debug("Ray's logs are in %s/ray/session_latest/logs", folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def _end_processes(folder: Path) -> None:

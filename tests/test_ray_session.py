@@ -48,10 +48,36 @@ def test_a_process_of_ray_that_outlives_it_does_not_create_the_folder_again():
     assert not folder.exists()
 
 
+def test_the_folder_of_a_killed_process_is_removed_with_its_processes_and_that_of_a_live_one_is_kept(tmp_path):
+    program = (
+        "import os, subprocess, sys; from catsdogs.ray_session import session_environment\n"
+        "with session_environment(with_token=True):\n"
+        "    orphan = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    print(os.environ['RAY_TMPDIR'], orphan.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
+        folder, orphan = killed.stdout.readline().split()
+        live_folder, other = alive.stdout.readline().split()
+        killed.kill()
+        killed.wait()
+        read_environment()
+        assert not Path(folder).exists()
+        assert not psutil.pid_exists(int(orphan))
+        assert Path(live_folder).exists()
+        psutil.Process(int(other)).kill()
+    read_environment()  # the second one has ended, too
+    assert not Path(live_folder).exists()
+
+
 def test_the_folder_is_kept_for_its_logs_if_verbose(monkeypatch):
     monkeypatch.setenv("CATSDOGS_LOG", "debug")
     folder = Path(read_environment()["RAY_TMPDIR"])
     remove_folders()
+    monkeypatch.delenv("CATSDOGS_LOG")
+    read_environment()  # a later command does not remove it
     folder.rmdir()
 
 
