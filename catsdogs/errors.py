@@ -3,6 +3,7 @@
 CatsdogsError
 ├── InputError     the user's input is wrong; exit 2
 └── RunError       the run failed, finished work is kept; exit 1
+    └── NotRetryableError   another attempt of the same command would fail in the same way
 
 Each takes exactly one message, so that it can be pickled between processes. The message states the setting or path,
 what was expected, what was found, and what to do. It is shortened, because it may quote a path or another error.
@@ -27,3 +28,7 @@ class InputError(CatsdogsError):
 
 class RunError(CatsdogsError):
     """The run failed; finished work is kept."""
+
+
+class NotRetryableError(RunError):
+    """The run failed, and restarted workers would fail in the same way: the disk is full, or another run took over."""

@@ -22,8 +22,8 @@ from scoring import check_output, read_rows, run_scoring, write_images
 
 from catsdogs import report
 from catsdogs.config import VerifyConfig
-from catsdogs.score import lease, run_files, verify
-from catsdogs.score.lease import LEASE
+from catsdogs.lease import LEASE
+from catsdogs.score import run_files, verify
 from catsdogs.score.plan import REPORT, SUMMARY
 from catsdogs.storage import writing
 
@@ -66,7 +66,9 @@ def disk(monkeypatch) -> Disk:
     monkeypatch.setattr(report, "confidence", lambda *_: report.facts({}))  # drawing takes longer than all else
     monkeypatch.setattr(run_files, "version", functools.cache(run_files.version))  # a fourth of the time
     lives = itertools.count()
-    monkeypatch.setattr(lease, "read_start_time", lambda _: str(next(lives)))  # the process of an old lease is dead
+    monkeypatch.setattr(
+        "catsdogs.lease.read_start_time", lambda _: str(next(lives))
+    )  # the process of an old lease is dead
     return disk
 
 

@@ -24,13 +24,13 @@ from scoring import (
     write_images,
 )
 
+from catsdogs import lease as lease_module
 from catsdogs import storage
 from catsdogs.config import VerifyConfig
 from catsdogs.errors import InputError, RunError
+from catsdogs.lease import Lease
 from catsdogs.progress import Message, StageProgress, silent
-from catsdogs.score import lease as lease_module
 from catsdogs.score import verify
-from catsdogs.score.lease import Lease
 from catsdogs.score.plan import Plan
 
 SEVEN = {name: name for name in "abcdefg"}
@@ -540,11 +540,12 @@ def test_verify_reports_a_path_in_two_listings(source, tmp_path):
 
 
 # The lease
+SCORING = ("scoring run", "--output")
 
 
 def test_a_second_driver_is_refused_while_the_first_is_alive(source, tmp_path):
     refused = pytest.raises(InputError, match=rf"another scoring run \(process {os.getpid()} on .*\) is writing there")
-    with Lease(str(tmp_path / "out"), silent), refused:
+    with Lease(str(tmp_path / "out"), silent, *SCORING), refused:
         run_scoring(source, tmp_path / "out")
     assert run_scoring(source, tmp_path / "out")[0]["rows"] == 7
 
@@ -557,7 +558,7 @@ def dead_process() -> int:
 
 def write_lease(output, **changes):
     """Write the lease of another driver: ours, with changes."""
-    with Lease(str(output), silent):
+    with Lease(str(output), silent, *SCORING):
         record = json.loads((output / "_lease.json").read_text())
     (output / "_lease.json").write_text(json.dumps(record | changes))
 
@@ -623,7 +624,7 @@ def test_a_part_that_another_driver_wrote_is_not_replaced(source, tmp_path):
 def test_a_lease_is_taken_although_the_answer_to_its_write_got_lost(tmp_path, monkeypatch):
     create_bytes = storage.create_bytes
     monkeypatch.setattr(storage, "create_bytes", lambda *arguments: create_bytes(*arguments) and False)
-    with Lease(str(tmp_path), silent) as lease:
+    with Lease(str(tmp_path), silent, *SCORING) as lease:
         lease.check()
     assert not (tmp_path / "_lease.json").exists()
 
@@ -634,7 +635,7 @@ def test_a_lease_of_this_process_that_was_not_removed_refuses_no_run(source, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "remove", refuse)
-        with Lease(str(tmp_path / "out"), silent):
+        with Lease(str(tmp_path / "out"), silent, *SCORING):
             pass
     assert (tmp_path / "out" / "_lease.json").exists()
     assert run_scoring(source, tmp_path / "out")[0]["rows"] == 7
@@ -642,7 +643,7 @@ def test_a_lease_of_this_process_that_was_not_removed_refuses_no_run(source, tmp
 
 def test_the_lease_is_renewed(tmp_path, monkeypatch):
     monkeypatch.setattr(lease_module, "RENEW_S", 0.05)
-    with Lease(str(tmp_path), silent) as lease:
+    with Lease(str(tmp_path), silent, *SCORING) as lease:
         first = (tmp_path / "_lease.json").read_text()
         deadline = time.monotonic() + 10
         while (tmp_path / "_lease.json").read_text() == first and time.monotonic() < deadline:

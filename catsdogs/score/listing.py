@@ -15,9 +15,9 @@ from typing import NamedTuple
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
+from catsdogs.lease import Lease
 from catsdogs.progress import Message, Progress
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes
-from catsdogs.score.lease import Lease
 from catsdogs.score.parts import read_records, read_tables
 from catsdogs.score.path_lists import PathList, is_path_list
 from catsdogs.score.plan import SUCCESS, Plan, build_files_table, part_name, read_files

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.errors import RunError
+from catsdogs.lease import Lease
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_table
-from catsdogs.score.lease import Lease
 from catsdogs.score.plan import STATS, PendingShard, Plan, part_name, read_files, replace_rows
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
     score
     └── run_pipeline
         ├── check_output                     run_files.py          empty, or the output of an earlier run?
-        ├── Lease                            lease.py              one driver at a time
+        ├── Lease                            ../lease.py           one driver at a time
         ├── check_run_settings               run_files.py          same model and settings as before?
         ├── update_plan                      listing.py            1 list: --input -> plan.py, the files of each part
         ├── score_pending_shards                                   until no shard of the plan is pending:
@@ -37,10 +37,10 @@ from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
+from catsdogs.lease import Lease
 from catsdogs.progress import Message, Progress, StallReporter, silent
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
 from catsdogs.score.audit import audit
-from catsdogs.score.lease import Lease
 from catsdogs.score.listing import update_plan
 from catsdogs.score.parts import PASSTHROUGH_COLUMNS, PartWriter
 from catsdogs.score.plan import MANIFEST, RESCORE, STATS, SUCCESS, SUMMARY, PendingShard, Plan, parse_record
@@ -99,7 +99,7 @@ def run_pipeline(
     check_output(config)
     kept = f"finished parts are kept in {config.output}; run the same command to resume"
     try:
-        with Lease(config.output, progress) as lease:
+        with Lease(config.output, progress, "scoring run", "--output") as lease:
             check_run_settings(config.output, run_settings)
             return _run_stages(config, run_settings, predict, lease, progress)
     except RunError as error:

@@ -18,10 +18,10 @@ from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
+from catsdogs.lease import LEASE
 from catsdogs.progress import StageProgress
 from catsdogs.schema import OK
 from catsdogs.score.audit import Totals
-from catsdogs.score.lease import LEASE
 from catsdogs.score.parts import NUM_BINS, count_values
 from catsdogs.score.plan import MANIFEST, REPORT, RUN, SUMMARY, Plan, parse_record
 

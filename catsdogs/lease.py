@@ -1,9 +1,11 @@
-"""One driver at a time: only the driver that has the lease of an output writes there.
+"""One driver at a time: only the driver that has the lease of a folder writes there, and its workers.
 
 `_lease.json` names the driver, which renews it every 10 s. A lease ends with its process if that ran on this machine,
-else 60 s after its last renewal. A driver checks before each commit that the lease is still its own. If it loses the
-lease just after the check, the commit does no harm: it creates a part only if there is none, and replaces a part only
-if its version is the one that was read.
+else 60 s after its last renewal. A driver checks before each commit that the lease is still its own, and so do the
+workers of `train`, on any machine: they have the driver's claim. If a writer loses the lease just after the check, the
+commit does no harm: a part of `score` and the training state of `train` are created only if there is none, and replaced
+only in the version that was read or written last. score/run_files.py and train/run_folder.py say why the other files do
+no harm.
 """
 
 import json
@@ -13,11 +15,12 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from catsdogs import storage
-from catsdogs.errors import CatsdogsError, InputError, RunError
+from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
 from catsdogs.progress import Message, Progress
 
 LEASE = "_lease.json"
@@ -28,15 +31,48 @@ _active_tokens: set[str] = set()  # of the leases of this process
 logger = logging.getLogger(__name__)
 
 
-class Lease:
-    """The right to write to an output, for the duration of a `with` block."""
+@dataclass(frozen=True)
+class LeaseClaim:
+    """A driver's claim to a folder. It can be pickled, so that workers check it.
 
-    def __init__(self, output: str, progress: Progress) -> None:
-        self._output = output
-        self._uri = storage.join(output, LEASE)
+    Attributes:
+        run: what the driver does, for messages: "training run".
+    """
+
+    folder: str
+    token: str
+    run: str
+
+    @property
+    def uri(self) -> str:
+        """URI of the lease."""
+        return storage.join(self.folder, LEASE)
+
+    def check(self) -> None:
+        """Check that the claim still holds; NotRetryableError if another driver has the lease, or nobody has it."""
+        if self.read_version() is None:
+            raise NotRetryableError(f"{self.folder}: another {self.run} took over the lease; this one stops")
+
+    def read_version(self) -> str | None:
+        """Read the version of the lease; None if it is gone or belongs to another driver."""
+        found = storage.read_versioned(self.uri)
+        return found[1] if found and _parse(found[0]).get("token") == self.token else None
+
+
+class Lease:
+    """The right to write to a folder, for the duration of a `with` block.
+
+    Args:
+        run: what the driver does, for messages: "training run".
+        setting: the flag that selects the folder.
+    """
+
+    def __init__(self, folder: str, progress: Progress, run: str, setting: str) -> None:
+        self.claim = LeaseClaim(folder, secrets.token_hex(8), run)
+        self._setting = setting
         self._progress = progress
         self._driver: dict[str, Any] = {"pid": os.getpid(), "process_started": read_start_time(os.getpid())}
-        self._driver |= {"token": secrets.token_hex(8)} | _describe_machine()
+        self._driver |= {"token": self.claim.token} | _describe_machine()
         self._ended = threading.Event()
         self._renewal = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
 
@@ -44,7 +80,7 @@ class Lease:
         """Take the lease, once that of another machine has expired; InputError if a live driver has it."""
         while not self._take():
             pass
-        _active_tokens.add(self._driver["token"])
+        _active_tokens.add(self.claim.token)
         self._renewal.start()
         return self
 
@@ -52,57 +88,53 @@ class Lease:
         """Return the lease if it is still ours."""
         self._ended.set()
         self._renewal.join()  # a renewal after the removal would write the file again
-        _active_tokens.discard(self._driver["token"])
+        _active_tokens.discard(self.claim.token)
         try:
-            if self._read_own_version():
-                storage.remove(self._uri)
+            if self.claim.read_version():
+                storage.remove(self.claim.uri)
         except CatsdogsError:
-            logger.debug("the lease %s was not removed", self._uri, exc_info=True)
+            logger.debug("the lease %s was not removed", self.claim.uri, exc_info=True)
 
     def check(self) -> None:
-        """Check that this driver may commit; RunError if another driver has the lease."""
-        if self._read_own_version() is None:
-            raise RunError(f"{self._output}: another scoring run took over the lease; this one stops")
+        """Check that this driver may commit; raises as `LeaseClaim.check`."""
+        self.claim.check()
 
     def _take(self) -> bool:
-        found = storage.read_versioned(self._uri)
+        found = storage.read_versioned(self.claim.uri)
         if found is None:
-            return storage.create_bytes(self._uri, self._content())
+            return storage.create_bytes(self.claim.uri, self._content())
         self._wait_until_expired(*found)
-        return storage.replace_bytes(self._uri, self._content(), found[1]) and self._read_own_version() is not None
+        taken = storage.replace_bytes(self.claim.uri, self._content(), found[1])
+        return taken and self.claim.read_version() is not None
 
     def _content(self) -> bytes:
         return json.dumps(self._driver | {"renewed": time.time()}, indent=2).encode()
 
-    def _read_own_version(self) -> str | None:
-        """Read the version of the lease; None if it is gone or belongs to another driver."""
-        found = storage.read_versioned(self._uri)
-        return found[1] if found and _parse(found[0]).get("token") == self._driver["token"] else None
-
     def _keep_renewing(self) -> None:
         while not self._ended.wait(RENEW_S):
             try:
-                if version := self._read_own_version():
-                    storage.replace_bytes(self._uri, self._content(), version)
+                if version := self.claim.read_version():
+                    storage.replace_bytes(self.claim.uri, self._content(), version)
             except CatsdogsError:  # the next renewal may succeed; `check` raises the error if it lasts
-                logger.debug("the lease %s was not renewed", self._uri, exc_info=True)
+                logger.debug("the lease %s was not renewed", self.claim.uri, exc_info=True)
 
     def _wait_until_expired(self, content: bytes, version: str) -> None:
         """Return once the lease of another driver has ended; InputError if that driver is alive."""
         other = _parse(content)
         driver = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
+        folder, run = self.claim.folder, self.claim.run
         in_use = InputError(
-            f"--output {self._output}: another scoring run ({driver}) is writing there; "
-            "wait for it, or give another --output"
+            f"{self._setting} {folder}: another {run} ({driver}) is writing there; "
+            f"wait for it, or give another {self._setting}"
         )
         if _describe_machine().items() <= other.items():
             if _is_alive(other):
                 raise in_use
             return
-        text = f"another scoring run ({driver}) used {self._output}: waiting up to {LEASE_S:.0f} s for its lease to end"
+        text = f"another {run} ({driver}) used {folder}: waiting up to {LEASE_S:.0f} s for its lease to end"
         self._progress(Message(text))
         end = time.monotonic() + LEASE_S
-        while time.monotonic() < end and (found := storage.read_versioned(self._uri)):
+        while time.monotonic() < end and (found := storage.read_versioned(self.claim.uri)):
             if found[1] != version:
                 raise in_use
             time.sleep(POLL_S)
