@@ -1,11 +1,13 @@
 """One driver at a time: only the driver that has the lease of a folder writes there, and its workers.
 
 `_lease.json` names the driver, which renews it every 10 s. A lease ends with its process if that ran on this machine,
-else 60 s after its last renewal. A driver checks before each commit that the lease is still its own, and so do the
-workers of `train`, on any machine: they have the driver's claim. If a writer loses the lease just after the check, the
-commit does no harm: a part of `score` and the training state of `train` are created only if there is none, and replaced
-only in the version that was read or written last. score/run_files.py and train/run_folder.py say why the other files do
-no harm.
+else 60 s after its last renewal. A driver checks before each write that the lease is still its own, and so do the
+workers of `train`, on any machine: they have the driver's claim.
+
+A writer may lose the lease just after the check. Then it replaces no file that the next driver has written, because
+writes are conditional on local disks and S3. A file that it writes before the next driver does is replaced by the next
+driver's own. What `score` writes or removes without a condition does no harm: `verify` and the next command find a
+record in `_stats` that is not that of its part, a missing `_SUCCESS`, and parts that are pending in spite of one.
 """
 
 import json
@@ -17,7 +19,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from catsdogs import storage
 from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
@@ -53,6 +55,17 @@ class LeaseClaim:
         if self.read_version() is None:
             raise NotRetryableError(f"{self.folder}: another {self.run} took over the lease; this one stops")
 
+    def write(self, uri: str, content: bytes) -> None:
+        """Write a file of the folder if the claim holds.
+
+        Raises:
+            NotRetryableError: another driver has the lease, or another process wrote the file since it was checked.
+        """
+        version = storage.read_version(uri)  # first: a file that the next driver writes after the check has another
+        self.check()
+        if not storage.write_over(uri, content, version):
+            raise NotRetryableError(f"{uri} was written by another process: make sure that no other run writes there")
+
     def read_version(self) -> str | None:
         """Read the version of the lease; None if it is gone or belongs to another driver."""
         found = storage.read_versioned(self.uri)
@@ -76,13 +89,13 @@ class Lease:
         self._ended = threading.Event()
         self._renewal = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> LeaseClaim:
         """Take the lease, once that of another machine has expired; InputError if a live driver has it."""
         while not self._take():
             pass
         _active_tokens.add(self.claim.token)
         self._renewal.start()
-        return self
+        return self.claim
 
     def __exit__(self, *_: object) -> None:
         """Return the lease if it is still ours."""
@@ -94,10 +107,6 @@ class Lease:
                 storage.remove(self.claim.uri)
         except CatsdogsError:
             logger.debug("the lease %s was not removed", self.claim.uri, exc_info=True)
-
-    def check(self) -> None:
-        """Check that this driver may commit; raises as `LeaseClaim.check`."""
-        self.claim.check()
 
     def _take(self) -> bool:
         found = storage.read_versioned(self.claim.uri)
@@ -167,7 +176,10 @@ def _describe_machine() -> dict[str, str]:
 
 def _is_alive(driver: dict[str, Any]) -> bool:
     """Return whether a driver of this machine runs and renews its lease."""
-    if driver["pid"] == os.getpid() and driver["token"] not in _active_tokens:
+    pid, renewed = driver.get("pid"), driver.get("renewed")
+    if not isinstance(pid, int) or not isinstance(renewed, int | float):
+        return False  # damaged
+    if pid == os.getpid() and str(driver.get("token")) not in _active_tokens:
         return False  # its lease could not be removed, or the response to our write was lost
-    is_running = read_start_time(driver["pid"]) == driver["process_started"]
-    return is_running and time.time() - float(driver["renewed"]) < LEASE_S
+    started = read_start_time(pid)
+    return started is not None and started == driver.get("process_started") and time.time() - renewed < LEASE_S

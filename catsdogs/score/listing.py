@@ -15,7 +15,7 @@ from typing import NamedTuple
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
-from catsdogs.lease import Lease
+from catsdogs.lease import LeaseClaim
 from catsdogs.progress import Message, Progress
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes
 from catsdogs.score.parts import read_records, read_tables
@@ -23,7 +23,7 @@ from catsdogs.score.path_lists import PathList, is_path_list
 from catsdogs.score.plan import SUCCESS, Plan, build_files_table, part_name, read_files
 
 
-def update_plan(plan: Plan, config: ScoreConfig, lease: Lease, progress: Progress) -> None:
+def update_plan(plan: Plan, config: ScoreConfig, lease: LeaseClaim, progress: Progress) -> None:
     """List the input and save in the plan what is new.
 
     A complete plan that is not scored yet is not listed again. With `retry_failed`, no complete plan is; its rows with
@@ -82,7 +82,7 @@ def _iter_shards(plan: Plan, first: int, end: int) -> Iterator[PlannedFile]:
 class PlanUpdate:
     """Compares one listing of the input with the plan, and saves the differences."""
 
-    def __init__(self, plan: Plan, config: ScoreConfig, lease: Lease, progress: Progress) -> None:
+    def __init__(self, plan: Plan, config: ScoreConfig, lease: LeaseClaim, progress: Progress) -> None:
         self._plan = plan
         self._config = config
         self._lease = lease
@@ -143,10 +143,10 @@ class PlanUpdate:
         if not self._has_started:
             self._start()
         for shard, entries in self._changed.items():
-            plan.request_rescore(shard, build_files_table(entries, shard))
+            plan.request_rescore(shard, build_files_table(entries, shard), self._lease)
         if self._new:
             shard = len(plan.sizes)
-            storage.write_bytes(plan.manifest_uri(shard), parquet_bytes(build_files_table(self._new, shard)))
+            self._lease.write(plan.manifest_uri(shard), parquet_bytes(build_files_table(self._new, shard)))
             plan.sizes.append(len(self._new))
         if listing_cursor is None and plan.listing_first_shards[-1] == len(plan.sizes):
             plan.listing_first_shards.pop()
@@ -166,7 +166,7 @@ class PlanUpdate:
         self._has_started = True
 
 
-def _request_rescore_of_failed_rows(plan: Plan, lease: Lease) -> None:
+def _request_rescore_of_failed_rows(plan: Plan, lease: LeaseClaim) -> None:
     """Request that the rows of finished parts with a retryable status are scored again."""
     finished = set(storage.list_names(plan.output))
     shards = [shard for shard in range(len(plan.sizes)) if part_name(shard) in finished]
@@ -178,4 +178,4 @@ def _request_rescore_of_failed_rows(plan: Plan, lease: Lease) -> None:
         if failed:
             lease.check()
             storage.remove(storage.join(plan.output, SUCCESS))
-            plan.request_rescore(shard, build_files_table(failed, shard))
+            plan.request_rescore(shard, build_files_table(failed, shard), lease)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.errors import RunError
-from catsdogs.lease import Lease
+from catsdogs.lease import LeaseClaim
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_table
 from catsdogs.score.plan import STATS, PendingShard, Plan, part_name, read_files, replace_rows
 
@@ -100,7 +100,7 @@ class PartWriter:
     Runs only in the driver. RunError if another driver has the lease, or a part cannot be written.
     """
 
-    def __init__(self, plan: Plan, metadata: Mapping[str, str], lease: Lease) -> None:
+    def __init__(self, plan: Plan, metadata: Mapping[str, str], lease: LeaseClaim) -> None:
         self.plan = plan
         self._metadata = dict(metadata)
         self._lease = lease
@@ -111,7 +111,7 @@ class PartWriter:
     def pending_shards(self) -> dict[int, PendingShard]:
         """Find the shards to score."""
         self._lease.check()
-        return self.plan.pending_shards()
+        return self.plan.pending_shards(self._lease)
 
     def add(self, rows: pa.Table, pending: Mapping[int, PendingShard]) -> None:
         """Add rows of pending shards, in any order; commit the parts that are complete."""
@@ -155,7 +155,7 @@ class PartWriter:
             raise self._conflict(pending)
         PartRecord.from_table(part_name(pending.shard), table).write(self.plan.output)
         # A file that could not be read keeps the version that was listed.
-        self.plan.update_versions(pending.shard, rows.filter(pc.is_valid(rows["version"])))
+        self.plan.update_versions(pending.shard, rows.filter(pc.is_valid(rows["version"])), self._lease)
         storage.remove(pending.uri)
 
     def _part_bytes(self, table: pa.Table) -> bytes:

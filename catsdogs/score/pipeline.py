@@ -37,7 +37,7 @@ from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
-from catsdogs.lease import Lease
+from catsdogs.lease import Lease, LeaseClaim
 from catsdogs.progress import Message, Progress, StallReporter, silent
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
 from catsdogs.score.audit import audit
@@ -100,7 +100,7 @@ def run_pipeline(
     kept = f"finished parts are kept in {config.output}; run the same command to resume"
     try:
         with Lease(config.output, progress, "scoring run", "--output") as lease:
-            check_run_settings(config.output, run_settings)
+            check_run_settings(config.output, run_settings, lease)
             return _run_stages(config, run_settings, predict, lease, progress)
     except RunError as error:
         raise RunError(f"{error}; {kept}") from error
@@ -111,7 +111,7 @@ def run_pipeline(
 
 
 def _run_stages(
-    config: ScoreConfig, run_settings: RunSettings, predict: Predict, lease: Lease, progress: Progress
+    config: ScoreConfig, run_settings: RunSettings, predict: Predict, lease: LeaseClaim, progress: Progress
 ) -> dict[str, Any]:
     for folder in ((), (MANIFEST,), (STATS,), (MANIFEST, RESCORE)):
         storage.remove_temporaries(storage.join(config.output, *folder))
@@ -138,10 +138,8 @@ def _run_stages(
         record.write(config.output)
 
     summary = build_summary(plan, totals, stats, run_settings)
-    lease.check()
-    write_summary(config, summary, totals)
-    lease.check()
-    storage.write_bytes(success_uri, b"")
+    write_summary(config, summary, totals, lease)
+    lease.write(success_uri, b"")
     return summary
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.errors import InputError, RunError
+from catsdogs.lease import LeaseClaim
 from catsdogs.schema import parquet_bytes, read_table
 
 MANIFEST, RESCORE, PLAN = "_manifest", "_redo", "_plan.json"
@@ -125,7 +126,7 @@ class Plan:
         """Return the URI of a shard's part."""
         return storage.join(self.output, part_name(shard))
 
-    def pending_shards(self) -> dict[int, PendingShard]:
+    def pending_shards(self, lease: LeaseClaim) -> dict[int, PendingShard]:
         """Find the shards to score, by number."""
         finished = set(storage.list_names(self.output))
         pending = {
@@ -136,7 +137,7 @@ class Plan:
         for shard in self.rescore_shards():
             files = read_files(self.rescore_uri(shard))
             if shard in pending:  # its part was removed: score all its files, in the versions listed last
-                self.update_versions(shard, files)
+                self.update_versions(shard, files, lease)
                 storage.remove(self.rescore_uri(shard))
             else:
                 pending[shard] = PendingShard(shard, self.rescore_uri(shard), files.num_rows, is_rescore=True)
@@ -147,19 +148,19 @@ class Plan:
         names = storage.list_names(storage.join(self.output, MANIFEST, RESCORE))
         return [int(found[1]) for name in names if (found := re.fullmatch(r"part-(\d+)\.parquet", name))]
 
-    def update_versions(self, shard: int, files: pa.Table) -> None:
+    def update_versions(self, shard: int, files: pa.Table, lease: LeaseClaim) -> None:
         """Update the size and version of some files in a shard's manifest."""
         manifest = read_files(self.manifest_uri(shard))
-        storage.write_bytes(self.manifest_uri(shard), parquet_bytes(replace_rows(manifest, files)))
+        lease.write(self.manifest_uri(shard), parquet_bytes(replace_rows(manifest, files)))
 
-    def request_rescore(self, shard: int, files: pa.Table) -> None:
+    def request_rescore(self, shard: int, files: pa.Table, lease: LeaseClaim) -> None:
         """Request that rows of a finished part are scored again, in addition to earlier requests."""
         before = storage.read_versioned(self.rescore_uri(shard))
         if before is not None:
             requested = read_table(before[0])
             others = pc.invert(pc.is_in(requested["path"], files["path"]))
             files = pa.concat_tables([requested.filter(others), files])
-        storage.write_bytes(self.rescore_uri(shard), parquet_bytes(files))
+        lease.write(self.rescore_uri(shard), parquet_bytes(files))
 
 
 def build_files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:

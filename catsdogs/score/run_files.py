@@ -18,7 +18,7 @@ from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
-from catsdogs.lease import LEASE
+from catsdogs.lease import LEASE, LeaseClaim
 from catsdogs.progress import StageProgress
 from catsdogs.schema import OK
 from catsdogs.score.audit import Totals
@@ -67,7 +67,7 @@ def check_output(config: ScoreConfig) -> None:
         )
 
 
-def check_run_settings(output: str, run_settings: RunSettings) -> None:
+def check_run_settings(output: str, run_settings: RunSettings, lease: LeaseClaim) -> None:
     """Compare the settings with `_run.json`, or write it if there is no plan yet; InputError if they differ."""
     uri = storage.join(output, RUN)
     content = json.dumps(dict(run_settings.settings), indent=2).encode()
@@ -76,7 +76,7 @@ def check_run_settings(output: str, run_settings: RunSettings) -> None:
         return
     has_plan = storage.list_names(storage.join(output, MANIFEST)) or "part-" in "".join(storage.list_names(output))
     if found is None or not has_plan:
-        storage.write_bytes(uri, content)
+        lease.write(uri, content)
         return
     before, now = parse_record(uri, found[0]), parse_record(uri, content)
     differing = [name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name)]
@@ -158,7 +158,7 @@ def build_summary(plan: Plan, totals: Totals, stats: RunStats, run_settings: Run
     )
 
 
-def write_summary(config: ScoreConfig, summary: dict[str, Any], totals: Totals) -> None:
+def write_summary(config: ScoreConfig, summary: dict[str, Any], totals: Totals, lease: LeaseClaim) -> None:
     """Write `_summary.json` and `_report.html`."""
     from catsdogs import report  # not at the top: matplotlib would add a second to every start
 
@@ -177,5 +177,5 @@ def write_summary(config: ScoreConfig, summary: dict[str, Any], totals: Totals) 
         report.settings(settings | {"model_sha256": summary["model_sha256"]}),
     ]
     page = report.page("Scoring", sections, subtitle=config.input)
-    storage.write_bytes(storage.join(config.output, SUMMARY), json.dumps(summary, indent=2).encode())
-    storage.write_bytes(storage.join(config.output, REPORT), page.encode())
+    lease.write(storage.join(config.output, SUMMARY), json.dumps(summary, indent=2).encode())
+    lease.write(storage.join(config.output, REPORT), page.encode())

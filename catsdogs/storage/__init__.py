@@ -23,7 +23,15 @@ from catsdogs.storage.entries import EXTENSIONS, Entry, build_files_table
 from catsdogs.storage.listing import Listing
 from catsdogs.storage.reading import Fetched, fetch, fetch_ahead, listed_bytes, read_bytes, read_versioned
 from catsdogs.storage.uris import absolute, exists, is_local, join, list_names, local_path, parent_name
-from catsdogs.storage.writing import create_bytes, remove, remove_temporaries, replace_bytes, write_bytes
+from catsdogs.storage.writing import (
+    create_bytes,
+    read_version,
+    remove,
+    remove_temporaries,
+    replace_bytes,
+    write_bytes,
+    write_over,
+)
 
 __all__ = [
     "EXTENSIONS",
@@ -43,9 +51,11 @@ __all__ = [
     "local_path",
     "parent_name",
     "read_bytes",
+    "read_version",
     "read_versioned",
     "remove",
     "remove_temporaries",
     "replace_bytes",
     "write_bytes",
+    "write_over",
 ]

@@ -3,7 +3,8 @@
 Local: write a hidden temporary file, fsync it, link or rename it, and fsync the folder. S3: one PUT, perhaps with a
 condition. Other stores: check, then write; two writers may overwrite each other.
 
-Every function raises RunError if the file cannot be written; then nothing partial is left.
+Every function raises RunError if the file cannot be written; then nothing partial is left. It is a NotRetryableError if
+the disk is full or the permission is missing: another attempt would fail in the same way.
 """
 
 import contextlib
@@ -14,14 +15,16 @@ import re
 import secrets
 from collections.abc import Iterator
 
-from catsdogs.errors import RunError
-from catsdogs.storage.objects import put_object, request_sync
+from catsdogs.errors import NotRetryableError, RunError
+from catsdogs.storage.objects import put_object, read_etag, request_sync
 from catsdogs.storage.other_stores import call
 from catsdogs.storage.reading import local_write_version, read_versioned
-from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, split_s3
+from catsdogs.storage.s3 import REFUSED, STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 from catsdogs.storage.uris import exists, is_local, local_path
 
 TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}", re.DOTALL)
+# A full disk or quota, a read-only file system, no permission.
+NOT_RETRYABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,30 @@ def replace_bytes(uri: str, content: bytes, version: str) -> bool:
     return True
 
 
+def read_version(uri: str) -> str | None:
+    """Read the version of a file for `write_over`, without its content; None if there is no file, or no conditions."""
+    try:
+        if is_local(uri):
+            return local_write_version(os.stat(local_path(uri)))
+        return read_etag(*split_s3(uri)) if uri.startswith("s3://") else None
+    except FileNotFoundError:
+        return None
+    except STORE_ERRORS as error:
+        check_credentials(error)
+        raise to_store_error(error, f"cannot read {uri}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_over(uri: str, content: bytes, version: str | None) -> bool:
+    """Write a file atomically if it has the version that `read_version` returned; else return False.
+
+    Stores without conditions, all but local disks and S3, write in any case.
+    """
+    if not is_local(uri) and not uri.startswith("s3://"):
+        write_bytes(uri, content)
+        return True
+    return create_bytes(uri, content) if version is None else replace_bytes(uri, content, version)
+
+
 def remove(uri: str) -> None:
     """Remove a file if it exists."""
     with _convert_errors(uri), contextlib.suppress(FileNotFoundError):
@@ -94,7 +121,15 @@ def _convert_errors(uri: str) -> Iterator[None]:
         yield
     except STORE_ERRORS as error:
         check_credentials(error)
-        raise RunError(f"cannot write {uri}: {getattr(error, 'strerror', None) or error}") from error
+        error_class = NotRetryableError if _is_final(error) else RunError
+        raise error_class(f"cannot write {uri}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _is_final(error: BaseException) -> bool:
+    """Return whether a write would fail again."""
+    if isinstance(error, OSError):
+        return error.errno in NOT_RETRYABLE or isinstance(error, PermissionError)
+    return read_error_code(error) in REFUSED
 
 
 @contextlib.contextmanager

@@ -1,0 +1,62 @@
+"""The lease of a folder: the claim of a driver, which workers check, and conditional writes."""
+
+import json
+import pickle
+
+import pytest
+
+from catsdogs import storage
+from catsdogs.errors import InputError, NotRetryableError
+from catsdogs.lease import Lease, LeaseClaim
+from catsdogs.progress import silent
+
+TRAINING = ("training run", "--name")
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    """A folder on the local disk and one in a bucket."""
+    return str(tmp_path / "run") if request.param == "local" else f"s3://{request.getfixturevalue('bucket')}/run"
+
+
+def test_a_claim_can_be_sent_to_another_process_and_ends_with_its_lease(folder):
+    with Lease(folder, silent, *TRAINING) as lease:
+        claim = pickle.loads(pickle.dumps(lease))
+        claim.write(f"{folder}/a", b"1")
+        claim.write(f"{folder}/a", b"2")
+        assert storage.read_bytes(f"{folder}/a") == b"2"
+    with pytest.raises(NotRetryableError, match="another training run took over the lease"):
+        claim.write(f"{folder}/a", b"3")
+    assert storage.list_names(folder) == ["a"]
+    assert storage.read_bytes(f"{folder}/a") == b"2"
+
+
+@pytest.mark.parametrize("before", [None, b"before"])
+def test_a_writer_that_loses_its_lease_after_the_check_replaces_no_file_of_the_next(folder, before, monkeypatch):
+    if before is not None:
+        storage.write_bytes(f"{folder}/a", before)
+    with Lease(folder, silent, *TRAINING) as lease:
+        monkeypatch.setattr(LeaseClaim, "check", lambda _: storage.write_bytes(f"{folder}/a", b"of the next driver"))
+        with pytest.raises(NotRetryableError, match="a was written by another process"):
+            lease.write(f"{folder}/a", b"late")
+    assert storage.read_bytes(f"{folder}/a") == b"of the next driver"
+
+
+def test_the_refusal_names_the_folder_the_process_and_what_to_do(tmp_path):
+    with (
+        Lease(str(tmp_path), silent, *TRAINING),
+        pytest.raises(InputError, match=rf"--name {tmp_path}: another training run \(process .*give another --name"),
+        Lease(str(tmp_path), silent, *TRAINING),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("damage", [{"pid": None}, {"pid": 2**30, "process_started": None}, {"process_started": []}, {"renewed": "yesterday"}, {"token": 1}])
+def test_a_damaged_lease_of_a_dead_driver_is_taken(tmp_path, damage):
+    with Lease(str(tmp_path), silent, *TRAINING):
+        record = json.loads((tmp_path / "_lease.json").read_text())
+    dead = record | {"process_started": "1"} | damage
+    (tmp_path / "_lease.json").write_text(json.dumps(dead))
+    with Lease(str(tmp_path), silent, *TRAINING):
+        assert json.loads((tmp_path / "_lease.json").read_text())["token"] != record["token"]
+    assert not (tmp_path / "_lease.json").exists()
