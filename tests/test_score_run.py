@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from ray.exceptions import NodeDiedError, RayTaskError
 from scoring import (
     RUN_SETTINGS,
     ByteClassifier,
+    build_config,
     check_output,
     part_names,
     read_rows,
@@ -24,14 +26,15 @@ from scoring import (
     write_images,
 )
 
+from catsdogs import environment, storage
 from catsdogs import lease as lease_module
-from catsdogs import storage
 from catsdogs.config import VerifyConfig
 from catsdogs.errors import InputError, RunError
 from catsdogs.lease import Lease
 from catsdogs.progress import Message, StageProgress, silent
 from catsdogs.score import verify
 from catsdogs.score.plan import Plan
+from catsdogs.score.run_files import record_environment, restore_precision
 
 SEVEN = {name: name for name in "abcdefg"}
 
@@ -669,3 +672,49 @@ def test_an_output_in_a_bucket_resumes_and_grows(bucket, put):
     storage.remove(f"{output}/part-00000.parquet")
     assert run_scoring(source, output)[1] == ["a.jpg", "b.jpg", "c.jpg"]
     assert Plan.load(output).listing_first_shards == [0, 3]
+
+
+# Versions
+
+
+def interrupted(source, output):
+    """Score until the second part, and return `_run.json`."""
+
+    class Interrupted(ByteClassifier):
+        def __call__(self, manifest_uris):
+            yield from itertools.islice(super().__call__(manifest_uris), 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_scoring(source, output, classifier=Interrupted())
+    return json.loads((output / "_run.json").read_text())
+
+
+def test_a_resume_with_other_versions_says_so_and_keeps_the_earlier_ones(source, tmp_path, monkeypatch):
+    first = interrupted(source, tmp_path / "out")["environment"]
+    assert {"catsdogs", "torch", "pillow", "simplejpeg", "ray", "device", "precision"} <= first.keys()
+    monkeypatch.setattr(environment, "read_versions", lambda: dict.fromkeys(environment.PACKAGES, "9.9"))
+    events = []
+    run_scoring(source, tmp_path / "out", progress=events.append)
+    lines = [event.text for event in events if isinstance(event, Message) and "results may differ" in event.text]
+    assert len(lines) == 1
+    assert f"torch was {first['torch']}, is 9.9" in lines[0]
+    record = json.loads((tmp_path / "out" / "_run.json").read_text())
+    assert record["earlier_environments"] == [first]
+    assert record["environment"]["pillow"] == "9.9"
+
+
+def test_a_resume_uses_the_precision_that_auto_became(source, tmp_path):
+    config = build_config(source, tmp_path / "out")
+    assert restore_precision(config) == "auto"
+    record = interrupted(source, tmp_path / "out")
+    assert restore_precision(config) == "auto"  # nothing is known of the precision of these rows
+    for text, expected in (("cuda, bf16", "bf16"), ("cpu, fp32: probabilities in bf16 differ by 0.05", "fp32")):
+        (tmp_path / "out" / "_run.json").write_text(json.dumps(record))
+        with Lease(str(tmp_path / "out"), silent, *SCORING) as lease:
+            record_environment(str(tmp_path / "out"), text, lease)
+        assert restore_precision(config) == expected
+    assert restore_precision(dataclasses.replace(config, precision="bf16")) == "bf16"
+    del record["environment"]  # as an earlier version wrote it
+    (tmp_path / "out" / "_run.json").write_text(json.dumps(record))
+    assert run_scoring(source, tmp_path / "out")[0]["rows"] == 7

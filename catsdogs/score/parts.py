@@ -103,15 +103,15 @@ class PartWriter:
     def __init__(self, plan: Plan, metadata: Mapping[str, str], lease: LeaseClaim) -> None:
         self.plan = plan
         self._metadata = dict(metadata)
-        self._lease = lease
+        self.lease = lease
         self._incomplete: dict[int, list[pa.Table]] = {}
         self.num_committed = 0
         self.write_s = 0.0
 
     def pending_shards(self) -> dict[int, PendingShard]:
         """Find the shards to score."""
-        self._lease.check()
-        return self.plan.pending_shards(self._lease)
+        self.lease.check()
+        return self.plan.pending_shards(self.lease)
 
     def add(self, rows: pa.Table, pending: Mapping[int, PendingShard]) -> None:
         """Add rows of pending shards, in any order; commit the parts that are complete."""
@@ -138,7 +138,7 @@ class PartWriter:
         if pending.is_rescore:
             self._replace(pending, table, rows)
         else:
-            self._lease.check()
+            self.lease.check()
             if not storage.create_bytes(self.plan.part_uri(pending.shard), self._part_bytes(table)):
                 raise self._conflict(pending)
             PartRecord.from_table(part_name(pending.shard), table).write(self.plan.output)
@@ -150,12 +150,12 @@ class PartWriter:
         if found is None:
             raise self._conflict(pending)
         table = replace_rows(_parse_table(uri, found[0]), table)
-        self._lease.check()
+        self.lease.check()
         if not storage.replace_bytes(uri, self._part_bytes(table), found[1]):
             raise self._conflict(pending)
         PartRecord.from_table(part_name(pending.shard), table).write(self.plan.output)
         # A file that could not be read keeps the version that was listed.
-        self.plan.update_versions(pending.shard, rows.filter(pc.is_valid(rows["version"])), self._lease)
+        self.plan.update_versions(pending.shard, rows.filter(pc.is_valid(rows["version"])), self.lease)
         storage.remove(pending.uri)
 
     def _part_bytes(self, table: pa.Table) -> bytes:

@@ -51,6 +51,8 @@ from catsdogs.score.run_files import (
     build_summary,
     check_output,
     check_run_settings,
+    record_environment,
+    restore_precision,
     write_summary,
 )
 from catsdogs.start import start_ray
@@ -182,6 +184,8 @@ def _attempt(
     try:
         for rows in _unwrap_errors(predict, [shard.uri for shard in pending.values()]):
             seen = set(stats.by_device_precision)
+            if not seen:
+                _record_environment(rows, writer, progress)
             stats.add(rows)
             writer.add(rows, pending)
             num_left -= rows.num_rows
@@ -191,6 +195,14 @@ def _attempt(
     except RetryableError as failure:
         return str(failure)
     return "rows are missing"
+
+
+def _record_environment(rows: pa.Table, writer: PartWriter, progress: Progress) -> None:
+    """Record how the first rows of this command were computed, before a part has them."""
+    output = writer.plan.output
+    changes = record_environment(output, rows["device_precision"][0].as_py(), writer.lease)
+    if changes:
+        progress(Message(f"results may differ slightly from those of the parts in {output}: {changes}"))
 
 
 def _unwrap_errors(predict: Predict, manifest_uris: Sequence[str]) -> Iterator[pa.Table]:
@@ -208,6 +220,7 @@ def predict_rows(
 ) -> Iterator[pa.Table]:
     """Read, decode and classify the files of manifests with Ray Data; start Ray if it does not run."""
     start_ray()
+    config = dataclasses.replace(config, precision=restore_precision(config))
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
     progress(Message(options.describe_start()))
     decode_stage = options.build_decode_stage(config.max_pixels)

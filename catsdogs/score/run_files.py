@@ -8,15 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles
-from catsdogs.config import ScoreConfig
+from catsdogs.config import PrecisionChoice, ScoreConfig
+from catsdogs.environment import EARLIER, ENVIRONMENT, read_versions, update_environment
 from catsdogs.errors import InputError
 from catsdogs.lease import LEASE, LeaseClaim
 from catsdogs.progress import StageProgress
@@ -26,7 +26,6 @@ from catsdogs.score.parts import NUM_BINS, count_values
 from catsdogs.score.plan import MANIFEST, REPORT, RUN, SUMMARY, Plan, parse_record
 
 MAX_SHOWN_CHARS = 60  # of a setting in a message
-PACKAGES = ("catsdogs", "ray", "torch", "torchcodec", "simplejpeg", "pyarrow", "pillow")
 COLUMN_STAGES = ("read", "decode", "model")  # stages whose seconds are columns of the rows
 
 
@@ -57,7 +56,7 @@ def build_run_settings(config: ScoreConfig, checkpoint: CheckpointFiles) -> RunS
 
 def check_output(config: ScoreConfig) -> None:
     """Check that the output is empty or, without `--no-resume`, that of an earlier run; InputError if it is not."""
-    names = [name for name in storage.list_names(config.output) if not name.startswith((f".{LEASE}.", f".{RUN}."))]
+    names = [name for name in storage.list_names(config.output) if not storage.is_temporary(name)]
     if names and not config.resume:
         raise InputError(f"--no-resume: expected an empty or new --output, found files in {config.output}")
     if names not in ([], [LEASE]) and RUN not in names:
@@ -78,7 +77,8 @@ def check_run_settings(output: str, run_settings: RunSettings, lease: LeaseClaim
     if found is None or not has_plan:
         lease.write(uri, content)
         return
-    before, now = parse_record(uri, found[0]), parse_record(uri, content)
+    before = {name: value for name, value in parse_record(uri, found[0]).items() if name not in (ENVIRONMENT, EARLIER)}
+    now = parse_record(uri, content)
     differing = [name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name)]
     if differing:
         values = [f"{name}: {_short(before.get(name))} there, {_short(now.get(name))} now" for name in differing]
@@ -86,6 +86,36 @@ def check_run_settings(output: str, run_settings: RunSettings, lease: LeaseClaim
             f"--output {output} has rows of another scoring run: {'; '.join(values)}; "
             "repeat its settings, or give another --output"
         )
+
+
+def record_environment(output: str, device_precision: str, lease: LeaseClaim) -> str:
+    """Record in `_run.json` with which versions, device and precision rows are computed.
+
+    Returns:
+        What differs from the rows of an earlier command; empty if nothing does.
+    """
+    uri = storage.join(output, RUN)
+    record = parse_record(uri, storage.read_bytes(uri))
+    updated, changes = update_environment(record, *_split_device(device_precision))
+    if updated != record:
+        lease.write(uri, json.dumps(updated, indent=2).encode())
+    return changes
+
+
+def restore_precision(config: ScoreConfig) -> PrecisionChoice:
+    """Return the precision of an attempt: `auto` is what it became for the rows of an earlier one."""
+    found = storage.read_versioned(storage.join(config.output, RUN))
+    if config.precision != "auto" or found is None:
+        return config.precision
+    recorded = parse_record(config.output, found[0]).get(ENVIRONMENT)
+    precision: Any = recorded.get("precision") if isinstance(recorded, dict) else None
+    return precision if precision in get_args(PrecisionChoice) else config.precision
+
+
+def _split_device(device_precision: str) -> tuple[str, str]:
+    """Split a description such as `cpu, fp32: probabilities in bf16 differ by 0.05`."""
+    device, _, rest = device_precision.partition(", ")
+    return device, rest.partition(",")[0].partition(":")[0]
 
 
 def _short(value: object) -> str:
@@ -153,7 +183,7 @@ def build_summary(plan: Plan, totals: Totals, stats: RunStats, run_settings: Run
         totals.summarize(plan, settings["class_names"])
         | {"other_files": dict(sorted(plan.other_files.items()))}
         | stats.summarize()
-        | {"versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}}
+        | {"versions": {"python": platform.python_version(), **read_versions()}}
         | {"model_sha256": settings["model_sha256"]}
     )
 
