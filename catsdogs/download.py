@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, Progress, StageProgress
+from catsdogs.temporaries import temporary_folder
 
 TIMEOUT_S = 30.0  # of each connect and read
 CHUNK_BYTES = 1 << 20
@@ -57,8 +57,8 @@ def download(url: str, output: Path, progress: Progress) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
         _check_empty(output)
-        with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=output, ignore_cleanup_errors=True) as folder:
-            archive, unpacked = Path(folder, "download.zip"), Path(folder, "unpacked")
+        with temporary_folder(TEMPORARY_PREFIX, output) as folder:
+            archive, unpacked = folder / "download.zip", folder / "unpacked"
             digest = hashlib.sha256()
             with archive.open("xb") as file:
                 for chunk, total in _iter_body(url):

@@ -46,6 +46,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
         "device_precisions": sorted(rows["device_precision"].unique().to_pylist()),
         "model_sha256": checkpoint.sha256,
     }
+    storage.remove_temporaries(config.output)
     content = parquet_bytes(predictions.replace_schema_metadata(checkpoint.parquet_metadata()))
     storage.write_bytes(storage.join(config.output, ROWS), content)
     storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())

@@ -6,7 +6,6 @@ exists; and at the crash itself `_SUCCESS` exists only if `verify` passes.
 """
 
 import contextlib
-import functools
 import itertools
 import math
 import os
@@ -23,7 +22,7 @@ from scoring import check_output, read_rows, run_scoring, write_images
 from catsdogs import report
 from catsdogs.config import VerifyConfig
 from catsdogs.lease import LEASE
-from catsdogs.score import run_files, verify
+from catsdogs.score import verify
 from catsdogs.score.plan import REPORT, SUMMARY
 from catsdogs.storage import writing
 
@@ -64,7 +63,6 @@ def disk(monkeypatch) -> Disk:
     monkeypatch.setattr(writing, "os", SimpleNamespace(**names | {"fsync": disk(lambda _: None)}))
     monkeypatch.setattr(writing, "open", disk(open), raising=False)
     monkeypatch.setattr(report, "confidence", lambda *_: report.facts({}))  # drawing takes longer than all else
-    monkeypatch.setattr(run_files, "version", functools.cache(run_files.version))  # a fourth of the time
     lives = itertools.count()
     monkeypatch.setattr(
         "catsdogs.lease.read_start_time", lambda _: str(next(lives))
@@ -148,7 +146,7 @@ class Trial:
     def _keep(self) -> bool:
         """Keep the present files; return whether they differ from those of all states, times aside."""
         files = sorted(path for path in self._output.rglob("*") if path.is_file())
-        names = [re.sub(r"[.][0-9a-f]{16}$", "", str(path.relative_to(self._output))) for path in files]
+        names = [re.sub(r"[.][0-9a-f]{16}[.]catsdogs$", "", str(path.relative_to(self._output))) for path in files]
         contents = [path.name.endswith(TIMED) or path.read_bytes() for path in files]
         state = tuple(zip(names, contents, strict=True))
         if state in self._seen:

@@ -15,8 +15,8 @@ import catsdogs
 PACKAGE = Path(catsdogs.__file__).parent
 # A module imports only from those before it. A folder counts as one module.
 ORDER = [
-    *("text", "errors", "ray_errors", "logs", "config", "progress", "schema", "storage", "lease"),
-    *("split_folders", "labels", "images", "checkpoint", "process_setup"),
+    *("text", "errors", "ray_errors", "logs", "environment", "temporaries", "config", "progress", "schema"),
+    *("storage", "lease", "split_folders", "labels", "images", "checkpoint", "process_setup"),
     *("resnet", "weights", "inference_model", "local_ray", "ray_session", "start", "data"),
     *("predictions", "predict", "classify", "metrics", "report"),
     *("train", "score", "evaluate", "download", "demo", "display", "cli"),

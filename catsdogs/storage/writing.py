@@ -21,8 +21,9 @@ from catsdogs.storage.other_stores import call
 from catsdogs.storage.reading import local_write_version, read_versioned
 from catsdogs.storage.s3 import REFUSED, STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 from catsdogs.storage.uris import exists, is_local, local_path
+from catsdogs.temporaries import lock, remove_if_stale
 
-TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}", re.DOTALL)
+TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}\.catsdogs", re.DOTALL)
 # A full disk or quota, a read-only file system, no permission.
 NOT_RETRYABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -105,14 +106,26 @@ def remove(uri: str) -> None:
             call(uri, "rm_file")
 
 
+def remove_empty_folder(uri: str) -> None:
+    """Remove a local folder if it exists and is empty; other stores have no empty folders."""
+    if is_local(uri):
+        with contextlib.suppress(OSError):
+            os.rmdir(local_path(uri))
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name in a folder is that of a temporary file of this module."""
+    return TEMPORARY.fullmatch(os.fsencode(name)) is not None
+
+
 def remove_temporaries(uri: str) -> None:
-    """Remove the temporary files that a killed writer left in a folder; only local writes use them."""
+    """Remove the temporary files that killed writers left in a folder; only local writes use them."""
     if not is_local(uri):
         return
     folder = local_path(uri)
     with _convert_errors(uri), contextlib.suppress(FileNotFoundError):
         for name in filter(TEMPORARY.fullmatch, os.listdir(folder)):
-            os.unlink(os.path.join(folder, name))
+            remove_if_stale(os.path.join(folder, name))
 
 
 @contextlib.contextmanager
@@ -134,16 +147,20 @@ def _is_final(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _written(path: bytes, content: bytes) -> Iterator[bytes]:
-    """Write a temporary file beside the target. The caller links or renames it; then the folder is synced."""
+    """Write a temporary file beside the target. The caller links or renames it; then the folder is synced.
+
+    It is locked until then, so that no other process removes it.
+    """
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, b"." + name[:40] + b"." + secrets.token_hex(8).encode())
+    temporary = os.path.join(folder, b"." + name[:40] + b"." + secrets.token_hex(8).encode() + b".catsdogs")
     try:
         with open(temporary, "xb") as file:
+            lock(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        yield temporary
+            yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
