@@ -107,12 +107,19 @@ def write_checkpoint(
     uri: str, state_dict: "Mapping[str, torch.Tensor]", class_names: tuple[str, ...], preprocessing: Preprocessing
 ) -> None:
     """Write a checkpoint directory, each file atomically; the tensors may be on any device."""
+    for name, content in serialize_checkpoint(state_dict, class_names, preprocessing).items():
+        storage.write_bytes(storage.join(uri, name), content)
+
+
+def serialize_checkpoint(
+    state_dict: "Mapping[str, torch.Tensor]", class_names: tuple[str, ...], preprocessing: Preprocessing
+) -> dict[str, bytes]:
+    """Build the files of a checkpoint directory, in the order to write them."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     config = json.dumps(_build_config(class_names, preprocessing), indent=2)
-    storage.write_bytes(storage.join(uri, CONFIG), config.encode())
-    storage.write_bytes(storage.join(uri, WEIGHTS), save(tensors, metadata={"format": "pt"}))
+    return {CONFIG: config.encode(), WEIGHTS: save(tensors, metadata={"format": "pt"})}
 
 
 def parse_safetensors(content: bytes, source: str) -> "dict[str, torch.Tensor]":

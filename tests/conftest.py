@@ -348,7 +348,7 @@ def killing_at(beginning: str, head_pid: int) -> tuple[list[object], set[str], C
         events.append(event)
         if not killed and isinstance(event, Message) and event.text.startswith(beginning):
             killed = True
-            workers = _list_training_workers(head_pid)
+            workers = list_training_workers(head_pid)
             for worker in workers:
                 listens_on.update(list_listening_addresses(worker))
             workers[0].kill()
@@ -356,7 +356,7 @@ def killing_at(beginning: str, head_pid: int) -> tuple[list[object], set[str], C
     return events, listens_on, on_event
 
 
-def _list_training_workers(head_pid: int) -> list[psutil.Process]:
+def list_training_workers(head_pid: int) -> list[psutil.Process]:
     """List the workers of Ray Train."""
     workers = []
     for process in psutil.Process(head_pid).children(recursive=True):

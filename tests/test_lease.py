@@ -51,7 +51,16 @@ def test_the_refusal_names_the_folder_the_process_and_what_to_do(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("damage", [{"pid": None}, {"pid": 2**30, "process_started": None}, {"process_started": []}, {"renewed": "yesterday"}, {"token": 1}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"pid": None},
+        {"pid": 2**30, "process_started": None},
+        {"process_started": []},
+        {"renewed": "yesterday"},
+        {"token": 1},
+    ],
+)
 def test_a_damaged_lease_of_a_dead_driver_is_taken(tmp_path, damage):
     with Lease(str(tmp_path), silent, *TRAINING):
         record = json.loads((tmp_path / "_lease.json").read_text())

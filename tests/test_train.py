@@ -4,18 +4,22 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import os
 import shutil
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, LOOPBACK, killing_at, lines_of, read_summary
+from conftest import CLASSES, LOOPBACK, killing_at, lines_of, list_training_workers, read_summary
 from workers import build_train_worker
 
 from benchmarks.faults.proxy import Fault
@@ -23,10 +27,11 @@ from catsdogs import data, start, storage
 from catsdogs.checkpoint import read_checkpoint
 from catsdogs.config import EvaluateConfig, TrainConfig
 from catsdogs.data import EpochPlan
-from catsdogs.errors import CatsdogsError, InputError
+from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.evaluate import evaluate
 from catsdogs.images import Preprocessing
 from catsdogs.labels import list_evaluation, list_training
+from catsdogs.lease import Lease
 from catsdogs.progress import Message, StageProgress, silent
 from catsdogs.schema import read_table
 from catsdogs.start import start_ray
@@ -60,9 +65,10 @@ def test_the_report_shows_pictures_that_the_driver_did_not_decode(finished_run, 
     before = (folder / "report.html").read_text()
     start_ray()
     assert before.count("data:image/jpeg") >= 24
-    run = RunFolder(str(folder), CLASSES, Preprocessing(img_size=finished_run.config.img_size))
     train_files, _ = list_training(finished_run.config.data_dir, 0.15)
-    write_report(finished_run.config, run, load_saved_run(str(folder), True).history, train_files)
+    with Lease(str(folder), silent, "training run", "--name") as lease:
+        run = RunFolder(str(folder), CLASSES, Preprocessing(img_size=finished_run.config.img_size), lease)
+        write_report(finished_run.config, run, load_saved_run(str(folder), True).history, train_files)
     assert (folder / "report.html").read_text().count("data:image/jpeg") == before.count("data:image/jpeg")
 
 
@@ -119,9 +125,12 @@ def test_an_interrupted_and_resumed_run_on_s3_equals_an_uninterrupted_run_on_dis
     if s3_proxy_if_any is not None:
         s3_proxy_if_any.reset()
     assert [row["epoch"] for row in remote_summary(run)] == ["1"]
+    assert "_lease.json" not in storage.list_names(run)
+    storage.write_bytes(f"{run}/_lease.json", stale_lease())
     events = []
     result = train(dataclasses.replace(config, resume=True), events.append)
     assert any("resuming after epoch 1" in line for line in lines_of(events))
+    assert "_lease.json" not in storage.list_names(run)
 
     for on_disk, on_s3 in zip(read_summary(finished_run.folder), remote_summary(run), strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
@@ -139,6 +148,13 @@ def test_an_interrupted_and_resumed_run_on_s3_equals_an_uninterrupted_run_on_dis
     assert names == [path.removeprefix(f"{red_blue_root}/") for path in expected["path"].to_pylist()]
     assert actual["label"].equals(expected["label"])
     np.testing.assert_allclose(actual["prob"].to_numpy(), expected["prob"].to_numpy(), atol=1e-5)
+
+
+def stale_lease():
+    """Build the lease of a dead driver of this machine."""
+    with tempfile.TemporaryDirectory() as folder, Lease(folder, silent, "training run", "--name"):
+        record = json.loads(Path(folder, "_lease.json").read_text())
+    return json.dumps(record | {"process_started": "1", "token": "dead"}).encode()
 
 
 def remote_summary(run):
@@ -201,9 +217,10 @@ def zero_middle(path):
 
 
 def drop_last_epoch(path):
+    """Write the training state of an earlier version, without the last epoch."""
     state = torch.load(path, weights_only=True)
     path.unlink()
-    torch.save(state | {"history": state["history"][:-1]}, path)
+    torch.save({"history": state["history"][:-1], "model": state["model"], "optimizer": state["optimizer"]}, path)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +230,14 @@ def drop_last_epoch(path):
         ("last/training_state.pt", replace_content(b"PK"), "last/training_state.pt is damaged"),
         ("last", remove, "last/training_state.pt is missing, but there is best, summary.csv"),
         ("last/config.json", remove, "cannot read .*/last/config.json: No such file"),
-        ("best", remove, "cannot read .*/best/config.json: No such file"),
-        ("best/model.safetensors", replace_content(b"\x10" + bytes(40)), "best is not a safetensors file"),
-        ("summary.csv", remove, "cannot read .*/summary.csv: No such file"),
-        ("summary.csv", replace_content(b"\xff"), "summary.csv is damaged"),
-        ("summary.csv", edit_text("\n2,", "\n3,"), "are of different epochs or runs: expected the 2 epochs"),
+        ("best", remove, "best/model.safetensors is damaged or of another run: .* found no file"),
+        (
+            "best/model.safetensors",
+            replace_content(b"\x10" + bytes(40)),
+            "best/model.safetensors is damaged or of another run",
+        ),
+        ("summary.csv", remove, "summary.csv is damaged or of another run: .* found no file"),
+        ("summary.csv", edit_text("\n2,", "\n3,"), "summary.csv is damaged or of another run"),
         ("val_predictions.parquet", replace_content(b"PAR1"), "val_predictions.parquet is damaged"),
         ("val_predictions.parquet", zero_middle, "val_predictions.parquet is damaged"),
     ],
@@ -234,7 +254,7 @@ def test_resume_of_an_incomplete_run_is_an_error_and_writes_nothing(finished_run
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_the_summary_may_be_one_save_ahead_of_the_training_state(finished_run, tmp_path):
+def test_the_summary_may_be_one_save_ahead_of_the_training_state_of_an_earlier_version(finished_run, tmp_path):
     run = copy_run(finished_run, tmp_path)
     drop_last_epoch(run / "last" / "training_state.pt")  # as if the run was killed before the last file was written
     assert load_saved_run(str(run), saves_every_epoch=True).history.epoch == 1
@@ -248,7 +268,8 @@ def test_the_summary_may_be_one_save_ahead_of_the_training_state(finished_run, t
 def test_a_run_that_was_killed_before_its_first_epoch_was_saved_starts_anew(finished_run, tmp_path):
     run = copy_run(finished_run, tmp_path)
     (run / "last" / "training_state.pt").unlink()
-    RunFolder(str(run), (), None).write_state({"history": []})
+    with Lease(str(run), silent, "training run", "--name") as lease:
+        RunFolder(str(run), (), None, lease).write_state({"history": []})
     assert load_saved_run(str(run), saves_every_epoch=True).history.epoch == 0
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "args.yaml").touch()
@@ -321,6 +342,37 @@ def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
     loss = float(read_summary(tmp_path / "run")[0]["train_loss"])
     assert f"loss {loss:.4f}" in first_epoch  # the epoch was not repeated
     assert listens_on <= LOOPBACK
+
+
+def test_a_full_disk_ends_the_run_at_once_and_says_how_to_resume(finished_run, ray_head, tmp_path):
+    events = []
+
+    def on_event(event):
+        events.append(event)
+        if isinstance(event, Message) and event.text.startswith("training on"):
+            for worker in list_training_workers(ray_head.pid):
+                worker.rlimit(psutil.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # for a file, as a quota is for a folder
+
+    with pytest.raises(RunError) as raised:
+        train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path)), on_event)
+    text = str(raised.value)
+    assert text.startswith(f"cannot write {tmp_path}/run/last/training_state.pt: File too large; no epoch is finished")
+    assert text.endswith("to resume, repeat the command with --name run --resume")
+    assert not any("restarted" in line for line in lines_of(events))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"args.yaml", "last"}
+
+
+def test_a_run_that_another_one_took_over_stops_and_writes_nothing_more(finished_run, tmp_path):
+    lease = tmp_path / "run" / "_lease.json"
+
+    def on_event(event):
+        if isinstance(event, Message) and event.text.startswith("epoch 1/"):
+            lease.write_text('{"token": "of the next driver"}')
+
+    with pytest.raises(RunError, match=r"another training run took over the lease; this one stops; 1 finished epochs"):
+        train(dataclasses.replace(finished_run.config, storage_path=str(tmp_path), epochs=9), on_event)
+    assert lease.exists()
+    assert load_saved_run(str(tmp_path / "run"), saves_every_epoch=True).history.epoch < 9
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -396,12 +448,15 @@ def test_a_bug_in_a_worker_ends_the_run_with_its_traceback_and_without_a_restart
 
 def test_auto_precision_is_resolved_once_and_restored_on_resume(finished_run, tmp_path):
     config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), name="auto", precision="auto")
-    settings.write_args(str(tmp_path / "auto"), dataclasses.asdict(config))
-    chosen = settings.choose_precision(str(tmp_path / "auto"), torch.device("cpu"))
-    assert chosen in ("fp32", "bf16")
-    assert yaml.safe_load((tmp_path / "auto" / "args.yaml").read_text())["precision"] == chosen
-    resumed = settings.restore_settings(dataclasses.replace(config, resume=True), str(tmp_path / "auto"))
-    assert resumed == dataclasses.replace(config, resume=True, precision=chosen)
-    other = "fp32" if chosen == "bf16" else "bf16"
-    settings.write_args(str(tmp_path / "auto"), dataclasses.asdict(config) | {"precision": other})
-    assert settings.choose_precision(str(tmp_path / "auto"), torch.device("cpu")) == other
+    uri, device, lines = str(tmp_path / "auto"), torch.device("cpu"), []
+    with Lease(uri, silent, "training run", "--name") as lease:
+        folder = RunFolder(uri, CLASSES, Preprocessing(), lease)
+        settings.write_args(config, folder)
+        chosen = settings.choose_precision(folder, device, lines.append)
+        assert chosen in ("fp32", "bf16")
+        assert yaml.safe_load((tmp_path / "auto" / "args.yaml").read_text())["precision"] == chosen
+        resumed = settings.restore_settings(dataclasses.replace(config, resume=True), uri)
+        assert resumed == dataclasses.replace(config, resume=True, precision=chosen)
+        other = "fp32" if chosen == "bf16" else "bf16"
+        settings.write_args(dataclasses.replace(resumed, precision=other), folder)
+        assert settings.choose_precision(folder, device, lines.append) == other

@@ -7,11 +7,14 @@ import torch
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles
+from catsdogs.lease import LeaseClaim
 from catsdogs.resnet import build_resnet50
 from catsdogs.train.events import EventSender
 from catsdogs.train.model import build_optimizer
 from catsdogs.train.run_folder import History, RunFolder
 from catsdogs.train.worker import Ranks, RunSpec, TrainWorker
+
+NO_LEASE = LeaseClaim("", "", "training run")  # such a worker writes no file of a run
 
 
 def build_train_worker(
@@ -24,7 +27,7 @@ def build_train_worker(
     preprocessing = Preprocessing(img_size=config.img_size)
     spec = RunSpec(
         config=config,
-        folder=RunFolder(f"{config.storage_path}/{config.name}", train_files.class_names, preprocessing),
+        folder=RunFolder(f"{config.storage_path}/{config.name}", train_files.class_names, preprocessing, NO_LEASE),
         train_files=train_files.files,
         validation_files=validation_files.files,
         initial_state={},
@@ -42,4 +45,5 @@ def build_train_worker(
         optimizer=build_optimizer(model, config),
         events=EventSender(put_event, rank=0),
         history=History(),
+        saved_files={},
     )

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -19,9 +20,11 @@ from catsdogs import data, local_ray, start, storage
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
 from catsdogs.labels import LabelledFiles, check_same_classes, list_training, reindex_labels
+from catsdogs.lease import LeaseClaim
 from catsdogs.progress import Message, Progress, StallReporter, silent
 from catsdogs.ray_errors import to_run_error
 from catsdogs.resnet import build_resnet50
+from catsdogs.temporaries import temporary_folder
 from catsdogs.train import settings
 from catsdogs.train.events import ProgressReporter, forward_events, make_retry_policy
 from catsdogs.train.loop import train_loop_per_worker
@@ -59,10 +62,15 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     """
     config = settings.resolve(config)
     uri = storage.join(config.storage_path, config.name or "")
+    with settings.lease_folder(config, uri, progress) as lease:
+        return _train(config, uri, lease, progress)
+
+
+def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress) -> TrainResult:
     config = settings.restore_settings(config, uri)
     saved = load_saved_run(uri, config.freeze == "none") if config.resume else SavedRun(History())
     train_files, validation_files = _list_files(config, saved, progress)
-    folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size))
+    folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size), lease)
     progress(Message(_describe_steps(config)))
     model = build_resnet50(len(folder.class_names), config.seed)  # workers replace its weights by saved ones
     if not saved.history.epoch:
@@ -88,8 +96,7 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
             ray_is_local=not start.on_existing_cluster(),
         )
         _run_workers(spec, reporter)
-    assert reporter.precision is not None, "no worker reported its precision"
-    write_report(dataclasses.replace(config, precision=reporter.precision), folder, reporter.history, train_files)
+    _write_report(config, folder, reporter, train_files)
     best = reporter.history.rows[reporter.history.best_epoch - 1]
     return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
 
@@ -112,8 +119,8 @@ def _describe_steps(config: TrainConfig) -> str:
 
 def _write_first_files(config: TrainConfig, folder: RunFolder, saved: SavedRun) -> None:
     """Take the folder of a new run. Write the settings, and the training state of a run without an epoch."""
-    write_args = settings.write_args if config.resume else settings.create_run
-    write_args(folder.uri, dataclasses.asdict(config))
+    folder.remove_temporaries()
+    settings.write_args(config, folder)
     if not saved.history.epoch:
         folder.write_state({"history": []})
 
@@ -136,13 +143,24 @@ def waits_for_images(config: TrainConfig) -> bool:
 def _run_workers(spec: RunSpec, reporter: ProgressReporter) -> None:
     try:
         # Ray Train requires a storage path; it stays empty, since RunFolder writes the checkpoints.
-        with tempfile.TemporaryDirectory() as unused, forward_events(spec.event_queue, reporter.on_event):
-            _fit(_build_trainer(spec, unused))
+        with (
+            temporary_folder("catsdogs-train-", Path(tempfile.gettempdir())) as unused,
+            forward_events(spec.event_queue, reporter.on_event),
+        ):
+            _fit(_build_trainer(spec, str(unused)))
     except TrainingFailedError as error:
         failure = reporter.error or next(iter(getattr(error, "worker_failures", {}).values()), error)
         raise to_run_error(failure, "training", reporter.describe_saved()) from error
     if reporter.error is not None:
         raise reporter.error
+
+
+def _write_report(config: TrainConfig, folder: RunFolder, reporter: ProgressReporter, files: LabelledFiles) -> None:
+    assert reporter.precision is not None, "no worker reported its precision"
+    try:
+        write_report(dataclasses.replace(config, precision=reporter.precision), folder, reporter.history, files)
+    except Exception as error:
+        raise to_run_error(error, "the report", reporter.describe_saved()) from error
 
 
 def _build_trainer(spec: RunSpec, storage_path: str) -> TorchTrainer:

@@ -19,7 +19,7 @@ from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from catsdogs.config import TrainConfig
-from catsdogs.errors import CatsdogsError, InputError
+from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
 from catsdogs.process_setup import Precision
 from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
@@ -69,6 +69,10 @@ class EventSender:
         if self._rank == 0 or from_any_rank:
             self._put(pickle.dumps(event))  # bytes: the queue's process would import torch to unpickle the event
 
+    def send_text(self, text: str) -> None:
+        """Send a line if this is the first worker."""
+        self.send(Message(text))
+
     def send_progress(self, stage: str, done: int, total: int, note: str) -> None:
         """Send the progress of a stage, at most once per PROGRESS_INTERVAL_S."""
         now = time.monotonic()
@@ -91,7 +95,7 @@ def report_failures(events: EventSender, rank: int) -> Iterator[None]:
         explained = explain_failure(error)
         if explained is not None:
             events.send(TrainingFailed(explained), from_any_rank=True)
-        if isinstance(explained, InputError | RuntimeError):
+        if isinstance(explained, InputError | NotRetryableError | RuntimeError):
             raise RuntimeError(NOT_RETRYABLE) from error
         raise
 

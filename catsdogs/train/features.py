@@ -1,8 +1,9 @@
 """Features of a frozen backbone, computed once per view of an image, as the inputs of its head.
 
 All workers compute features and write them to a folder of the run, as Parquet files with one row per image. The
-folder's name is a hash of everything that the features depend on, so that later runs beside this one find them. Each
-worker copies them to a memory-mapped file on its local disk; they may be larger than memory.
+folder's name is a hash of everything that the features depend on, so that later runs beside this one find them, and
+that a worker that writes there too late writes the same. Each worker copies them to a memory-mapped file on its local
+disk; they may be larger than memory.
 
 Shapes: N rows, V views of an image, D features, K classes.
 """
@@ -24,7 +25,7 @@ import torch
 from catsdogs import __version__, data, storage
 from catsdogs.checkpoint import HEAD, NUM_FEATURES
 from catsdogs.data.datasets import RowIndices
-from catsdogs.errors import InputError, RunError
+from catsdogs.errors import InputError, NotRetryableError, RunError
 from catsdogs.images import MAX_PIXELS
 from catsdogs.predict import VALIDATION_BATCH_SIZE, Predictor, compute_probs
 from catsdogs.predictions import build_predictions
@@ -33,9 +34,10 @@ from catsdogs.resnet import ResNet50
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes, read_table
 from catsdogs.split_folders import TRAIN, VALIDATION
 from catsdogs.train.inputs import Batch, LeftOutImages, is_decoded, list_validation_batches
+from catsdogs.train.run_folder import FEATURES
 from catsdogs.train.worker import TrainWorker
 
-FEATURES, COMPLETE_MARKER = "features", "features.json"
+COMPLETE_MARKER = "features.json"
 PART_ROWS = 256  # a multiple of every batch
 
 
@@ -192,7 +194,7 @@ def load_features(uri: str, split: str, num_rows: int, num_views: int) -> Featur
     """Load the features of one split to a memory-mapped temporary file on the local disk.
 
     Raises:
-        RunError: a part is damaged, or the disk is full.
+        RunError: a part is damaged, or the disk is full; the latter is not retryable.
     """
     features_NVD = _allocate_on_disk((num_rows, num_views, NUM_FEATURES))
     tables = []
@@ -217,5 +219,8 @@ def _allocate_on_disk(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.
         try:  # else a write to a full disk would end the process with SIGBUS
             os.posix_fallocate(file.fileno(), 0, num_bytes)
         except OSError as error:
-            raise RunError(f"no room for {num_bytes / 2**30:.1f} GiB in {tempfile.gettempdir()}: {error}") from error
+            raise NotRetryableError(
+                f"no room for {num_bytes / 2**30:.1f} GiB in {tempfile.gettempdir()}: {error}; free space there, or "
+                "set TMPDIR to another disk"
+            ) from error
         return np.memmap(file, np.float32, "w+", shape=shape)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from catsdogs import data, storage
+from catsdogs import data
 from catsdogs.data.datasets import RowIndices
 from catsdogs.images import MAX_PIXELS, ImageArray
 from catsdogs.images.tensors import to_device
@@ -117,11 +117,9 @@ class LeftOutImages:
         if not new:
             return
         self._reported |= new
-        uri = worker.spec.folder.path(LEFT_OUT)
-        storage.write_bytes(uri, parquet_bytes(_build_table(self._reported)))
-        report_failed_rows(
-            _build_table(new), f"training images are left out; all are listed in {uri}", worker.events.send
-        )
+        worker.spec.folder.write(parquet_bytes(_build_table(self._reported)), LEFT_OUT)
+        text = f"training images are left out; all are listed in {worker.spec.folder.path(LEFT_OUT)}"
+        report_failed_rows(_build_table(new), text, worker.events.send)
 
 
 def _build_table(rows: dict[str, dict[str, str]]) -> pa.Table:

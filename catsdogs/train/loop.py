@@ -77,7 +77,8 @@ def train_epochs(worker: TrainWorker) -> None:
         return
     inputs = build_inputs(worker)
     interval_s = HEAD_SAVE_INTERVAL_S if config.freeze == "backbone" else 0.0
-    writer = CheckpointWriter(worker.spec.folder, worker.history.epoch, config.epochs, interval_s)
+    num_saved = worker.history.epoch
+    writer = CheckpointWriter(worker.spec.folder, worker.saved_files, num_saved, config.epochs, interval_s)
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.monotonic()
         totals = train_epoch(worker, inputs, epoch)

@@ -43,7 +43,7 @@ def write_report(config: TrainConfig, folder: RunFolder, history: History, train
         report.settings(dataclasses.asdict(config)),
     ]
     page = report.page(f"Training {config.name}", sections, subtitle=folder.uri)
-    storage.write_bytes(folder.path(REPORT), page.encode())
+    folder.write(page.encode(), REPORT)
 
 
 def _select_mistakes(predictions: pa.Table) -> list[PictureRow]:

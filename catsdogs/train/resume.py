@@ -1,16 +1,18 @@
 """Check every file of a run before `--resume` writes to its folder.
 
-After a crash, the other files may be ahead of `last/training_state.pt`; see run_folder.py.
+After a crash, the other files may be older than `last/training_state.pt`; see run_folder.py. An earlier version wrote
+the training state last and without the SHA-256 of the other files, which may then be newer.
 """
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from catsdogs import storage
-from catsdogs.checkpoint import read_checkpoint
+from catsdogs.checkpoint import WEIGHTS, read_checkpoint, read_config
 from catsdogs.errors import InputError
 from catsdogs.schema import PREDICTIONS, read_table
 from catsdogs.text import format_names, format_reason
@@ -23,6 +25,7 @@ from catsdogs.train.run_folder import (
     VAL_PREDICTIONS,
     History,
     format_row,
+    hash_files,
     load_state,
 )
 
@@ -58,15 +61,46 @@ def _load(uri: str, saves_every_epoch: bool) -> SavedRun:
         if found:
             raise InputError(f"{LAST}/{STATE} is missing, but there is {', '.join(found)}")
         return SavedRun(History())  # it ended before its first files were written
-    history = History(load_state(state_uri)["history"])
+    state = load_state(state_uri)
+    history = History(state["history"])
     if not history.epoch:
         return SavedRun(history)
+    if "sha256" in state:
+        class_names = tuple(state["class_names"])
+        _check_digests(uri, state["sha256"], class_names)
+        return SavedRun(history, class_names)
+    return SavedRun(history, _check_contents(uri, history, saves_every_epoch))
+
+
+def _check_digests(uri: str, digests: Mapping[str, list[str | None]], class_names: tuple[str, ...]) -> None:
+    """Check that each file is that of the training state or the one that it replaces."""
+    found_files = hash_files(uri)
+    for name, sha256 in found_files.items():
+        if sha256 not in digests[name]:
+            found = "no file" if sha256 is None else f"SHA-256 {sha256[:16]}"
+            raise InputError(
+                f"{name} is damaged or of another run: expected SHA-256 {str(digests[name][0])[:16]}, which "
+                f"{LAST}/{STATE} names, found {found}"
+            )
+    for name in (BEST, LAST):
+        if found_files[f"{name}/{WEIGHTS}"] is not None:
+            _check_class_names(storage.join(uri, name), class_names)
+
+
+def _check_class_names(uri: str, expected: tuple[str, ...]) -> None:
+    found, _ = read_config(uri)
+    if found != expected:
+        raise InputError(f"{uri} has the classes {format_names(found)}, {LAST}/{STATE} has {format_names(expected)}")
+
+
+def _check_contents(uri: str, history: History, saves_every_epoch: bool) -> tuple[str, ...]:
+    """Check the files of a run whose training state has no digests; return the class names."""
     best, last = (read_checkpoint(storage.join(uri, name)).class_names for name in (BEST, LAST))
     if best != last:
         raise InputError(f"{BEST} has the classes {format_names(best)}, {LAST} has {format_names(last)}")
     _check_summary(storage.join(uri, SUMMARY), history, max_ahead=1 if saves_every_epoch else None)
     _check_predictions(storage.join(uri, VAL_PREDICTIONS))
-    return SavedRun(history, last)
+    return last
 
 
 def _check_summary(uri: str, history: History, max_ahead: int | None) -> None:

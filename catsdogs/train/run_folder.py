@@ -1,15 +1,20 @@
 """The files of a run: checkpoints, tables, and the training state that a run resumes from.
 
-An epoch is saved once `last/training_state.pt` has it. This file is written last and atomically, and has all that
-resuming needs. After a crash, other files may be ahead of it; the run then repeats these epochs, with the same rows in
-the same order, and overwrites the files. The file exists from the start of a run, without an epoch, so that a run whose
-state was lost is not taken for one that has just started.
+An epoch is saved once `last/training_state.pt` has it. This file is written first and atomically. It has all that
+resuming needs, and the content of the other files of the same save. If a process is killed between two of them, older
+ones are left, each complete, and the next worker writes them from the state. The state names the SHA-256 of every file,
+and that of the file before it, so `--resume` refuses a file of another run.
+
+The training state exists from the start of a run, without an epoch, so that a run whose state was lost is not taken for
+one that has just started.
 """
 
 import copy
 import csv
+import hashlib
 import io
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +22,10 @@ import pyarrow as pa
 import torch
 
 from catsdogs import storage
-from catsdogs.checkpoint import HEAD, check_shapes, list_shapes, write_checkpoint
+from catsdogs.checkpoint import HEAD, WEIGHTS, check_shapes, list_shapes, serialize_checkpoint
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
+from catsdogs.lease import LeaseClaim
 from catsdogs.metrics import find_best_epoch
 from catsdogs.resnet import ResNet50
 from catsdogs.schema import parquet_bytes
@@ -27,10 +33,13 @@ from catsdogs.text import format_reason
 
 SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 BEST, LAST, STATE = "best", "last", "training_state.pt"
+FEATURES = "features"
 ARGS, SUMMARY, REPORT = "args.yaml", "summary.csv", "report.html"
 VAL_PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
+HASHED_FILES = (SUMMARY, f"{LAST}/{WEIGHTS}", f"{BEST}/{WEIGHTS}", VAL_PREDICTIONS)  # in the training state
 
 EpochRow = dict[str, float]  # SUMMARY_COLUMNS of one epoch
+Digests = dict[str, str | None]  # SHA-256 of HASHED_FILES; None if there is no file
 
 
 @dataclass
@@ -52,31 +61,111 @@ class History:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files under `uri`."""
+    """A run's files under `uri`, which are written if the driver's lease holds."""
 
     uri: str
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
+    lease: LeaseClaim
 
     def path(self, *names: str) -> str:
         return storage.join(self.uri, *names)
 
+    def write(self, content: bytes, *names: str) -> None:
+        """Write a file; raises as `LeaseClaim.write`."""
+        self.lease.write(self.path(*names), content)
+
+    def remove_temporaries(self) -> None:
+        """Remove the temporary files that killed processes left."""
+        features = self.path(FEATURES)
+        folders = [storage.join(features, name) for name in storage.list_names(features)]
+        for uri in (self.uri, self.path(BEST), self.path(LAST), *folders):
+            storage.remove_temporaries(uri)
+
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write the training state: `history`, and unless it is empty `model` and `optimizer`."""
+        """Write the training state: `history`, and unless it is empty what `save_state` adds."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        storage.write_bytes(self.path(LAST, STATE), buffer.getvalue())
+        self.write(buffer.getvalue(), LAST, STATE)
 
     def load_state(self) -> dict[str, Any]:
         """Load the training state; raises as `load_state`."""
         return load_state(self.path(LAST, STATE))
 
+    def save_state(self, state: dict[str, Any], before: Digests) -> Digests:
+        """Write the training state, then the other files of the same save.
+
+        Args:
+            state: `history`, `model` and `optimizer`; and unless `best/` stays as it is, `best_changes`, the tensors of
+                its model that are not those of `model`, and `val_predictions`.
+            before: the files that this save replaces.
+
+        Returns:
+            The files that are there now.
+        """
+        files = self._build_files(state)
+        now = before | {name: hash_content(files[name]) for name in HASHED_FILES if name in files}
+        digests = {name: list(dict.fromkeys([now[name], before[name]])) for name in HASHED_FILES}
+        self.write_state(state | {"class_names": list(self.class_names), "sha256": digests})
+        for name, content in files.items():
+            self.write(content, *name.split("/"))
+        return now
+
+    def _build_files(self, state: dict[str, Any]) -> dict[str, bytes]:
+        """Build the files of a save. The summary is first: then every checkpoint has its row."""
+        files = {SUMMARY: _format_summary(History(state["history"]))}
+        last = serialize_checkpoint(state["model"], self.class_names, self.preprocessing)
+        files |= {f"{LAST}/{name}": content for name, content in last.items()}
+        changes = state.get("best_changes")
+        if changes is not None:
+            best = last
+            if changes:
+                best = serialize_checkpoint(state["model"] | changes, self.class_names, self.preprocessing)
+            files |= {f"{BEST}/{name}": content for name, content in best.items()}
+        if state.get("val_predictions") is not None:
+            files[VAL_PREDICTIONS] = state["val_predictions"]
+        return files
+
+    def restore_files(self, state: dict[str, Any]) -> Digests:
+        """Write the files that are older than a training state, if a process was killed while it saved them.
+
+        A state without digests is of an earlier version, which wrote it last: the other files may be newer.
+        """
+        found = hash_files(self.uri)
+        history = History(state["history"])
+        if not history.epoch or is_complete(state, found):
+            return found
+        if "sha256" not in state and history.best_epoch == history.epoch:
+            state = state | {"best_changes": {}}
+        return self.save_state(state, found)
+
+
+def hash_content(content: bytes) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def hash_files(uri: str) -> Digests:
+    """Hash the files of the run at `uri`."""
+    return {name: _hash_file(storage.join(uri, *name.split("/"))) for name in HASHED_FILES}
+
+
+def _hash_file(uri: str) -> str | None:
+    found = storage.read_versioned(uri)
+    return hash_content(found[0]) if found else None
+
+
+def is_complete(state: Mapping[str, Any], found: Digests) -> bool:
+    """Return whether all files are those of a training state."""
+    return "sha256" in state and all(found[name] == digests[0] for name, digests in state["sha256"].items())
+
 
 class CheckpointWriter:
     """Saves epochs at most once per `interval_s`, and always the last one of the run."""
 
-    def __init__(self, folder: RunFolder, num_saved: int, num_epochs: int, interval_s: float) -> None:
+    def __init__(self, folder: RunFolder, files: Digests, num_saved: int, num_epochs: int, interval_s: float) -> None:
         self._folder = folder
+        self._files = files
         self._num_epochs = num_epochs
         self._interval_s = interval_s
         self._saved_at = time.monotonic()
@@ -93,15 +182,14 @@ class CheckpointWriter:
             self._unsaved_best, self._saved_at, self.num_saved = None, time.monotonic(), history.epoch
 
     def _write(self, history: History, model: ResNet50, optimizer: torch.optim.Optimizer) -> None:
-        folder = self._folder
+        tensors = model.state_dict()
+        state: dict[str, Any] = {"history": history.rows, "model": tensors, "optimizer": optimizer.state_dict()}
         if self._unsaved_best is not None:
             best_model, predictions = self._unsaved_best
-            write_checkpoint(folder.path(BEST), best_model.state_dict(), folder.class_names, folder.preprocessing)
-            storage.write_bytes(folder.path(VAL_PREDICTIONS), parquet_bytes(predictions))
-        write_checkpoint(folder.path(LAST), model.state_dict(), folder.class_names, folder.preprocessing)
-        storage.write_bytes(folder.path(SUMMARY), _format_summary(history))
-        state = {"history": history.rows, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        folder.write_state(state)
+            best = best_model.state_dict()
+            changes = {name: tensor for name, tensor in best.items() if not torch.equal(tensor, tensors[name])}
+            state |= {"best_changes": changes, "val_predictions": parquet_bytes(predictions)}
+        self._files = self._folder.save_state(state, self._files)
 
 
 def load_state(uri: str) -> dict[str, Any]:
@@ -122,6 +210,9 @@ def _check_state(state: Any) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
         check_shapes(list_shapes(len(state["model"][f"{HEAD}.bias"])), shapes, "model")
         assert "param_groups" in state["optimizer"]
+        if "sha256" in state:
+            assert state["sha256"].keys() == set(HASHED_FILES)
+            "".join(state["class_names"])
 
 
 def _format_summary(history: History) -> bytes:

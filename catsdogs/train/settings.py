@@ -1,8 +1,10 @@
-"""The settings of a run: resolve defaults, compare them with those of the run to resume."""
+"""The settings of a run, and its folder: resolve defaults, take the folder, compare with the run to resume."""
 
+import contextlib
 import dataclasses
 import datetime
 import secrets
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import torch
@@ -10,10 +12,13 @@ import yaml
 
 from catsdogs import storage
 from catsdogs.config import PrecisionChoice, TrainConfig
+from catsdogs.environment import update_environment
 from catsdogs.errors import InputError
+from catsdogs.lease import LEASE, Lease, LeaseClaim
 from catsdogs.process_setup import Precision, resolve_precision
+from catsdogs.progress import Progress
 from catsdogs.text import format_reason
-from catsdogs.train.run_folder import ARGS
+from catsdogs.train.run_folder import ARGS, RunFolder
 
 PRECISIONS = get_args(PrecisionChoice)
 CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}  # on --resume
@@ -33,6 +38,37 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
+@contextlib.contextmanager
+def lease_folder(config: TrainConfig, uri: str, progress: Progress) -> Iterator[LeaseClaim]:
+    """Take the lease of a run's folder: of a new one, or that of the run to resume.
+
+    Raises:
+        InputError: a new run's folder is not empty, there is no run to resume, or another driver has the lease.
+    """
+    args = storage.join(uri, ARGS)
+    if config.resume and not storage.exists(args):
+        raise InputError(f"nothing to resume: {args} does not exist; check --storage-path and --name, or omit --resume")
+    names = [name for name in storage.list_names(uri) if name != LEASE and not storage.is_temporary(name)]
+    if names and not config.resume:
+        raise InputError(f"{uri} exists: expected a new --name; to resume that run, add --resume")
+    try:
+        with Lease(uri, progress, "training run", "--name") as lease:
+            yield lease
+    finally:
+        storage.remove_empty_folder(uri)  # of a new run that ended before its first file
+
+
+def write_args(config: TrainConfig, folder: RunFolder) -> None:
+    """Write the settings of this command: to a new `args.yaml`, or if they changed to that of the run to resume."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "resume"}
+    if not config.resume:
+        create_run(folder.uri, settings)
+        return
+    previous = _read_args(folder.path(ARGS))
+    if previous | settings != previous:
+        folder.write(_format_args(previous | settings), ARGS)
+
+
 def create_run(uri: str, settings: dict[str, Any]) -> None:
     """Take the folder of a new run by creating its `args.yaml`; InputError if another run took it since it was checked.
 
@@ -44,42 +80,34 @@ def create_run(uri: str, settings: dict[str, Any]) -> None:
         raise InputError(f"{uri} was taken by another run that started at the same time: choose another --name")
 
 
-def write_args(uri: str, settings: dict[str, Any]) -> None:
-    """Write the settings to the `args.yaml` of the run at `uri`."""
-    storage.write_bytes(storage.join(uri, ARGS), _format_args(settings))
-
-
 def _format_args(settings: dict[str, Any]) -> bytes:
-    kept = {name: value for name, value in settings.items() if name != "resume"}
-    return yaml.safe_dump(kept, sort_keys=False).encode()
+    return yaml.safe_dump(settings, sort_keys=False).encode()
 
 
-def choose_precision(uri: str, device: torch.device) -> Precision:
-    """Resolve the precision in the `args.yaml` of the run at `uri`, and write it there.
+def choose_precision(folder: RunFolder, device: torch.device, report: Callable[[str], None]) -> Precision:
+    """Resolve the precision in the `args.yaml` of a run, and record it there with the versions and the device.
 
     Restarted workers and --resume read it there, because before the first saved epoch there is no training state.
+
+    Args:
+        report: receives a line if the versions or the device are others than before.
     """
-    settings = _read_args(storage.join(uri, ARGS))
+    settings = _read_args(folder.path(ARGS))
     precision = resolve_precision(settings["precision"], device)
-    if precision != settings["precision"]:
-        write_args(uri, settings | {"precision": precision})
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    updated, changes = update_environment(settings | {"precision": precision}, name, precision)
+    if changes:
+        report(f"results may differ slightly from those of the epochs in {folder.uri}: {changes}")
+    if updated != settings:
+        folder.write(_format_args(updated), ARGS)
     return precision
 
 
 def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
-    """Check the settings against those of the run at `uri`, and use its precision.
-
-    Raises:
-        InputError: a new run's folder is not empty, there is no run to resume, or the settings differ.
-    """
+    """Check the settings against those of the run to resume, and use its precision; InputError if they differ."""
     if not config.resume:
-        if storage.list_names(uri):
-            raise InputError(f"{uri} exists: expected a new --name; to resume that run, add --resume")
         return config
-    args = storage.join(uri, ARGS)
-    if not storage.exists(args):
-        raise InputError(f"nothing to resume: {args} does not exist; check --storage-path and --name, or omit --resume")
-    previous = _read_args(args)
+    previous = _read_args(storage.join(uri, ARGS))
     _check_settings(config, previous, uri)
     return dataclasses.replace(config, precision=previous["precision"])
 

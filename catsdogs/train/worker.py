@@ -18,12 +18,11 @@ from catsdogs import data, storage
 from catsdogs.config import TrainConfig
 from catsdogs.errors import InputError
 from catsdogs.process_setup import Precision, configure_threads_and_malloc, disable_tf32
-from catsdogs.progress import Message
 from catsdogs.resnet import ResNet50, build_resnet50, freeze_backbone
 from catsdogs.train import settings
 from catsdogs.train.events import EventSender
 from catsdogs.train.model import CompiledModel, Forward, FullModel, build_optimizer, should_compile
-from catsdogs.train.run_folder import ARGS, History, RunFolder
+from catsdogs.train.run_folder import ARGS, Digests, History, RunFolder
 from catsdogs.weights import load_state_dict_strictly
 
 T = TypeVar("T")
@@ -104,6 +103,7 @@ class TrainWorker:
     Attributes:
         model: all layers.
         train_model: the trained layers, as a step calls them.
+        saved_files: the files of the run that are in the training state; empty if this is not the first worker.
     """
 
     spec: RunSpec
@@ -115,6 +115,7 @@ class TrainWorker:
     optimizer: torch.optim.Optimizer
     events: EventSender
     history: History
+    saved_files: Digests
 
     @property
     def plan(self) -> data.EpochPlan:
@@ -139,9 +140,10 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
         )
     configure_threads_and_malloc(context.get_local_world_size())
     device = ray.train.torch.get_device()
-    precision = ranks.broadcast(lambda: settings.choose_precision(spec.folder.uri, device))
+    precision = ranks.broadcast(lambda: settings.choose_precision(spec.folder, device, events.send_text))
     disable_tf32(precision, device)
     state = spec.folder.load_state()
+    saved_files = spec.folder.restore_files(state) if ranks.is_first else {}
     history = History(state["history"])
     initial = {name: torch.tensor(array) for name, array in spec.initial_state.items()}
     model = _build_model(spec, device, state["model"] if history.epoch else initial)
@@ -158,6 +160,7 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
         optimizer=optimizer,
         events=events,
         history=history,
+        saved_files=saved_files,
     )
 
 
@@ -182,5 +185,5 @@ def _wrap_model(
     if head_only:
         return forward
     if should_compile(spec.config, device, spec.train_files.num_rows, history.epoch):
-        forward = CompiledModel(forward, spec.config.batch_size, lambda text: events.send(Message(text)))
+        forward = CompiledModel(forward, spec.config.batch_size, events.send_text)
     return FullModel(model, forward, spec.folder.preprocessing, precision)
