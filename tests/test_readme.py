@@ -369,7 +369,7 @@ def list_files(heading: str) -> set[str]:
 
 
 def test_a_run_has_the_listed_files(work):
-    optional = {"features/", "left_out.parquet"}
+    optional = {"features/", "left_out.parquet", "_lease.json"}
     assert list_files("Files of a run") == list_folder(work / "runs" / "first") | optional
 
 
