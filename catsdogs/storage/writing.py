@@ -26,6 +26,7 @@ from catsdogs.temporaries import lock, remove_if_stale
 TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}\.catsdogs", re.DOTALL)
 # A full disk or quota, a read-only file system, no permission.
 NOT_RETRYABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL_STORE = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}  # codes of Ceph and MinIO
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _is_final(error: BaseException) -> bool:
     """Return whether a write would fail again."""
     if isinstance(error, OSError):
         return error.errno in NOT_RETRYABLE or isinstance(error, PermissionError)
-    return read_error_code(error) in REFUSED
+    return read_error_code(error) in REFUSED | FULL_STORE
 
 
 @contextlib.contextmanager
