@@ -117,9 +117,9 @@ def serialize_checkpoint(
     """Build the files of a checkpoint directory, in the order to write them."""
     from safetensors.torch import save
 
+    config = json.dumps(_build_config(class_names, preprocessing), indent=2).encode()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    config = json.dumps(_build_config(class_names, preprocessing), indent=2)
-    return {CONFIG: config.encode(), WEIGHTS: save(tensors, metadata={"format": "pt"})}
+    return {CONFIG: config, WEIGHTS: save(tensors, metadata={"format": "pt"})}
 
 
 def parse_safetensors(content: bytes, source: str) -> "dict[str, torch.Tensor]":
@@ -181,7 +181,6 @@ def format_keys(names: Iterable[str]) -> str:
 
 
 def _build_config(class_names: tuple[str, ...], preprocessing: Preprocessing) -> dict[str, Any]:
-    size = preprocessing.img_size
     return {
         "architecture": "resnet50",
         "num_classes": len(class_names),
@@ -191,7 +190,7 @@ def _build_config(class_names: tuple[str, ...], preprocessing: Preprocessing) ->
         "id2label": {str(i): name for i, name in enumerate(class_names)},
         "label2id": {name: i for i, name in enumerate(class_names)},
         "pretrained_cfg": {
-            "input_size": [3, size, size],
+            "input_size": [3, preprocessing.img_size, preprocessing.img_size],
             "fixed_input_size": False,
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
@@ -236,9 +235,8 @@ def _parse_class_names(names: Any) -> tuple[str, ...]:
     """Check the names of a JSON file; raises ValueError."""
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
         raise ValueError(f"label_names must be a list of different names, not {names!r}")
-    class_names = tuple(map(str, names))
-    "".join(class_names).encode()  # half of a surrogate pair is no Unicode text, and Parquet cannot have it
-    return class_names
+    "".join(map(str, names)).encode()  # half of a surrogate pair is no Unicode text, and Parquet cannot have it
+    return tuple(map(str, names))
 
 
 def read_label_names(uri: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 `_lease.json` names the driver, which renews it every 10 s. A lease ends with its process if that ran on this machine,
 else 60 s after its last renewal. A driver checks before each write that the lease is still its own, and so do the
-workers of `train`, on any machine: they have the driver's claim.
+workers of `train`, on any machine: they have the driver's claim. If a driver dies, Ray ends its workers; one that still
+runs can write until another driver takes the lease.
 
 A writer may lose the lease just after the check. Then it replaces no file that the next driver has written, because
 writes are conditional on local disks and S3. A file that it writes before the next driver does is replaced by the next

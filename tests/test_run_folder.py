@@ -230,6 +230,26 @@ def test_the_settings_of_a_resumed_run_are_written_only_if_they_changed(lease):
     assert yaml.safe_load(storage.read_bytes(args)) == yaml.safe_load(first) | {"epochs": 20}
 
 
+def test_what_killed_writers_left_in_the_folders_of_a_run_is_removed(lease, tmp_path):
+    for folder in ("", "best/", "last/", "features/0123456789abcdef/"):
+        storage.write_bytes(f"{lease.folder}/{folder}kept", b"")
+        storage.write_bytes(f"{lease.folder}/{folder}.model.0123456789abcdef.catsdogs", b"")
+    make_run(lease, ()).folder.remove_temporaries()
+    names = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert names == {"kept", "_lease.json"}
+
+
+@pytest.mark.parametrize("left", ["_lease.json", "._lease.json.0123456789abcdef.catsdogs"])
+def test_a_folder_with_nothing_but_a_killed_command_s_lease_is_a_new_run(tmp_path, left):
+    storage.write_bytes(f"{tmp_path}/run/{left}", b'{"pid": 1}')
+    config = dataclasses.replace(CONFIG, storage_path=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("catsdogs.lease.LEASE_S", 0.0)
+        with settings.lease_folder(config, f"{tmp_path}/run", silent) as lease:
+            settings.write_args(config, make_run(lease, ()).folder)
+    assert "args.yaml" in storage.list_names(f"{tmp_path}/run")
+
+
 # Versions
 
 
