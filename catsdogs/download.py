@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+from catsdogs import temporaries
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, Progress, StageProgress
-from catsdogs.temporaries import temporary_folder
 
 TIMEOUT_S = 30.0  # of each connect and read
 CHUNK_BYTES = 1 << 20
@@ -57,8 +57,8 @@ def download(url: str, output: Path, progress: Progress) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
         _check_empty(output)
-        with temporary_folder(TEMPORARY_PREFIX, output) as folder:
-            archive, unpacked = folder / "download.zip", folder / "unpacked"
+        with temporaries.temporary_folder(TEMPORARY_PREFIX, output) as folder:
+            archive, unpacked = Path(folder, "download.zip"), Path(folder, "unpacked")
             digest = hashlib.sha256()
             with archive.open("xb") as file:
                 for chunk, total in _iter_body(url):
