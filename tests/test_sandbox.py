@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass, field, replace
 
@@ -17,9 +18,10 @@ from conftest import IMG_SIZE, encode, red_or_blue, solid
 from PIL import Image
 
 from catsdogs.data import decode as decoding
-from catsdogs.data import read_and_decode, sandbox
+from catsdogs.data import decode_budget, read_and_decode, sandbox, sandbox_child
 from catsdogs.data.decode import DecodeForInference, view_images
-from catsdogs.data.sandbox import DecoderBugError, DecodeRequest, decode_in_subprocess
+from catsdogs.data.decode_messages import DecoderBugError, DecodeRequest
+from catsdogs.data.sandbox import decode_in_subprocess
 from catsdogs.errors import CatsdogsError
 from catsdogs.images import Preprocessing, decode_image
 from catsdogs.schema import FILES
@@ -130,14 +132,14 @@ def test_an_exception_of_the_decoder_is_raised_with_its_traceback(monkeypatch, n
     assert decode_alone(red_or_blue("red", 0))[0].status == "ok"
 
 
-@pytest.mark.parametrize("part", ["configure_pillow", "_restrict_child", "_decode_files"])
+@pytest.mark.parametrize("part", ["configure_pillow", "restrict_process", "write_result"])
 @pytest.mark.parametrize("error", [NameError("name 'widht' is not defined"), OSError("widht")])
 def test_an_exception_anywhere_in_the_child_is_raised_with_its_traceback(monkeypatch, part, error):
     def fail(*_):
         raise error
 
     sandbox.end_child()
-    monkeypatch.setattr(sandbox, part, fail)
+    monkeypatch.setattr(sandbox_child, part, fail)
     with pytest.raises(DecoderBugError, match="widht"):
         decode_alone(red_or_blue("red", 0))
     monkeypatch.undo()
@@ -153,7 +155,7 @@ def test_a_child_applies_no_size_limit_of_pillow():
 
 
 def test_a_decoder_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_DECODE_S", 0.5)
+    monkeypatch.setattr(decode_budget, "MAX_DECODE_S", 0.5)
     plant(monkeypatch, lambda: time.sleep(60))
     decoded, _ = decode_alone(red_or_blue("red", 0) + b"poison")
     assert (decoded.status, decoded.error) == ("decoder_crash", "decoding took more than 0.5 s")
@@ -169,17 +171,13 @@ def test_a_killed_child_costs_no_image():
 
 def test_an_interrupted_group_leaves_no_result_for_the_next(monkeypatch):
     """Ray cancels a task with an interrupt; its process runs the next one."""
-    parent = os.getpid()
-
-    def interrupt_parent():
-        os.kill(parent, signal.SIGUSR1)
-        time.sleep(60)
 
     def raise_interrupt(_signal, _frame):
         raise KeyboardInterrupt
 
-    plant(monkeypatch, interrupt_parent)
+    plant(monkeypatch, lambda: time.sleep(60))
     before = signal.signal(signal.SIGUSR1, raise_interrupt)
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     try:
         with pytest.raises(KeyboardInterrupt):
             decode_alone(encode(solid((20, 30, 200), (50, 20))) + b"poison")
@@ -212,11 +210,12 @@ def test_the_child_keeps_no_descriptor_of_its_parent_and_ends_with_it(tmp_path):
         import os, socket, time
         from catsdogs.data import sandbox
         from catsdogs.data.decode import DecodeForInference
+        from catsdogs.data.decode_messages import DecodeRequest
         from catsdogs.images import Preprocessing
         import numpy as np
         listening = socket.create_server(("127.0.0.1", 0))
         stage = DecodeForInference(Preprocessing(img_size={IMG_SIZE}), 10**8, 32)
-        sandbox.decode_in_subprocess(stage, [sandbox.DecodeRequest(b"text", 0, np.zeros((1, 1, 3), np.uint8))])
+        sandbox.decode_in_subprocess(stage, [DecodeRequest(b"text", 0, np.zeros((1, 1, 3), np.uint8))])
         print(sandbox._child.pid, flush=True)
         time.sleep(60)
     """

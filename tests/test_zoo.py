@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin
 from benchmarks.faults.inputs import encoded
 from catsdogs.data import sandbox
 from catsdogs.data.decode import DecodeForInference
-from catsdogs.data.sandbox import DecodeRequest, decode_in_subprocess
+from catsdogs.data.decode_messages import DecodeRequest
+from catsdogs.data.sandbox import decode_in_subprocess
 from catsdogs.images import Preprocessing
 from catsdogs.schema import FILES, OK
 

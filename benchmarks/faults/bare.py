@@ -20,7 +20,7 @@ from catsdogs.checkpoint import read_checkpoint
 from catsdogs.classify import ClassifyOptions, add_classifier
 from catsdogs.config import ScoreConfig
 from catsdogs.data import decode
-from catsdogs.data.sandbox import Decoder, DecodeRequest, DecodeResult
+from catsdogs.data.decode_messages import Decoder, DecodeRequest, DecodeResult
 from catsdogs.images.decode import import_decoders
 from catsdogs.schema import FILES, parquet_bytes
 from catsdogs.start import start_ray
@@ -28,7 +28,7 @@ from catsdogs.start import start_ray
 ROWS_PER_FILE = 10_000  # as `--shard-size`
 
 
-def decode_in_process(decoder: Decoder, requests: Sequence[DecodeRequest]) -> list[DecodeResult]:
+def decode_in_process(decoder: Decoder, requests: Sequence[DecodeRequest], _: object = None) -> list[DecodeResult]:
     """Decode files in this process, in place of `decode_in_subprocess`."""
     results = []
     for request in requests:

@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
-from catsdogs.data.sandbox import MAX_DECODE_BYTES, DecodeRequest, DecodeResult, decode_in_subprocess, group_by_bytes
+from catsdogs.data.decode_messages import DecodeRequest, DecodeResult
+from catsdogs.data.sandbox import decode_in_subprocess, group_by_bytes
+from catsdogs.data.sandbox_child import MAX_DECODE_BYTES
 from catsdogs.images import Decoded, ImageArray, Preprocessing, decode_image, read_gpu_decodable_size
 from catsdogs.schema import OK
 
@@ -98,7 +100,8 @@ class DecodeForInference:
         results: list[FileResult] = []
         jpeg_bytes = 0
         for group in fetched_groups:
-            decoded = self._decode_group(group, outputs, self.gpu_jpegs and jpeg_bytes < MAX_GPU_JPEG_BYTES)
+            keep_jpegs = self.gpu_jpegs and jpeg_bytes < MAX_GPU_JPEG_BYTES
+            decoded = self._decode_group(group, outputs, keep_jpegs)
             jpeg_bytes += sum(len(file.jpeg or b"") for file in decoded)
             results += decoded
         decode_s = sum(file.result.decode_s for file in results)
@@ -108,7 +111,10 @@ class DecodeForInference:
         return _add_jpegs(rows, [file.jpeg for file in results], images_NHWC) if self.gpu_jpegs else rows
 
     def _decode_group(
-        self, group: Sequence[storage.Fetched], outputs: Iterator[tuple[int, ImageArray]], keep_jpegs: bool
+        self,
+        group: Sequence[storage.Fetched],
+        outputs: Iterator[tuple[int, ImageArray]],
+        keep_jpegs: bool,
     ) -> list[FileResult]:
         """Decode files that were read together; each takes the next row and array for pixels of `outputs`.
 

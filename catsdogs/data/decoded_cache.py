@@ -14,8 +14,8 @@ import pyarrow as pa
 import ray
 
 from catsdogs.data.decode import DecodeForInference, DecodeForTraining, FileResult, build_decoded_table, view_images
+from catsdogs.data.decode_messages import NOT_CACHED, DecodeResult
 from catsdogs.data.runtime import min_object_store_bytes
-from catsdogs.data.sandbox import DecodeResult
 from catsdogs.images import MAX_PIXELS, Decoded, Preprocessing, decode_image
 from catsdogs.progress import Progress, StageProgress
 from catsdogs.schema import OK, RETRYABLE_STATUSES
@@ -23,7 +23,6 @@ from catsdogs.schema import OK, RETRYABLE_STATUSES
 MAX_SIDE = 512  # pixels
 MAX_STORE_SHARE = 0.5  # of the smallest object store: any machine may fetch any block
 DECODE_BATCH_SIZE = 32
-NOT_CACHED = "not cached"  # instead of a status
 
 
 @dataclass(frozen=True)

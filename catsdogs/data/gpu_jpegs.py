@@ -16,7 +16,8 @@ import pyarrow as pa
 import torch
 
 from catsdogs.data.decode import DecodeForInference
-from catsdogs.data.sandbox import DecodeRequest, DecodeResult, decode_in_subprocess, group_by_bytes
+from catsdogs.data.decode_messages import DecodeRequest, DecodeResult
+from catsdogs.data.sandbox import decode_in_subprocess, group_by_bytes
 from catsdogs.images.jpeg import MISSING_LEVEL
 from catsdogs.images.tensors import resize_and_crop_tensors, to_device
 from catsdogs.images.torch_decoders import decode_jpegs

@@ -1,83 +1,70 @@
 """Decode images in a child process: a decoder that crashes, exceeds its memory or hangs fails one image.
 
+    decode_in_subprocess(decoder, requests)   in a Ray task
+      _decode_group                           files that are sent at once; repeats the file that killed the child
+        _Child.decode, .read_results          send requests, read results (decode_messages.py)
+          run_child                           in the child (sandbox_child.py)
+
 The child is forked from a process that has imported the decoders, and decodes one group of files after another. It is
-not a Ray actor: an actor takes seconds to start, and Ray does not report which image killed it. If the child dies, its
-group is decoded file by file to find the image.
+not a Ray actor: an actor takes seconds to start, and Ray does not report which image killed it.
 """
 
 import contextlib
-import faulthandler
 import logging
 import mmap
-import multiprocessing
 import os
-import resource
 import signal
+import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import NamedTuple, NoReturn, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from catsdogs.images import Decoded, ImageArray
+from catsdogs.data.decode_budget import MAX_DECODE_S, DecodeBudget
+from catsdogs.data.decode_messages import (
+    BUG,
+    DONE,
+    FILE,
+    MAX_TRACEBACK_BYTES,
+    REQUEST,
+    Decoder,
+    DecodeRequest,
+    DecodeResult,
+    InvalidResultError,
+    count_results,
+    count_shared_bytes,
+    read_result,
+    unpack_traceback,
+    view_shared,
+)
+from catsdogs.data.sandbox_child import MAX_DECODE_BYTES, OUT_OF_MEMORY_EXIT_CODE, run_child
+from catsdogs.images import ImageArray
 from catsdogs.images.decode import import_decoders
-from catsdogs.images.pillow import configure_pillow
 from catsdogs.schema import OK
-from catsdogs.text import shorten
 
-MAX_DECODE_S = 30.0  # for one image
-MAX_DECODE_BYTES = 2 << 30  # of a file, and of the child beyond the memory of its parent
 MAX_GROUP_BYTES = 16 << 20  # of files that are sent to the child at once
 MAX_ATTEMPTS = 2  # for one file: something else may kill the child
-OUT_OF_MEMORY_EXIT_CODE = 77
-FATAL_SIGNALS = ("SIGABRT", "SIGALRM", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTERM")
+# After the limit, for the child's own timer to end it. An image may have switched that off.
+GRACE_S = 2.0
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class DecoderBugError(Exception):
-    """The decoder raised. Bad files must return a status, so this is a bug; the message has the child's traceback."""
+def decode_in_subprocess(
+    decoder: Decoder, requests: Sequence[DecodeRequest], budget: DecodeBudget | None = None
+) -> list[DecodeResult]:
+    """Decode files in a child process; a file that kills the child gets the status `decoder_crash`.
 
-
-class Decoder(Protocol):
-    """Decodes files in the child; compared by value, because a child serves one decoder."""
-
-    def decode(self, image_bytes: bytes, row: int) -> Decoded:
-        """Decode a file to an image of the size of the request's array; `row` seeds augmentation."""
-
-
-class DecodeRequest(NamedTuple):
-    """A file to decode, its row, and the array for its pixels: uint8 (V*S, S, 3), V views of S pixels a side."""
-
-    image_bytes: bytes
-    row: int
-    pixels: ImageArray
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeResult:
-    """The status of a file, its size and its decoding time; the pixels are in the request's array."""
-
-    status: str
-    error: str | None
-    width: int | None
-    height: int | None
-    decode_s: float
-
-    def __post_init__(self) -> None:
-        if self.error is not None:
-            object.__setattr__(self, "error", shorten(self.error))
-
-
-def decode_in_subprocess(decoder: Decoder, requests: Sequence[DecodeRequest]) -> list[DecodeResult]:
-    """Decode files in a child process; a file that kills the child gets the status `decoder_crash`."""
+    Args:
+        budget: of the batch, if it has more files than these.
+    """
+    budget = budget or DecodeBudget.for_batch(len(requests))
     with _lock:
         groups = group_by_bytes(requests, lambda request: len(request.image_bytes), MAX_GROUP_BYTES)
-        return [result for group in groups for result in _decode_group(decoder, group)]
+        return [result for group in groups for result in _decode_group(decoder, group, budget)]
 
 
 def group_by_bytes(items: Iterable[T], count_bytes: Callable[[T], int], max_bytes: int) -> Iterator[list[T]]:
@@ -95,67 +82,177 @@ def group_by_bytes(items: Iterable[T], count_bytes: Callable[[T], int], max_byte
         yield group
 
 
-def _decode_group(decoder: Decoder, group: list[DecodeRequest]) -> list[DecodeResult]:
-    started = time.perf_counter()
-    code = 0
-    for _ in range(MAX_ATTEMPTS if len(group) == 1 else 1):
-        child = _get_child(decoder, group)
-        try:
-            return child.decode(group)
-        except (EOFError, OSError):
-            code = end_child()
-            logger.debug("decoding %d files failed: %s", len(group), _describe_exit(code), exc_info=True)
-        if code == -signal.SIGALRM:
-            break
-    if len(group) > 1:
-        return [result for request in group for result in _decode_group(decoder, [request])]
-    group[0].pixels[:] = 0
-    return [DecodeResult("decoder_crash", _describe_exit(code), None, None, time.perf_counter() - started)]
+def _decode_group(decoder: Decoder, group: list[DecodeRequest], budget: DecodeBudget) -> list[DecodeResult]:
+    """Decode files. If the child fails, another one continues with the first file that has no result."""
+    results: list[DecodeResult] = []
+    attempts, max_files = 0, len(group)
+    while len(results) < len(group):
+        requests = group[len(results) :][:max_files]
+        done, failure = _decode_once(decoder, requests, budget)
+        results += done
+        attempts = 0 if done else attempts
+        if failure is None or len(done) == len(requests):
+            continue
+        if isinstance(failure.error, InvalidResultError) and len(requests) > 1:
+            max_files = 1  # to find the file that causes it
+            continue
+        attempts += 1
+        if failure.is_final or budget.is_spent or attempts == MAX_ATTEMPTS:
+            requests[len(done)].pixels[:] = 0
+            results.append(DecodeResult("decoder_crash", failure.reason, None, None, failure.seconds))
+            budget.charge(0, num_files=1)
+            attempts = 0
+    return results
 
 
-def _describe_exit(code: int) -> str:
-    if code == -signal.SIGALRM:
-        return f"decoding took more than {MAX_DECODE_S:g} s"
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a child has no result for a file; whether a second attempt would be in vain; the time it took."""
+
+    error: Exception
+    reason: str
+    is_final: bool
+    seconds: float
+
+
+def _decode_once(
+    decoder: Decoder, requests: list[DecodeRequest], budget: DecodeBudget
+) -> tuple[list[DecodeResult], _Failure | None]:
+    """Let the child decode files; return their results, up to the first file that has none."""
+    child = _get_child(decoder, requests)
+    started, child_budget = time.perf_counter(), replace(budget)
+    error: Exception | None = None
+    results: list[DecodeResult] = []
+    try:
+        error = child.decode(requests, budget)
+        results = child.read_results(requests)
+    except InvalidResultError as invalid:
+        error = invalid
+    except BaseException:  # for example cancellation: the socket may have a stale reply
+        end_child()
+        raise
+    if error is None and len(results) < len(requests):
+        error = InvalidResultError("the decoder left out a result")
+    if error is None:
+        return results, None
+    decode_s = sum(result.decode_s for result in results)
+    child_budget.charge(decode_s, len(results))
+    seconds = max(0.0, time.perf_counter() - started - decode_s)
+    failure = _explain_failure(error, end_child(), seconds, child_budget)
+    logger.debug("decoding a file failed: %s", failure.reason, exc_info=error)
+    return results, failure
+
+
+def _explain_failure(error: Exception, code: int, seconds: float, budget: DecodeBudget) -> _Failure:
+    if isinstance(error, InvalidResultError):
+        return _Failure(error, "the decoder sent an invalid result", False, seconds)
+    if code == -signal.SIGALRM or isinstance(error, TimeoutError):
+        return _Failure(error, budget.describe_excess(), True, seconds)
     if code == OUT_OF_MEMORY_EXIT_CODE:
-        return f"decoding ran out of memory (limit {MAX_DECODE_BYTES >> 30} GiB)"
-    return f"the decoder died of {signal.Signals(-code).name}" if code < 0 else f"the decoder exited with code {code}"
+        reason = f"decoding ran out of memory (limit {MAX_DECODE_BYTES >> 30} GiB)"
+    elif code < 0:
+        reason = f"the decoder died of {signal.Signals(-code).name}"
+    else:
+        reason = f"the decoder exited with code {code}"
+    return _Failure(error, reason, False, seconds)
 
 
 class _Child:
-    """A forked process that decodes and returns pixels through shared memory."""
+    """A forked process that decodes and returns results and pixels through shared memory."""
 
     def __init__(self, decoder: Decoder, num_bytes: int) -> None:
         self.decoder = decoder
         self.owner = os.getpid()
         self.shared = np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
+        self._setup_s = MAX_DECODE_S  # until its first reply
         import_decoders()
-        self.connection, child_connection = multiprocessing.Pipe()
+        self._socket, child_socket = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_child(decoder, child_connection, self.shared)
-        child_connection.close()
+            run_child(decoder, child_socket.detach(), self.shared)
+        child_socket.close()
 
-    def decode(self, requests: list[DecodeRequest]) -> list[DecodeResult]:
-        """Decode files; raises EOFError or OSError if the child is dead."""
+    def decode(self, requests: list[DecodeRequest], budget: DecodeBudget) -> EOFError | OSError | None:
+        """Decode files and charge the time; return why the child has stopped if it has.
+
+        Raises:
+            InvalidResultError: its reply is none.
+            DecoderBugError: its reply is a traceback.
+        """
+        slots, _ = view_shared(self.shared, len(requests), requests[0].pixels.nbytes)
+        slots[:, 0] = 0
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its traceback may be in the pipe
-                self.connection.send([request.row for request in requests])
-                for request in requests:
-                    self.connection.send_bytes(request.image_bytes)
-            results: list[DecodeResult] | str = self.connection.recv()
-            if isinstance(results, str):
-                raise DecoderBugError(f"the decoder raised an exception:\n{results}")
-        except (EOFError, OSError):
-            raise
-        except BaseException:  # for example cancellation: the pipe may have a stale reply
-            os.kill(self.pid, signal.SIGKILL)
-            end_child()
-            raise
-        images = self.shared[: len(requests) * requests[0].pixels.size]  # all of one size
-        for request, result, pixels in zip(requests, results, np.split(images, len(requests)), strict=True):
+            self._send(requests, budget)
+            self._wait(slots, budget)
+        except (EOFError, OSError) as error:
+            return error
+        return None
+
+    def read_results(self, requests: list[DecodeRequest]) -> list[DecodeResult]:
+        """Read the results and pixels up to the first file that has none; raises InvalidResultError."""
+        results = []
+        views = view_shared(self.shared, len(requests), requests[0].pixels.nbytes)  # all of one size
+        for request, slot, pixels in zip(requests, *views, strict=True):
+            result = read_result(slot)
+            if result is None:
+                break
             if result.status == OK:
                 request.pixels[:] = pixels.reshape(request.pixels.shape)
+            results.append(result)
         return results
+
+    def close(self) -> None:
+        """Close the socket, so that the child ends if it waits for a request."""
+        self._socket.close()
+
+    def _send(self, requests: list[DecodeRequest], budget: DecodeBudget) -> None:
+        self._socket.settimeout(budget.limit_s + GRACE_S + self._setup_s)
+        pixel_bytes = requests[0].pixels.nbytes
+        head = REQUEST.pack(len(requests), pixel_bytes, budget.reserve_s, budget.share_s)
+        try:
+            self._socket.sendall(head + b"".join(FILE.pack(file.row, len(file.image_bytes)) for file in requests))
+            for request in requests:
+                self._socket.sendall(request.image_bytes)
+        except (BrokenPipeError, ConnectionResetError):
+            logger.debug("the decoder is dead; its traceback may be in the socket", exc_info=True)
+
+    def _wait(self, slots: ImageArray, budget: DecodeBudget) -> None:
+        """Wait until all files are decoded; raises TimeoutError if no file is done within its limit."""
+        num_done, is_done = 0, False
+        while not is_done:
+            started, num_before = time.perf_counter(), num_done
+            try:
+                is_done = self._receive_reply(budget.limit_s + GRACE_S + self._setup_s)
+            except TimeoutError:
+                if count_results(slots) <= num_before:
+                    raise
+            finally:
+                num_done = count_results(slots)
+                budget.charge(time.perf_counter() - started, num_done - num_before)
+                self._setup_s = 0
+
+    def _receive_reply(self, timeout_s: float) -> bool:
+        self._socket.settimeout(timeout_s)
+        reply = self._socket.recv(1)
+        if not reply:
+            raise EOFError("the decoder closed its socket")
+        if reply == BUG:
+            raise unpack_traceback(self._receive_traceback())
+        if reply != DONE:
+            raise InvalidResultError(f"expected {DONE!r}, got {reply!r}")
+        return True
+
+    def _receive_traceback(self) -> bytes:
+        """Receive up to MAX_TRACEBACK_BYTES, until the child closes the socket or sends nothing for GRACE_S."""
+        self._socket.settimeout(GRACE_S)
+        content, deadline = b"", time.monotonic() + MAX_DECODE_S
+        with contextlib.suppress(OSError):
+            while len(content) < MAX_TRACEBACK_BYTES and time.monotonic() < deadline:
+                part = self._socket.recv(MAX_TRACEBACK_BYTES)
+                if not part:
+                    break
+                content += part
+        return content
 
 
 _lock = threading.Lock()
@@ -164,7 +261,7 @@ _child: _Child | None = None
 
 def _get_child(decoder: Decoder, requests: list[DecodeRequest]) -> _Child:
     global _child
-    num_bytes = len(requests) * requests[0].pixels.nbytes
+    num_bytes = count_shared_bytes(len(requests), requests[0].pixels.nbytes)
     if _child is not None and _child.owner != os.getpid():  # this process was forked: the child is its parent's
         _child = None
     if _child is not None and (_child.decoder != decoder or len(_child.shared) < num_bytes):
@@ -175,84 +272,17 @@ def _get_child(decoder: Decoder, requests: list[DecodeRequest]) -> _Child:
 
 
 def end_child() -> int:
-    """Close the child's pipe, so that it exits; return its exit code, or minus the signal that killed it."""
+    """End the child; return its exit code, or minus the signal that killed it. One that is dead keeps its code."""
     global _child
     if _child is None:
         return 0
     child, _child = _child, None
-    child.connection.close()
+    child.close()
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        is_dead, status = os.waitpid(child.pid, os.WNOHANG)
+        if not is_dead:  # an image may have made it ignore the end of its socket
+            os.kill(child.pid, signal.SIGKILL)
+            _, status = os.waitpid(child.pid, 0)
     except ChildProcessError:
         return 0
-
-
-def _run_child(decoder: Decoder, connection: Connection, shared: ImageArray) -> NoReturn:
-    """Serve requests until the parent closes the pipe; never return into the parent's code."""
-    try:
-        signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)  # also limits the setup
-        _restrict_child(connection.fileno())
-        configure_pillow()
-        _serve(decoder, connection, shared)
-    except MemoryError:
-        os._exit(OUT_OF_MEMORY_EXIT_CODE)
-    except EOFError:  # the parent has closed the pipe
-        os._exit(0)
-    except BaseException:  # noqa: BLE001
-        with contextlib.suppress(OSError):  # the parent has ended
-            connection.send(traceback.format_exc())
-        os._exit(1)
-
-
-def _serve(decoder: Decoder, connection: Connection, shared: ImageArray) -> NoReturn:
-    while True:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        rows = connection.recv()
-        signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
-        contents = [connection.recv_bytes() for _ in rows]
-        connection.send(_decode_files(decoder, contents, rows, shared))
-
-
-def _restrict_child(kept_descriptor: int) -> None:
-    """Release the parent's descriptors and signal handlers; limit additional memory to MAX_DECODE_BYTES."""
-    faulthandler.disable()
-    for name in FATAL_SIGNALS:
-        signal.signal(signal.Signals[name], signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    # With an open socket of the parent, its peers would not notice its death.
-    os.closerange(3, kept_descriptor)
-    os.closerange(kept_descriptor + 1, os.sysconf("SC_OPEN_MAX"))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(FileNotFoundError):  # only Linux has it
-        with open("/proc/self/statm") as file:
-            limit = int(file.read().split()[0]) * resource.getpagesize() + MAX_DECODE_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    import torch
-
-    torch.set_num_threads(1)  # threads do not survive a fork
-
-
-def _decode_files(
-    decoder: Decoder, contents: Sequence[bytes], rows: Sequence[int], shared: ImageArray
-) -> list[DecodeResult] | str:
-    """Decode files into shared memory, one image after the other; return the traceback if the decoder raises."""
-    from catsdogs.images.torch_decoders import is_out_of_memory
-
-    results = []
-    try:
-        for i, (image_bytes, row) in enumerate(zip(contents, rows, strict=True)):
-            signal.setitimer(signal.ITIMER_REAL, MAX_DECODE_S)
-            started = time.perf_counter()
-            decoded = decoder.decode(image_bytes, row)
-            if decoded.image is not None:
-                num_bytes = decoded.image.nbytes
-                shared[i * num_bytes : (i + 1) * num_bytes] = decoded.image.ravel()
-            decode_s = time.perf_counter() - started
-            results.append(DecodeResult(decoded.status, decoded.error, decoded.width, decoded.height, decode_s))
-    except MemoryError:
-        raise
-    except Exception as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise MemoryError from error
-        return traceback.format_exc()
-    return results
+    return os.waitstatus_to_exitcode(status)

@@ -79,9 +79,11 @@ def decode_image(image_bytes: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 
 def import_decoders() -> None:
-    """Import what decoding imports on first use; called before a fork, so that no child imports it again."""
-    import catsdogs.images.augment
-    import catsdogs.images.torch_decoders  # noqa: F401
+    """Import and load what decoding needs on first use; called before a fork, because a child cannot open files."""
+    import catsdogs.images.augment  # noqa: F401
+    from catsdogs.images.torch_decoders import load_libraries
+
+    load_libraries()
 
 
 def read_gpu_decodable_size(image_bytes: bytes, max_pixels: int) -> tuple[int, int] | None:

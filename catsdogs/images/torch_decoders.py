@@ -1,6 +1,7 @@
 """Decode HEIC, and JPEG on a GPU, with torchcodec."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -9,6 +10,7 @@ import torch
 from torchcodec import decoders
 
 from catsdogs.images.preprocess import ImageArray
+from catsdogs.images.tensors import resize_and_crop
 
 # Messages of torch's allocator, of the same behind torch 2.11's C interface, and of libjpeg.
 _OUT_OF_MEMORY = ("allocate memory", '"aten::empty"', "Insufficient memory")
@@ -45,6 +47,14 @@ def decode_heic(image_bytes: bytes) -> ImageArray:
         image_CHW = decoders.decode_heic(source, mode="RGB_ALPHA")
     first_CHW = image_CHW if image_CHW.ndim == 3 else image_CHW[0]
     return np.ascontiguousarray(first_CHW.permute(1, 2, 0).numpy())
+
+
+@functools.cache
+def load_libraries() -> None:
+    """Load what torch and torchcodec open on first use: properties of the CPU, and libheif where it is installed."""
+    resize_and_crop(np.zeros((2, 2, 3), np.uint8), 1, 1)
+    with contextlib.suppress(ImportError, TorchcodecError):
+        decode_heic(b"no image")
 
 
 @contextlib.contextmanager
