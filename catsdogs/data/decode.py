@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
+from catsdogs.data.decode_budget import DecodeBudget
 from catsdogs.data.decode_messages import DecodeRequest, DecodeResult
 from catsdogs.data.sandbox import decode_in_subprocess, group_by_bytes
 from catsdogs.data.sandbox_child import MAX_DECODE_BYTES
@@ -97,11 +98,12 @@ class DecodeForInference:
         images_NHWC = np.zeros((files.num_rows, *self.shape), dtype=np.uint8)
         row_ids = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
         outputs = zip(row_ids, images_NHWC, strict=True)
+        budget = DecodeBudget.for_batch(files.num_rows)
         results: list[FileResult] = []
         jpeg_bytes = 0
         for group in fetched_groups:
             keep_jpegs = self.gpu_jpegs and jpeg_bytes < MAX_GPU_JPEG_BYTES
-            decoded = self._decode_group(group, outputs, keep_jpegs)
+            decoded = self._decode_group(group, outputs, budget, keep_jpegs)
             jpeg_bytes += sum(len(file.jpeg or b"") for file in decoded)
             results += decoded
         decode_s = sum(file.result.decode_s for file in results)
@@ -114,6 +116,7 @@ class DecodeForInference:
         self,
         group: Sequence[storage.Fetched],
         outputs: Iterator[tuple[int, ImageArray]],
+        budget: DecodeBudget,
         keep_jpegs: bool,
     ) -> list[FileResult]:
         """Decode files that were read together; each takes the next row and array for pixels of `outputs`.
@@ -129,7 +132,7 @@ class DecodeForInference:
                 results[i] = DecodeResult(OK, None, *gpu_size, 0.0)
             else:
                 requests[i] = DecodeRequest(file.content, row, pixels)
-        results |= zip(requests, decode_in_subprocess(self, list(requests.values())), strict=True)
+        results |= zip(requests, decode_in_subprocess(self, list(requests.values()), budget), strict=True)
         return [
             FileResult(
                 results[i],

@@ -20,7 +20,7 @@ QUIET_LOGGERS = ("ray.data", "ray.train", "ray.tune")
 
 # Ray Data retries a task whose process dies without limit, because machines come and go. If a block kills every
 # process, the command ends after this time without a finished block. It is longer than the retries of a download that
-# always breaks off (30 attempts of 25 s), and than a block of images that all hang (33 times 30 s).
+# always breaks off (30 attempts of 25 s), and twice as long as a batch of images that all hang (`decode_budget`).
 NO_PROGRESS_TIMEOUT_S = 1800.0
 
 UNITS_PER_CPU = 10_000  # Ray counts CPUs in ten-thousandths
