@@ -1,5 +1,6 @@
 """Decoders that crash, hang or eat memory, planted behind real files: each costs its own image and nothing else."""
 
+import gc
 import os
 import signal
 import struct
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -246,7 +248,7 @@ def test_a_file_larger_than_the_memory_limit_is_not_read(tmp_path):
     (rows,) = STAGE(pa.table({"path": paths, "size_bytes": sizes, "version": [None] * 4}, schema=FILES))
     assert rows["status"].to_pylist() == ["decoder_crash", "ok"] * 2
     assert rows["size_bytes"].to_pylist()[0] == 5 << 30
-    assert "more than the 2048 MiB" in rows["error"][0].as_py()
+    assert "more than the 1024 MiB" in rows["error"][0].as_py()
 
 
 def test_files_that_do_not_fit_together_are_read_one_after_the_other(tmp_path, monkeypatch):
@@ -284,3 +286,16 @@ def test_a_block_becomes_the_batches_of_the_model(ray_cluster, tmp_path):
     assert [
         block.num_rows for block in replace(STAGE, batch_size=100).split_into_blocks(pa.concat_tables([files] * 30))
     ] == [200, 200, 200, 30]
+
+
+def test_a_failure_keeps_no_file_in_memory(monkeypatch):
+    plant(monkeypatch, segfault)
+    pixels = np.zeros((IMG_SIZE, IMG_SIZE, 3), np.uint8)
+    reference = weakref.ref(pixels)
+    gc.disable()
+    try:
+        decode_in_subprocess(STAGE, [DecodeRequest(red_or_blue("red", 0) + b"poison", 0, pixels)])
+        del pixels
+        assert reference() is None
+    finally:
+        gc.enable()

@@ -18,7 +18,7 @@ import pytest
 from conftest import IMG_SIZE, encode, solid
 from test_heif import HEIC, has_libheif
 
-from catsdogs.data import decode_budget, sandbox, sandbox_child
+from catsdogs.data import child_process, decode_budget, sandbox, sandbox_child
 from catsdogs.data.decode import DecodeForTraining
 from catsdogs.data.decode_messages import DONE, RESULT, DecoderBugError, DecodeRequest
 from catsdogs.data.sandbox import decode_in_subprocess
@@ -205,7 +205,7 @@ def close_and_sleep():
 )
 def test_a_decoder_that_switches_its_timer_off_is_ended(monkeypatch, act, error):
     monkeypatch.setattr(decode_budget, "MAX_DECODE_S", 0.5)
-    monkeypatch.setattr(sandbox, "MAX_DECODE_S", 5)
+    monkeypatch.setattr(child_process, "MAX_DECODE_S", 5)
     results = run_hostile(act, num_files=2)
     assert [(result.status, result.error) for result in results] == [
         ("decoder_crash", error),

@@ -25,13 +25,15 @@ from catsdogs import storage
 from catsdogs.data.decode_budget import DecodeBudget
 from catsdogs.data.decode_messages import DecodeRequest, DecodeResult
 from catsdogs.data.sandbox import decode_in_subprocess, group_by_bytes
-from catsdogs.data.sandbox_child import MAX_DECODE_BYTES
 from catsdogs.images import Decoded, ImageArray, Preprocessing, decode_image, read_gpu_decodable_size
 from catsdogs.schema import OK
 
 PREFETCH_BATCHES = 4  # decoded batches that wait for the model
 BLOCK_ROWS = 256  # files of one task: enough that one slow read does not stop the others
 READ_BYTES = 64 << 20  # of files that are read as one group
+# Of one file. The process that reads it and the child, which has a copy and 2 GiB more, stay below 4 GiB each. Larger
+# files leave the child no memory for pixels.
+MAX_FILE_BYTES = 1 << 30
 MAX_GPU_JPEG_BYTES = 64 << 20  # of a batch's JPEGs that stay encoded; the next READ_BYTES at most may exceed it
 
 
@@ -80,7 +82,7 @@ class DecodeForInference:
         """Yield decoded batches; the files of later batches are read meanwhile."""
         batches = [files.slice(start, self.batch_size) for start in range(0, files.num_rows, self.batch_size)]
         groups = [list(group_by_bytes(_list_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
-        with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), MAX_DECODE_BYTES)) as fetched:
+        with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), MAX_FILE_BYTES)) as fetched:
             for batch, groups_of_batch in zip(batches, groups, strict=True):
                 yield self._decode_batch(batch, itertools.islice(fetched, len(groups_of_batch)))
 
@@ -106,6 +108,7 @@ class DecodeForInference:
             decoded = self._decode_group(group, outputs, budget, keep_jpegs)
             jpeg_bytes += sum(len(file.jpeg or b"") for file in decoded)
             results += decoded
+            del group  # before the next one is read
         decode_s = sum(file.result.decode_s for file in results)
         # All time outside of the decoder, most of it waiting for reads.
         read_s = max(0.0, time.perf_counter() - started - decode_s) / max(1, files.num_rows)

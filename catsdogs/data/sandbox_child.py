@@ -30,7 +30,7 @@ from catsdogs.data.seccomp import restrict_system_calls
 from catsdogs.images import ImageArray
 from catsdogs.images.pillow import configure_pillow
 
-MAX_DECODE_BYTES = 2 << 30  # of a file, and of the child beyond the memory of its parent
+MAX_DECODE_BYTES = 2 << 30  # of the child, beyond the memory of its parent
 OUT_OF_MEMORY_EXIT_CODE = 77
 FATAL_SIGNALS = ("SIGABRT", "SIGALRM", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTERM")
 SOCKET = 3  # the descriptor after stdin, stdout and stderr
