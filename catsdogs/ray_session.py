@@ -7,7 +7,6 @@ locked is that of a killed process, and the next one in the same place removes i
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from catsdogs import temporaries
 from catsdogs.errors import RunError
 from catsdogs.logs import is_verbose
 
@@ -80,11 +80,10 @@ def _make_folder_in(parent: str) -> Path:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path))
     unlocked = folder / f"{LOCK}.new"
-    lock = os.open(unlocked, os.O_CREAT | os.O_WRONLY, 0o600)
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    descriptor = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
+    if temporaries.lock(descriptor):
         unlocked.rename(folder / LOCK)  # whoever sees the file under this name sees it locked
-    _folders[folder] = lock
+    _folders[folder] = descriptor
     return folder
 
 
@@ -92,31 +91,28 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the folders of this user's killed processes, and end what is left of their Ray."""
     for lock_file in parent.glob(f"{PREFIX}*/{LOCK}"):
         try:
-            lock = os.open(lock_file, os.O_WRONLY | os.O_NOFOLLOW)
+            descriptor = os.open(lock_file, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:  # of another user, or removed just now
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_uid == os.getuid():
+            if temporaries.lock(descriptor) and os.fstat(descriptor).st_uid == os.getuid():
                 _end_processes(lock_file.parent)
                 shutil.rmtree(lock_file.parent, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its process is alive
         finally:
-            os.close(lock)
+            os.close(descriptor)
 
 
 def remove_folders() -> None:
     """End what is left of Ray, and remove the folders. If verbose, keep them for their logs."""
     while _folders:
-        folder, lock = _folders.popitem()
+        folder, descriptor = _folders.popitem()
         _end_processes(folder)
         if is_verbose():
             (folder / LOCK).unlink(missing_ok=True)  # no later command removes the folder
             logger.debug("Ray's logs are in %s/ray/session_latest/logs", folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _end_processes(folder: Path) -> None:
