@@ -40,7 +40,7 @@ Command = (
 # Settings with paths, which must be absolute in a Ray job.
 PATH_SETTINGS = ("data_dir", "storage_path", "checkpoint", "input", "output")
 RESUME_HINTS: dict[type, str] = {
-    TrainConfig: "saved epochs are kept; to continue after the last one, add --resume --name NAME",
+    TrainConfig: "saved epochs are kept; to resume, repeat the command with --resume and the --name of the run",
     ScoreConfig: "finished parts are kept; run the same command to resume",
 }
 
@@ -107,16 +107,20 @@ def _run(arguments: list[str], display: Display) -> int:
         return _fail(error, 1)
     except (KeyboardInterrupt, _Terminated):
         if _is_terminated():
-            return _fail("terminated: what is done is kept", 143)
-        return _fail("interrupted: what is done is kept", 130)
+            return _fail(f"terminated: {_describe_kept(config)}", 143)
+        return _fail(f"interrupted: {_describe_kept(config)}", 130)
     except (BrokenPipeExit, BrokenPipeError):
         # Python flushes stdout when it exits and would report the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:  # noqa: BLE001 - a bug: show its traceback, and what is kept
         print_error(escape_lines(traceback.format_exc().rstrip("\n")))
-        hint = RESUME_HINTS.get(type(config))
-        return _fail(f"unexpected error, see the traceback above{f'; {hint}' if hint else ''}", 1)
+        return _fail(f"unexpected error, see the traceback above; {_describe_kept(config)}", 1)
+
+
+def _describe_kept(config: object) -> str:
+    """Say what is kept of an interrupted command, and how to resume it."""
+    return RESUME_HINTS.get(type(config), "what is done is kept")
 
 
 def _fail(reason: object, code: int) -> int:
@@ -203,7 +207,7 @@ def _score(config: ScoreConfig, display: Display) -> int:
     summary = _import_while_ray_starts("catsdogs.score").score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
     print_result(
-        f"{summary['rows']:,} rows in {config.output}, {failed:,} not classified; "
+        f"{summary['rows']:,} rows in {config.output}, {failed:,} not classified (columns status and error); "
         f"last run: {summary['scored']:,} rows at {summary['images_per_s']:.1f} img/s, "
         f"slowest stage {summary['limited_by']}"
     )

@@ -211,7 +211,11 @@ def test_unknown_shortened_and_malformed_flags_are_errors(runs, capsys, argument
     [
         (InputError("no images under d; check --input"), 2, "catsdogs: no images under d; check --input\n"),
         (RunError("the disk is full"), 1, "catsdogs: the disk is full\n"),
-        (KeyboardInterrupt(), 130, "catsdogs: interrupted: what is done is kept\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "catsdogs: interrupted: finished parts are kept; run the same command to resume\n",
+        ),
         (
             InputError("no /a\nb\x1b[31m\r\x07/\u202e\ud800é猫"),
             2,
@@ -229,7 +233,7 @@ def test_errors_are_one_line_with_their_exit_code(runs, capsys, error, code, lin
 @pytest.mark.parametrize(
     ("command", "last_line"),
     [
-        ("evaluate", "catsdogs: unexpected error, see the traceback above\n"),
+        ("evaluate", "catsdogs: unexpected error, see the traceback above; what is done is kept\n"),
         (
             "score",
             "catsdogs: unexpected error, see the traceback above; finished parts are kept; "
@@ -238,7 +242,7 @@ def test_errors_are_one_line_with_their_exit_code(runs, capsys, error, code, lin
         (
             "train",
             "catsdogs: unexpected error, see the traceback above; saved epochs are kept; "
-            "to continue after the last one, add --resume --name NAME\n",
+            "to resume, repeat the command with --resume and the --name of the run\n",
         ),
     ],
 )
@@ -277,7 +281,7 @@ sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert errors.count("\n") == 1
-    assert "what is done is kept" in errors
+    assert "finished parts are kept; run the same command to resume" in errors
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,7 @@ def test_too_many_failed_rows_exit_with_3(monkeypatch, capsys, rows, ok, rate, c
     monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
-    expected = f"{rows} rows in o, {rows - ok} not classified; last run: 7 rows at 12.3 img/s, slowest stage read\n"
+    expected = f"{rows} rows in o, {rows - ok} not classified (columns status and error); last run: 7 rows at 12.3 img/s, slowest stage read\n"
     assert captured.out == expected
     reason = f"catsdogs: {rows - ok} of {rows} images were not classified: see the columns status and error\n"
     assert captured.err == ("" if code == 0 else reason)
@@ -522,14 +526,14 @@ def test_sigterm_gives_143_also_where_ray_raises_keyboard_interrupt_instead(runs
 
     runs("score", work)
     assert cli.main(["score", *REQUIRED["score"]]) == 143
-    assert capsys.readouterr().err == "catsdogs: terminated: what is done is kept\n"
+    assert capsys.readouterr().err == "catsdogs: terminated: finished parts are kept; run the same command to resume\n"
 
 
 def test_a_second_ctrl_c_does_not_interrupt_the_cleaning_up(runs, monkeypatch, capsys):
     monkeypatch.setattr(start, "stop_ray", lambda: signal.raise_signal(signal.SIGINT))
     runs("score", failing(KeyboardInterrupt()))
     assert cli.main(["score", *REQUIRED["score"]]) == 130
-    assert capsys.readouterr().err == "catsdogs: interrupted: what is done is kept\n"
+    assert capsys.readouterr().err == "catsdogs: interrupted: finished parts are kept; run the same command to resume\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

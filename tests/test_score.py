@@ -227,7 +227,7 @@ def test_score_exits_143_at_sigterm_without_success(ray_cluster, zoo, red_blue_c
             break
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
-    assert "terminated: what is done is kept" in errors
+    assert "terminated: finished parts are kept; run the same command to resume" in errors
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert not (tmp_path / "out" / "_lease.json").exists()
 

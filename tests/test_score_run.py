@@ -462,7 +462,10 @@ def double_row(output):
 
 
 DAMAGES = {
-    "a part is missing": (lambda out: (out / "part-00001.parquet").unlink(), "1 parts are missing, part-00001.parquet"),
+    "a part is missing": (
+        lambda out: (out / "part-00001.parquet").unlink(),
+        "1 of 3 parts are missing, part-00001.parquet",
+    ),
     "a row is missing": (damage_rows, "part-00001.parquet: expected 3 rows, found 2"),
     "a row is doubled": (double_row, "part-00001.parquet: its rows are not the files of its plan"),
     "a foreign part": (
@@ -515,7 +518,7 @@ def test_what_verify_advises_repairs_the_output(source, tmp_path):
     (output / "_stats" / "part-00002.json").unlink()
     (output / "_summary.json").write_text('{"lis')
     (output / "part-00000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RunError, match=r"part-00000.parquet: .*; remove it; then remove _SUCCESS there"):
+    with pytest.raises(RunError, match=r"part-00000.parquet: .*; remove it; remove _SUCCESS there"):
         verify(VerifyConfig(output=str(output)))
     (output / "part-00000.parquet").unlink()
     (output / "_SUCCESS").unlink()

@@ -79,7 +79,7 @@ def verify(config: VerifyConfig, progress: Progress = silent) -> dict[str, Any]:
     try:
         return _verify(output, class_names, progress)
     except DamagedOutputError as error:
-        repair = f"then remove {SUCCESS} there, if it exists, and run the same score command again"
+        repair = f"remove {SUCCESS} there, if it exists, and run the same score command again"
         raise RunError(f"{error}; {repair}") from error
 
 
@@ -89,7 +89,7 @@ def _verify(output: str, class_names: list[str], progress: Progress) -> dict[str
     if totals.stale:
         raise DamagedOutputError(f"{output}: the record of {totals.stale[0].part} is missing or wrong")
     if storage.read_versioned(storage.join(output, SUCCESS)) is None:
-        raise DamagedOutputError(f"{output}: all rows are there, but no {SUCCESS}")
+        raise RunError(f"{output}: all rows are there, but no {SUCCESS}; run the same score command again")
     uri = storage.join(output, SUMMARY)
     try:
         summary = parse_record(uri, storage.read_bytes(uri))
@@ -129,7 +129,9 @@ def _check_names(plan: Plan) -> None:
     found = {name for name in storage.list_names(plan.output) if name.startswith("part-")}
     expected = {part_name(shard) for shard in range(len(plan.sizes))}
     if missing := sorted(expected - found):
-        raise DamagedOutputError(f"{plan.output}: {len(missing)} parts are missing, {missing[0]} first")
+        raise DamagedOutputError(
+            f"{plan.output}: {len(missing)} of {len(expected)} parts are missing, {missing[0]} first"
+        )
     if foreign := sorted(found - expected):
         raise DamagedOutputError(f"{plan.output}/{foreign[0]}: no part of this scoring run; move it away")
 

@@ -71,7 +71,7 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     saved = load_saved_run(uri, config.freeze == "none") if config.resume else SavedRun(History())
     train_files, validation_files = _list_files(config, saved, progress)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size), lease)
-    progress(Message(_describe_steps(config)))
+    progress(Message(f"{uri}: {_describe_steps(config)}"))
     model = build_resnet50(len(folder.class_names), config.seed)  # workers replace its weights by saved ones
     if not saved.history.epoch:
         progress(Message(load_pretrained(model, config.weights, folder.class_names)))

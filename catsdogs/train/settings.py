@@ -130,7 +130,7 @@ def _check_settings(config: TrainConfig, previous: dict[str, Any], uri: str) -> 
         if name in previous and name not in CHANGEABLE_SETTINGS and value != "auto" and previous[name] != value
     ]
     if config.epochs < previous["epochs"]:
-        differences.append(f"--epochs was {previous['epochs']}, is {config.epochs} and may only grow")
+        differences.append(f"--epochs was {previous['epochs']}, is {config.epochs}; it may only grow")
     if differences:
         text = "; ".join(differences)
-        raise InputError(f"--resume of {uri} with other settings: {text}; repeat those of the first command")
+        raise InputError(f"--resume of {uri} with other settings: {text}; use those of the first command")
