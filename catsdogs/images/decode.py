@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from catsdogs.images.deep_tiff import DeepTiff, decode_deep_tiff, read_deep_tiff
-from catsdogs.images.formats import ends_early, read_size, sniff
+from catsdogs.images.formats import describe_other_format, ends_early, read_size, sniff
 from catsdogs.images.jpeg import (
     JpegHeader,
     explain_unsupported_jpeg,
@@ -62,7 +62,7 @@ def decode_image(image_bytes: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
         return Decoded("empty", None, "0 bytes", None, None)
     file_format = sniff(image_bytes)
     if file_format is None:
-        error = f"starts with {image_bytes[:8]!r}, which is no JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+        error = f"{describe_other_format(image_bytes)}, expected JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
         return Decoded("unsupported", None, error, None, None)
     if file_format == "JPEG":
         return _decode_jpeg(image_bytes, max_pixels)

@@ -12,6 +12,22 @@ from catsdogs.images.jpeg import jpeg_ends_early
 from catsdogs.images.pillow import lacks_jpeg_data
 from catsdogs.images.png import lacks_rows
 
+_OTHER_FORMATS: dict[str, bytes | tuple[bytes, ...]] = {
+    "PDF": b"%PDF",
+    "ZIP": b"PK\x03\x04",
+    "gzip": b"\x1f\x8b",
+    "XML": b"<?xml",
+    "SVG": b"<svg",
+    "HTML": (b"<!DOCTYPE", b"<!doctype", b"<html"),
+    "PSD": b"8BPS",
+    "ICO": b"\0\0\1\0",
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "JPEG 2000": b"\0\0\0\x0cjP  ",
+    "Matroska or WebM": b"\x1aE\xdf\xa3",
+    "RIFF": b"RIFF",
+    "Ogg": b"OggS",
+    "a pointer of Git LFS": b"version https://git-lfs",
+}
 _BMP_HEADER_BYTES = range(12, 125)
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -32,6 +48,14 @@ def sniff(image_bytes: bytes) -> str | None:
     if image_bytes.startswith(tiff.MAGIC):
         return "TIFF"
     return "BMP" if _is_bmp(image_bytes) else _sniff_heif(image_bytes)
+
+
+def describe_other_format(image_bytes: bytes) -> str:
+    """Describe the first bytes of a file that is no image, without quoting them: it may be any file of the machine."""
+    if image_bytes[4:8] == b"ftyp":
+        return "starts as MP4 or QuickTime"
+    name = next((name for name, magic in _OTHER_FORMATS.items() if image_bytes.startswith(magic)), "no known format")
+    return f"starts as {name}"
 
 
 def _is_bmp(image_bytes: bytes) -> bool:
