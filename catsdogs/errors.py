@@ -6,10 +6,11 @@ CatsdogsError
     └── NotRetryableError   another attempt of the same command would fail in the same way
 
 Each takes exactly one message, so that it can be pickled between processes. The message states the setting or path,
-what was expected, what was found, and what to do. It is shortened, because it may quote a path or another error.
+what was expected, what was found, and what to do. It is shortened, and the queries of URLs in it are removed, because
+it may quote a path or another error.
 """
 
-from catsdogs.text import shorten
+from catsdogs.text import redact_queries, shorten
 
 # A bug of a program. Code that catches whatever another package raises does not catch these.
 PROGRAMMING_ERRORS = (AssertionError, AttributeError, NameError, TypeError)
@@ -19,7 +20,7 @@ class CatsdogsError(Exception):
     """A failure that its message explains in one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(shorten(message))
+        super().__init__(shorten(redact_queries(message)))
 
 
 class InputError(CatsdogsError):

@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any
 
-from catsdogs.text import escape_invisible, format_line
+from catsdogs.text import escape_invisible, format_line, redact_queries
 
 LOG_VARIABLE = "CATSDOGS_LOG"  # an environment variable; "debug" is the same as --verbose
 DEBUG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -47,8 +47,8 @@ def configure_debug_logging() -> None:
 
 
 def escape_lines(text: str) -> str:
-    """Escape a text, but keep its line breaks."""
-    return "\n".join(map(escape_invisible, text.split("\n")))
+    """Escape a text and remove the queries of URLs, but keep its line breaks."""
+    return "\n".join(map(escape_invisible, redact_queries(text).split("\n")))
 
 
 class _LineFormatter(logging.Formatter):

@@ -4,6 +4,7 @@ Every message passes `shorten`: of an error of ours when it is raised, of a row 
 it is printed or logged.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ MAX_MESSAGE_CHARS = 500
 GAP = " ... "
 MAX_NAMES, MAX_NAMES_LENGTH = 10, 80  # of a list of names in a message
 MAX_REASON_LENGTH = 200
+# A URL may have secrets in its user and its query. An S3 key may contain a question mark.
+USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#@'\"]{1,1000}@")
+QUERY = re.compile(r"\b((?!s3:)[A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"<>]{0,4000}\?)[^\s'\"<>]*[^\s'\"<>:;,.)]")
 
 
 def shorten(message: str) -> str:
@@ -24,9 +28,14 @@ def shorten(message: str) -> str:
     return message[:num_kept] + GAP + message[-num_kept:]
 
 
+def redact_queries(text: str) -> str:
+    """Replace the user and the query of each URL in a text by dots."""
+    return QUERY.sub(r"\1...", USER.sub(r"\1...@", text)) if "://" in text else text
+
+
 def format_line(message: str) -> str:
-    """Escape and shorten a message for a terminal or a log."""
-    return shorten(escape_invisible(message))
+    """Escape and shorten a message for a terminal or a log, without the queries of URLs."""
+    return shorten(escape_invisible(redact_queries(message)))
 
 
 def escape_invisible(text: str) -> str:

@@ -10,8 +10,9 @@ from catsdogs import cli, logs, storage
 from catsdogs.data import DecodeForInference
 from catsdogs.errors import InputError, RunError
 from catsdogs.images import Preprocessing
+from catsdogs.logs import escape_lines
 from catsdogs.progress import Message
-from catsdogs.text import MAX_MESSAGE_CHARS, format_line, shorten
+from catsdogs.text import MAX_MESSAGE_CHARS, format_line, redact_queries, shorten
 
 LONG = f"cannot read {'/folder' * 2000}: no such file; check --input"
 INVISIBLE = f"cannot read /{chr(0x200B) * 400}: no such file; check --input"
@@ -63,7 +64,7 @@ def test_every_line_of_a_command_is_short(message, capsys, monkeypatch):
 
 
 def test_the_error_of_a_row_is_short(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError(LONG)
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fail)
@@ -71,3 +72,20 @@ def test_the_error_of_a_row_is_short(monkeypatch):
     (rows,) = DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=4)(files)
     assert rows["status"].to_pylist() == ["read_error"]
     assert 400 < len(rows["error"][0].as_py()) <= 500
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://h/a.jpg?w=1&sig=secret: 403", "GET https://h/a.jpg?...: 403"),
+        ("url='http://user:pw@h:80/a?x=1', next", "url='http://...@h:80/a?...', next"),
+        ("cannot read s3://b/what?.jpg", "cannot read s3://b/what?.jpg"),
+        ("https://h/a@b.jpg, no query", "https://h/a@b.jpg, no query"),
+        ("what? nothing", "what? nothing"),
+    ],
+)
+def test_the_user_and_the_query_of_a_url_are_not_shown(text, shown):
+    assert redact_queries(text) == shown
+    assert format_line(text) == shown
+    assert str(InputError(text)) == shown
+    assert escape_lines(f"Traceback\n{text}") == f"Traceback\n{shown}"
