@@ -1,6 +1,7 @@
 """Settings of Ray Data, and how CPUs and GPUs are shared."""
 
 import logging
+import os
 
 import pyarrow as pa
 import pytest
@@ -9,13 +10,36 @@ from conftest import encode, solid
 from ray.data import DataContext
 from ray.data._internal import stats
 
-from catsdogs import data, start
+from catsdogs import data, start, storage
 from catsdogs.data import runtime
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.progress import silent
 from catsdogs.schema import FILES, LABELLED_FILES
 from catsdogs.start import start_ray
+from catsdogs.storage import fetching, limits
+
+
+def test_reading_the_files_of_a_block_leaves_half_of_the_time_without_progress():
+    assert limits.DEADLINE_S <= runtime.NO_PROGRESS_TIMEOUT_S / 2
+
+
+def test_a_file_over_the_limit_is_too_large_and_not_read(tmp_path, monkeypatch):
+    image = encode(solid((1, 2, 3)))
+    for name in "abcde":
+        (tmp_path / f"{name}.jpg").write_bytes(image)
+    os.truncate(tmp_path / "b.jpg", storage.MAX_IMAGE_BYTES + 1)  # a sparse file
+    monkeypatch.setattr(fetching, "MAX_UNLISTED_BYTES", 100)  # every file that was not listed is read alone
+    listed = list(storage.Listing(str(tmp_path)))
+    stage = data.DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=2)
+    reason = f"{storage.MAX_IMAGE_BYTES + 1} bytes, more than the 512 MiB that are read of such a file"
+    for entries in (listed, [storage.Entry(entry.path) for entry in listed]):
+        batches = list(stage(storage.build_files_table(entries)))
+        rows = pa.concat_tables(batches)
+        assert [batch.num_rows for batch in batches] == [2, 2, 1]
+        assert rows["path"].to_pylist() == [entry.path for entry in listed]
+        assert rows["status"].to_pylist() == ["ok", "too_large", "ok", "ok", "ok"]
+        assert rows["error"][1].as_py() == reason
 
 
 def test_the_callers_settings_stay_as_they_are(ray_cluster, tmp_path):

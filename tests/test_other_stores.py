@@ -3,9 +3,11 @@
 import asyncio
 import email.utils
 import ftplib
+import gzip
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 
 import fsspec
@@ -16,7 +18,8 @@ from web_server import Response, WebServer, serve
 from benchmarks.faults.proxy import Fault, FaultProxy
 from catsdogs import storage
 from catsdogs.errors import InputError, RunError
-from catsdogs.storage import Entry, Listing, other_stores
+from catsdogs.storage import Entry, Listing, fetching, http_listing, http_store, limits, other_stores, reading
+from catsdogs.storage.event_loop import run_sync
 
 CONTENT = bytes(range(256)) * 8
 GOOD = Response(body=CONTENT)
@@ -139,14 +142,14 @@ def test_a_server_that_is_down_is_a_failed_row(few_attempts):
 
 
 def test_a_server_that_does_not_answer_is_a_failed_row_without_the_query(few_attempts, monkeypatch):
-    monkeypatch.setattr(other_stores, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_store, "READ_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (row,) = read(f"http://127.0.0.1:{silent.getsockname()[1]}/a.jpg?token=secret")
     assert (row.status, row.error) == ("read_error", "no response in time")
 
 
 def test_a_slow_body_is_abandoned(server, few_attempts, monkeypatch):
-    monkeypatch.setattr(other_stores, "BODY_TIMEOUT_S", -1.0)
+    monkeypatch.setattr(http_store, "BODY_TIMEOUT_S", -1.0)
     (row,) = read(server.add("a.jpg", GOOD))
     assert (row.status, row.error) == ("read_error", "the body broke off after 2048 bytes: it took too long")
 
@@ -171,7 +174,7 @@ def test_a_url_that_is_none_is_not_retried():
 @pytest.mark.parametrize("headers", [{}, {"Content-Length": ""}], ids=["known length", "unknown length"])
 def test_a_file_over_the_limit_is_not_read_to_its_end(headers, server):
     (row,) = read(server.add("a.jpg", Response(body=CONTENT, headers=headers)), limit_bytes=1000)
-    assert row.status == "decoder_crash"
+    assert row.status == "too_large"
     assert "2048 bytes, more than" in row.error
     assert server.requests["a.jpg"] == 1
 
@@ -228,7 +231,202 @@ def test_a_file_of_a_busy_server_is_not_taken_for_missing(server, delays, few_at
         storage.exists(server.add("secret", Response(403)))
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
+def test_a_compressed_body_is_unpacked(encoding, server, few_attempts):
+    body = zlib.compress(CONTENT) if encoding == "deflate" else gzip.compress(CONTENT)
+    headers = {"Content-Encoding": encoding}
+    rows = read(
+        server.add("a.jpg", Response(body=body, headers=headers)),
+        server.add("b.jpg", Response(body=body[:-9], headers=headers)),
+        server.add("c.jpg", Response(body=body, headers={"Content-Encoding": "br"})),
+    )
+    assert [row.content for row in rows] == [CONTENT, None, None]
+    assert "the compressed data are incomplete" in rows[1].error
+    assert rows[2].error == "the body has the encoding 'br', expected none or gzip"
+
+
+def test_a_bomb_is_not_unpacked(server, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1 << 20)
+    sizes = []
+    check_length = http_store.check_length
+    monkeypatch.setattr(http_store, "check_length", lambda size, limit: (sizes.append(size), check_length(size, limit)))
+    bomb = Response(body=gzip.compress(bytes(100 << 20)), headers={"Content-Encoding": "gzip"})
+    with pytest.raises(InputError, match="more than the 1 MiB that are read"):
+        storage.read_bytes(server.add("config.json", bomb))
+    assert max(sizes) == (1 << 20) + 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": ""}], ids=["known length", "unknown length"])
+def test_a_small_file_has_a_limit_too(headers, server, memory, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1000)
+    for uri in (server.add("config.json", Response(body=CONTENT, headers=headers)), f"{memory}/a.jpg"):
+        with pytest.raises(InputError, match="bytes, more than the 1000 bytes that are read of such a file"):
+            storage.read_bytes(uri)
+
+
+def test_an_image_over_the_limit_in_the_listing_is_not_requested(server):
+    (row,) = storage.fetch([Entry(server.add("a.jpg", GOOD), 2048)], 1000)
+    assert (row.status, row.error) == ("too_large", "2048 bytes, more than the 1000 bytes that are read of such a file")
+    assert not server.requests
+
+
+def test_a_file_that_became_larger_than_listed_is_not_read_to_its_end(server, memory):
+    rows = storage.fetch([Entry(uri, 1000) for uri in (server.add("a.jpg", GOOD), f"{memory}/a.jpg")])
+    assert [row.status for row in rows] == ["changed"] * 2
+    assert rows[0].error == "has 2048 bytes, was listed with 1000"
+    assert rows[1].error == "has 1001 bytes, was listed with 1000"
+
+
+def test_a_large_file_that_was_not_listed_is_read_alone_in_its_turn(server, monkeypatch):
+    monkeypatch.setattr(fetching, "MAX_UNLISTED_BYTES", 1000)
+    small = Response(body=b"small")
+    entries = [Entry(server.add(f"{i}.jpg", GOOD if i == 1 else small)) for i in range(4)]
+    lists = list(storage.fetch_ahead([entries[:3], entries[3:]]))
+    assert [[file.content for file in files] for files in lists] == [[b"small"], [CONTENT], [b"small"], [b"small"]]
+    assert server.requests["1.jpg"] == 2
+    assert storage.fetch(entries[1:2])[0].content == CONTENT
+    assert [file.status for files in storage.fetch_ahead([entries[:2]], 1500) for file in files] == ["ok", "too_large"]
+
+
+def test_the_files_of_a_task_have_a_common_deadline(server, monkeypatch):
+    monkeypatch.setattr(limits, "DEADLINE_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:
+        slow = [Entry(f"http://127.0.0.1:{silent.getsockname()[1]}/{i}.jpg") for i in range(80)]
+        good = Entry(server.add("a.jpg", GOOD))
+        lists = list(storage.fetch_ahead([[good, *slow[:8]], *([entry] for entry in slow[8:])]))
+    statuses = [file.status for files in lists for file in files]
+    assert statuses == ["ok"] + ["read_error"] * 80
+    assert lists[0][1].error == "not read in time: the files of a task took more than 2 s"
+
+
+def test_time_in_which_a_task_decodes_does_not_count(server, monkeypatch):
+    monkeypatch.setattr(limits, "DEADLINE_S", 5.0)
+    groups = storage.fetch_ahead([[Entry(server.add(f"{i}.jpg", GOOD))] for i in range(3)])
+    monkeypatch.setattr(fetching, "MAX_AHEAD_BYTES", 1)
+    for files in groups:
+        assert [file.status for file in files] == ["ok"]
+        time.sleep(3)
+
+
+def test_a_small_file_and_a_listing_have_a_deadline(monkeypatch):
+    monkeypatch.setattr(limits, "DEADLINE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(RunError, match=r"cannot read http.*/x: it took more than 0\.5 s"):
+            storage.read_bytes(url)
+        with pytest.raises(RunError, match=r"cannot list http.*/x: it took more than 0\.5 s"):
+            list(Listing(url))
+        with pytest.raises(RunError, match=r"it took more than 0\.5 s"):
+            storage.exists(url)
+
+
+def test_the_query_of_a_url_is_in_no_error(server, few_attempts):
+    for uri in (f"{server.url}/absent?w=secret", "http://127.0.0.1:1/a?w=secret", "http://[/a.jpg?w=secret"):
+        with pytest.raises((InputError, RunError)) as caught:
+            storage.read_bytes(uri)
+        assert "secret" not in str(caught.value)
+        assert "secret" not in read(uri)[0].error
+
+
+# Redirects
+
+
+def test_a_redirect_from_https_to_http_is_not_followed(server):
+    target = server.add("b.jpg", GOOD)
+    with serve(tls=True) as secure:
+        url = secure.add("a.jpg", Response(302, headers={"Location": target}))
+        fs = fsspec.filesystem("https", ssl=False)  # no check of the certificate
+        with pytest.raises(http_store.StoreError, match="redirected from https to http, which is not followed"):
+            run_sync(http_store.read_url, fs, url, 10_000)
+        same = secure.add("c.jpg", Response(302, headers={"Location": "/d.jpg"}))
+        secure.add("d.jpg", GOOD)
+        assert run_sync(http_store.read_url, fs, same, 10_000) == CONTENT
+    assert not server.requests
+
+
+PRIVATE = [
+    "127.0.0.1",
+    "10.1.2.3",
+    "192.168.0.1",
+    "169.254.169.254",
+    "::1",
+    "fe80::1%eth0",
+    "fd00::1",
+    "::ffff:10.0.0.1",
+]
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, "0.0.0.0"])
+def test_a_redirect_from_a_public_host_to_a_private_address_is_not_followed(address, server, monkeypatch):
+    addresses = {"localhost": ["93.184.216.34"], "127.0.0.1": ["93.184.216.34", address]}
+    monkeypatch.setattr(http_store, "list_addresses", addresses.__getitem__)
+    target = server.add("secret", GOOD)
+    url = server.add("a.jpg", Response(302, headers={"Location": target})).replace("127.0.0.1", "localhost")
+    (row,) = read(url)
+    reason = "redirected from a public host to the private address 127.0.0.1, which is not followed"
+    assert (row.status, row.error) == ("read_error", reason)
+    assert not storage.exists(server.add("gone", Response(404)))
+    with pytest.raises(InputError, match="redirected from a public host"):
+        storage.exists(url)
+    assert server.requests["secret"] == 0
+    addresses["127.0.0.1"] = ["93.184.216.35"]
+    assert read(url)[0].content == CONTENT
+
+
+# Listings of web servers
+
+
+def html(*links: str) -> Response:
+    text = "<html><body>" + "".join(f'<a class="x" href="{link}">{link}</a>' for link in links) + "</body></html>"
+    return Response(body=text.encode(), headers={"Content-Type": "text/html; charset=utf-8"})
+
+
+def test_only_links_below_the_folder_are_listed(server):
+    links = ["../secret.jpg", "/secret.jpg", "http://other.example/c.jpg", "//other.example/in/d.jpg", "#top"]
+    links += ["?C=N;O=D", "a.jpg", "sub/", "/in/e%20f.jpg", "mailto:a@b.c", "http://[/x.jpg", "%2e%2e/g.jpg", "closed/"]
+    root = server.add("in", html(*links))
+    server.add("in/sub/", html("b.jpg", "../", "../a.jpg", "note.txt", "&#104;.jpg"))
+    server.add("in/closed/", Response(403))
+    listing = Listing(root)
+    names = [entry.path.removeprefix(f"{server.url}/in/") for entry in listing]
+    assert names == ["a.jpg", "e%20f.jpg", "sub/b.jpg", "sub/h.jpg"]
+    assert listing.other_files == {".txt": 1}
+    assert listing.unlisted == {f"{root}/closed/": "HTTP 403 Forbidden"}
+    assert storage.list_names(root) == ["a.jpg", "closed", "e%20f.jpg", "sub"]
+    assert set(server.requests) == {"in", "in/sub/", "in/closed/"}
+
+
+def test_a_url_that_is_no_page_is_one_file(server):
+    url = server.add("a.jpg", GOOD)
+    assert [entry.path for entry in Listing(url)] == [url]
+    with pytest.raises(InputError, match=r"cannot list .*/absent: HTTP 404 Not Found"):
+        list(Listing(f"{server.url}/absent"))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_PAGES", 5), ("MAX_LINKS", 9)])
+def test_pages_without_end_are_refused(limit, value, server, monkeypatch):
+    monkeypatch.setattr(http_listing, limit, value)
+    monkeypatch.setattr(server, "respond", lambda path: (server.requests.update([path]), html("a/", "b.jpg"))[1])
+    with pytest.raises(InputError, match=r"cannot list .*/in: more than .* folders or .* links; choose a folder below"):
+        list(Listing(f"{server.url}/in"))
+    assert len(server.requests) <= 10
+
+
 # Other file systems of fsspec
+
+
+def test_a_store_is_asked_for_no_more_than_the_limit(memory, monkeypatch):
+    endless = lambda self, path, start, end: bytes(end - start)  # noqa: E731
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", endless)
+    assert read(f"{memory}/a.jpg", limit_bytes=1000)[0].status == "too_large"
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(InputError, match="1001 bytes, more than the 1000 bytes"):
+        storage.read_bytes(f"{memory}/a.jpg")
+
+
+def test_an_empty_file_is_read_although_its_store_has_no_such_range(memory, monkeypatch):
+    fail(monkeypatch, "cat_file", ServiceError("Requested Range Not Satisfiable", code=416))
+    assert read(f"{memory}/a.jpg")[0].content == b""
 
 
 class ServiceError(Exception):
@@ -317,7 +515,7 @@ def test_a_store_that_keeps_failing_is_a_failed_row(memory, monkeypatch, few_att
 
 
 def test_a_file_over_the_limit_is_refused(memory):
-    assert read(f"{memory}/a.jpg", limit_bytes=1000)[0].status == "decoder_crash"
+    assert read(f"{memory}/a.jpg", limit_bytes=1000)[0].status == "too_large"
 
 
 CALLS = {
@@ -339,10 +537,16 @@ def test_listings_and_writes_are_retried_too(method, memory, monkeypatch, delays
         CALLS[method](memory)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of FTPFileSystem.__del__
-@pytest.mark.parametrize("scheme", ["ftp", "sftp", "github", "zip", "tar", "reference", "webhdfs", "jupyter", "dir"])
-def test_a_scheme_that_needs_settings_is_refused_in_one_line(scheme):
-    with pytest.raises(InputError, match=f"cannot open {scheme}://host/path"):
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *("ftp", "sftp", "github", "zip", "tar", "reference", "hdfs", "webhdfs", "jupyter", "dir", "local", "FILE"),
+        *("simplecache::http", "s3a", "data", "nosuchscheme"),
+    ],
+)
+def test_a_scheme_that_is_not_named_is_refused_in_one_line(scheme):
+    expected = f"cannot open {scheme}://host/path: expected a local path or one of the schemes s3, http, https, gs"
+    with pytest.raises(InputError, match=expected):
         storage.absolute(f"{scheme}://host/path")
 
 

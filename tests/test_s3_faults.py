@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 from benchmarks.faults.proxy import Fault
 from catsdogs import storage
 from catsdogs.errors import RunError
-from catsdogs.storage import Entry, Listing, objects, reading, retrying
+from catsdogs.storage import Entry, Listing, fetching, objects, reading, retrying
 
 CONTENT = bytes(range(256)) * 8
 
@@ -52,7 +52,7 @@ def test_next_groups_are_read_while_a_group_waits_for_its_slowest_file(listed, s
 
 
 def test_reading_ahead_stops_at_its_limit(listed, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_AHEAD_BYTES", 2 * len(CONTENT))
+    monkeypatch.setattr(fetching, "MAX_AHEAD_BYTES", 2 * len(CONTENT))
     started = []
 
     def make_groups():
@@ -140,7 +140,7 @@ def test_a_listing_that_breaks_off_is_retried_and_never_cut_short(listed, bucket
 def test_an_object_over_the_limit_is_not_read(listed, s3_proxy):
     for entry in (listed[0], Entry(listed[0].path)):
         row = storage.fetch([entry], 100)[0]
-        assert (row.status, row.content) == ("decoder_crash", None)
+        assert (row.status, row.content) == ("too_large", None)
         assert row.error.startswith("2049 bytes, more than")
 
 

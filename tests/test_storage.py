@@ -515,6 +515,19 @@ def test_a_pipe_is_neither_listed_nor_read(tmp_path):
     assert (fetched.status, fetched.error) == ("read_error", "not a regular file")
 
 
+def test_a_link_to_what_is_no_regular_file_is_a_row(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in").mkdir()
+    for name, target in (("a", tmp_path / "pipe"), ("b", "/dev/zero"), ("c", "/dev/tty"), ("d", "/proc/self/environ")):
+        (tmp_path / f"in/{name}.jpg").symlink_to(target)
+    listing = Listing(f"{tmp_path}/in")
+    fetched = storage.fetch(list(listing), 1000)
+    assert listing.unlisted == {}
+    assert [file.status for file in fetched[:3]] == ["read_error"] * 3
+    assert {file.error for file in fetched[:2]} == {"not a regular file"}
+    assert fetched[3].content is None  # it was listed with 0 bytes
+
+
 def test_an_unreadable_folder_is_unlisted(open_tmp):
     fill(open_tmp, "a.jpg", "secret/b.jpg", "z/c.jpg")
     (open_tmp / "secret").chmod(0o700)
@@ -881,13 +894,13 @@ def test_any_scheme_of_fsspec_lists_reads_and_writes(memory):
 
 
 def test_any_error_of_an_fsspec_file_system_is_a_row(memory, monkeypatch):
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_, **__: 1 / 0)
     (row,) = storage.fetch([Entry(f"{memory}/a.jpg")])
     assert (row.status, row.error) == ("read_error", "division by zero")
 
 
 def test_a_bug_in_reading_is_no_row(memory, monkeypatch):
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_: widht)  # noqa: F821
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_, **__: widht)  # noqa: F821
     with pytest.raises(NameError, match="widht"):
         storage.fetch([Entry(f"{memory}/a.jpg")])
 

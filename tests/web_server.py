@@ -1,7 +1,10 @@
 """A web server on loopback whose responses a test chooses; it counts the requests."""
 
 import contextlib
+import datetime
 import http.server
+import ssl
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -48,8 +51,8 @@ class WebServer:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[WebServer]:
-    """Serve until the context is left."""
+def serve(tls: bool = False) -> Iterator[WebServer]:
+    """Serve until the context is left; with TLS, the certificate is made for it."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -68,8 +71,10 @@ def serve() -> Iterator[WebServer]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = _make_tls_context().wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    started = WebServer(f"http://127.0.0.1:{server.server_port}")
+    started = WebServer(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}")
     thread.start()
     try:
         yield started
@@ -77,3 +82,28 @@ def serve() -> Iterator[WebServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _make_tls_context() -> ssl.SSLContext:
+    """Make a key and a certificate that it signs itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+        file.write(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+        file.write(certificate.public_bytes(pem))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context

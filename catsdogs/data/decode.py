@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -82,9 +82,9 @@ class DecodeForInference:
         """Yield decoded batches; the files of later batches are read meanwhile."""
         batches = [files.slice(start, self.batch_size) for start in range(0, files.num_rows, self.batch_size)]
         groups = [list(group_by_bytes(_list_entries(batch), storage.listed_bytes, READ_BYTES)) for batch in batches]
-        with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), MAX_FILE_BYTES)) as fetched:
-            for batch, groups_of_batch in zip(batches, groups, strict=True):
-                yield self._decode_batch(batch, itertools.islice(fetched, len(groups_of_batch)))
+        with contextlib.closing(storage.fetch_ahead(itertools.chain(*groups), storage.MAX_IMAGE_BYTES)) as fetched:
+            for batch in batches:
+                yield self._decode_batch(batch, fetched)
 
     def decode(self, image_bytes: bytes, row: int) -> Decoded:
         """Decode one file to pixels of the stage's shape; runs in the child process."""
@@ -95,7 +95,7 @@ class DecodeForInference:
         """Make the pixels of a row, uint8 of the stage's shape, from a decoded image."""
         return self.preprocessing(image)
 
-    def _decode_batch(self, files: pa.Table, fetched_groups: Iterable[list[storage.Fetched]]) -> pa.Table:
+    def _decode_batch(self, files: pa.Table, fetched: Iterator[list[storage.Fetched]]) -> pa.Table:
         started = time.perf_counter()
         images_NHWC = np.zeros((files.num_rows, *self.shape), dtype=np.uint8)
         row_ids = files["row"].to_pylist() if "row" in files.column_names else range(files.num_rows)
@@ -103,7 +103,8 @@ class DecodeForInference:
         budget = DecodeBudget.for_batch(files.num_rows)
         results: list[FileResult] = []
         jpeg_bytes = 0
-        for group in fetched_groups:
+        while len(results) < files.num_rows:  # no group has files of two batches
+            group = next(fetched)
             keep_jpegs = self.gpu_jpegs and jpeg_bytes < MAX_GPU_JPEG_BYTES
             decoded = self._decode_group(group, outputs, budget, keep_jpegs)
             jpeg_bytes += sum(len(file.jpeg or b"") for file in decoded)

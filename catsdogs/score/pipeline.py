@@ -9,7 +9,7 @@
         ├── score_pending_shards                                   until no shard of the plan is pending:
         │   ├── predict_rows
         │   │   ├── DecodeForInference       ../data/decode.py     2 read and decode: files -> pixels
-        │   │   │   ├── storage.fetch_ahead  ../storage/reading.py   file -> bytes, or the status of a failed read
+        │   │   │   ├── storage.fetch_ahead  ../storage/fetching.py  file -> bytes, or the status of a failed read
         │   │   │   └── images.decode_image  ../images/decode.py     bytes -> pixels, or the status of a bad image
         │   │   └── Classifier               ../classify.py        3 classify: pixels -> label and probabilities
         │   └── PartWriter                   parts.py              4 write: rows -> parts, each committed whole

@@ -1,6 +1,6 @@
 """URIs, file systems, listing, reading and atomic writes. No Ray.
 
-A URI is a local path, `s3://bucket/key`, or any other scheme that fsspec opens without further settings. An S3 key is
+A URI is a local path, `s3://bucket/key`, or has another scheme of `SCHEMES`, which fsspec opens. An S3 key is
 not quoted: the first `/` after the bucket ends the bucket, everything behind it is the key. A local path is absolute
 and not quoted; a name that is not UTF-8 is a `file://` URI with its bytes percent-encoded.
 
@@ -10,19 +10,26 @@ not respond.
     uris.py          parse URIs, list the names in a folder
     entries.py       listed files, and which names are listed
     listing.py       list the image files of a folder or prefix in order
-    reading.py       read files: the content, or a status
+    reading.py       read a file: the content, or a status
+    fetching.py      read the files of a task, ahead and within its limits
     writing.py       atomic and conditional writes
     objects.py       S3 operations
     s3.py            S3 client, requests and error classes
-    other_stores.py  HTTP, and the other schemes of fsspec
+    other_stores.py  HTTP, and the other schemes of fsspec, with retries
+    http_store.py    one request by HTTP
+    http_listing.py  list a folder of a web server
     retrying.py      which requests are retried, and for how long
     event_loop.py    where requests run
+    limits.py        limits of size and time
 """
 
 from catsdogs.storage.entries import EXTENSIONS, Entry, build_files_table
+from catsdogs.storage.fetching import fetch, fetch_ahead, listed_bytes
+from catsdogs.storage.limits import MAX_IMAGE_BYTES
 from catsdogs.storage.listing import Listing
-from catsdogs.storage.reading import Fetched, fetch, fetch_ahead, listed_bytes, read_bytes, read_versioned
-from catsdogs.storage.uris import absolute, exists, is_local, join, list_names, local_path, parent_name
+from catsdogs.storage.other_stores import SCHEMES
+from catsdogs.storage.reading import Fetched, read_bytes, read_versioned
+from catsdogs.storage.uris import absolute, exists, find_scheme, is_local, join, list_names, local_path, parent_name
 from catsdogs.storage.writing import (
     create_bytes,
     is_temporary,
@@ -37,6 +44,8 @@ from catsdogs.storage.writing import (
 
 __all__ = [
     "EXTENSIONS",
+    "MAX_IMAGE_BYTES",
+    "SCHEMES",
     "Entry",
     "Fetched",
     "Listing",
@@ -46,6 +55,7 @@ __all__ = [
     "exists",
     "fetch",
     "fetch_ahead",
+    "find_scheme",
     "is_local",
     "is_temporary",
     "join",

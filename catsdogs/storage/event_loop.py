@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop
 
+from catsdogs.storage import limits
+
 T = TypeVar("T")
 
 
@@ -15,6 +17,31 @@ def submit(coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **
     return asyncio.run_coroutine_threadsafe(coroutine(*arguments, **parameters), get_loop())
 
 
-def run_sync(coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **parameters: Any) -> T:
-    """Run a coroutine, and wait for its result."""
-    return submit(coroutine, *arguments, **parameters).result()
+def run_sync(
+    coroutine: Callable[..., Coroutine[Any, Any, T]],
+    *arguments: Any,
+    deadline_s: float | None = None,
+    **parameters: Any,
+) -> T:
+    """Run a coroutine, and wait for its result.
+
+    Args:
+        deadline_s: it is cancelled after this time; the default is `limits.DEADLINE_S`.
+
+    Raises:
+        TimeoutError: it was cancelled.
+    """
+    deadline_s = limits.DEADLINE_S if deadline_s is None else deadline_s
+    result: T = submit(_run, coroutine(*arguments, **parameters), deadline_s).result()
+    return result
+
+
+async def _run(coroutine: Coroutine[Any, Any, T], deadline_s: float) -> T:
+    try:
+        async with asyncio.timeout(deadline_s) as timeout:
+            result = await coroutine
+    except TimeoutError as error:
+        if not timeout.expired():
+            raise
+        raise TimeoutError(f"it took more than {deadline_s:g} s") from error
+    return result

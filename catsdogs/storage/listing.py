@@ -19,6 +19,8 @@ from fsspec.core import url_to_fs
 from catsdogs.errors import InputError
 from catsdogs.progress import Progress, StageProgress, silent
 from catsdogs.storage.entries import EXTENSIONS, Entry, is_hidden, is_listed
+from catsdogs.storage.http_listing import list_files
+from catsdogs.storage.http_store import is_http
 from catsdogs.storage.objects import find_object, list_objects
 from catsdogs.storage.other_stores import call, filesystem
 from catsdogs.storage.s3 import split_s3, to_store_error
@@ -148,6 +150,8 @@ class Listing:
             return
         if stat.S_ISREG(found.st_mode):
             yield _local_entry(item.path, found)
+        elif item.is_symlink():  # reading the file reports the reason
+            yield Entry(local_uri(item.path))
         else:
             self.unlisted[local_uri(item.path)] = "not a regular file"
 
@@ -173,10 +177,7 @@ class Listing:
             raise InputError(f"cannot list {self.root}: expected a URI without '::'; list a folder above it")
         fs = filesystem(self.root)
         root = url_to_fs(self.root)[1].rstrip("/")
-        try:
-            found: dict[str, dict[str, Any]] = call(self.root, "find", detail=True)
-        except OSError as error:
-            raise to_store_error(error, f"cannot list {self.root}: {error}") from error
+        found = self._find(root)
         for path in sorted(found):
             *parts, name = path[len(root) + 1 :].split("/") if path != root else [path.rpartition("/")[2]]
             if any(is_hidden(part) for part in parts):
@@ -189,9 +190,22 @@ class Listing:
                 else:
                     self._count_other(name)
 
+    def _find(self, root: str) -> dict[str, dict[str, Any]]:
+        """Find the files of a store that is listed at once, with what is known of each."""
+        try:
+            if not is_http(root):
+                found: dict[str, dict[str, Any]] = call(self.root, "find", detail=True)
+                return found
+            listing = list_files(root)
+        except OSError as error:
+            raise to_store_error(error, f"cannot list {self.root}: {error}") from error
+        self.unlisted |= listing.unlisted
+        return {uri: {} for uri in listing.files}
+
 
 def _s3_entry(bucket: str, item: dict[str, Any]) -> Entry:
-    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+    """Build an entry; a store that leaves out the size or the etag leaves it unknown."""
+    return Entry(f"s3://{bucket}/{item['Key']}", item.get("Size"), (item.get("ETag") or "").strip('"') or None)
 
 
 def _local_entry(path: bytes, found: os.stat_result) -> Entry:

@@ -9,7 +9,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from catsdogs.errors import RunError
 from catsdogs.storage.event_loop import run_sync
+from catsdogs.storage.limits import BODY_TIMEOUT_S, MAX_FILE_BYTES, MIN_BODY_BYTES_PER_S, check_length
 from catsdogs.storage.retrying import BrokenBodyError, transport_errors
 from catsdogs.storage.s3 import (
     MISSING,
@@ -22,23 +24,11 @@ from catsdogs.storage.s3 import (
     to_store_error,
 )
 
-BODY_TIMEOUT_S, MIN_BODY_BYTES_PER_S = 20.0, 100_000  # a body of n bytes may take 20 s + n / 100,000 s
-NO_LIMIT = 1 << 62
+MAX_EMPTY_PAGES = 1000  # in a row; a page without keys may precede others
+CHUNK_BYTES = 1 << 20  # of a body whose length is not announced
 PRECONDITION, UNSUPPORTED = {"412", "PreconditionFailed"}, {"501", "NotImplemented"}
 
 logger = logging.getLogger(__name__)
-
-
-class TooLongError(OSError):
-    """A file is larger than the limit."""
-
-
-def check_length(num_bytes: int, limit_bytes: int) -> None:
-    """Raise TooLongError if a file is larger than the limit."""
-    if num_bytes > limit_bytes:
-        raise TooLongError(
-            f"{num_bytes} bytes, more than the {limit_bytes >> 20} MiB that reading and decoding may take"
-        )
 
 
 def request_sync(operation: str, **parameters: Any) -> Response:
@@ -54,24 +44,52 @@ async def _check_page(page: Response) -> Response:
 
 
 def list_pages(bucket: str, prefix: str, **parameters: Any) -> Iterator[Response]:
-    """List a prefix in pages of 1,000 keys."""
+    """List a prefix in pages of 1,000 keys.
+
+    Raises:
+        RunError: the store repeats a page or sends no way to the next one.
+    """
+    tokens: set[str] = set()
+    num_empty = 0
     while True:
         page = request_sync("list_objects_v2", read=_check_page, Bucket=bucket, Prefix=prefix, **parameters)
         yield page
         if not page.get("IsTruncated"):
             return
-        parameters["ContinuationToken"] = page["NextContinuationToken"]
+        num_empty = 0 if page.get("Contents") or page.get("CommonPrefixes") else num_empty + 1
+        token = page.get("NextContinuationToken")
+        if not token or token in tokens or num_empty > MAX_EMPTY_PAGES:
+            repeated = f"repeats a continuation token after {len(tokens)} pages"
+            without = "says that more keys follow, and sends no continuation token"
+            fault = without if not token else repeated if token in tokens else f"sends {num_empty:,} pages without keys"
+            raise _broken_listing(f"s3://{bucket}/{prefix}", fault)
+        tokens.add(token)
+        parameters["ContinuationToken"] = token
+
+
+def _broken_listing(uri: str, fault: str) -> RunError:
+    return RunError(f"cannot list {uri}: the store {fault}, unlike S3; check or update the store, or use a path list")
 
 
 def list_objects(uri: str, bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
-    """List every object under a prefix whose key is after `start_after`.
+    """List every object under a prefix whose key is after `start_after`, in the order of the keys' bytes.
 
     Raises:
         InputError: the bucket does not exist or must not be listed.
+        RunError: the store lists other keys, or in another order.
     """
+    previous = start_after.encode()
     try:
         for page in list_pages(bucket, prefix, **({"StartAfter": start_after} if start_after else {})):
-            yield from page.get("Contents", ())
+            for item in page.get("Contents", ()):
+                key = item["Key"]
+                if not key.startswith(prefix):
+                    raise _broken_listing(uri, f"lists {key[:80]!r}, which is not below the prefix")
+                if previous and key.encode() <= previous:
+                    after = previous.decode()[:80]
+                    raise _broken_listing(uri, f"lists {key[:80]!r} after {after!r}, not in the order of their bytes")
+                previous = key.encode()
+                yield item
     except STORE_ERRORS as error:
         check_credentials(error)
         raise to_store_error(
@@ -103,13 +121,13 @@ def list_names_under(bucket: str, folder: str) -> list[str]:
 
 
 async def get_object(
-    bucket: str, key: str, *, size_bytes: int | None = None, etag: str | None = None, limit_bytes: int = NO_LIMIT
+    bucket: str, key: str, *, size_bytes: int | None = None, etag: str | None = None, limit_bytes: int
 ) -> tuple[bytes, str, int]:
     """Read one object.
 
     Args:
         size_bytes: the size that was listed together with `etag`.
-        limit_bytes: the body of a larger object is not read.
+        limit_bytes: a larger object raises TooLongError before more of it is in memory.
 
     Returns:
         The content, the etag, and the number of retries.
@@ -120,12 +138,13 @@ async def get_object(
     """
 
     async def read(response: Response) -> tuple[bytes, str]:
-        announced = response.get("ContentLength")
-        if announced is not None and announced > limit_bytes:
+        announced, found = response.get("ContentLength"), (response.get("ETag") or "").strip('"')
+        replaced = size_bytes is not None and found != etag
+        max_bytes = min(limit_bytes, size_bytes or 0) if replaced else limit_bytes
+        if announced is not None and announced > max_bytes:
             response["Body"].close()
-            check_length(announced, limit_bytes)
-        content = await _read_body(response, announced)
-        found = response["ETag"].strip('"')
+            check_length(announced, max_bytes)
+        content = await _read_body(response, announced, max_bytes)
         expected = size_bytes if found == etag and size_bytes is not None else announced
         if expected is not None and len(content) != expected:
             raise BrokenBodyError(f"the body broke off after {len(content)} of {expected} bytes")
@@ -137,14 +156,21 @@ async def get_object(
     return content, found, retries
 
 
-async def _read_body(response: Response, announced_bytes: int | None) -> bytes:
-    timeout_s = BODY_TIMEOUT_S + (announced_bytes or 0) / MIN_BODY_BYTES_PER_S
+async def _read_body(response: Response, announced_bytes: int | None, limit_bytes: int) -> bytes:
+    started_s = asyncio.get_running_loop().time()
+    content = bytearray()
     try:
-        async with asyncio.timeout(timeout_s), response["Body"] as body:
-            content: bytes = await body.read()
+        allowed_s = BODY_TIMEOUT_S + (announced_bytes or 0) / MIN_BODY_BYTES_PER_S
+        async with asyncio.timeout_at(started_s + allowed_s) as timeout, response["Body"] as body:
+            if announced_bytes is not None:
+                return bytes(await body.read())
+            while chunk := await body.read(CHUNK_BYTES):
+                content += chunk
+                check_length(len(content), limit_bytes)
+                timeout.reschedule(started_s + BODY_TIMEOUT_S + len(content) / MIN_BODY_BYTES_PER_S)
     except transport_errors() as error:
         raise BrokenBodyError(f"the body broke off: {str(error) or 'it took too long'}") from error
-    return content
+    return bytes(content)
 
 
 def _md5(content: bytes) -> str:
@@ -160,7 +186,7 @@ def _is_md5(response: Response, etag: str) -> bool:
 def read_etag(bucket: str, key: str) -> str | None:
     """Return the etag of an object; None if there is no object."""
     try:
-        return str(request_sync("head_object", Bucket=bucket, Key=key)["ETag"]).strip('"')
+        return str(request_sync("head_object", Bucket=bucket, Key=key).get("ETag") or "").strip('"')
     except ClientError as error:
         if read_error_code(error) in MISSING:
             return None
@@ -196,7 +222,7 @@ def put_object(bucket: str, key: str, content: bytes, only_over: str | None = No
 def _read_content(bucket: str, key: str) -> bytes | None:
     """Read one object; None if there is no object."""
     try:
-        return run_sync(get_object, bucket, key)[0]
+        return run_sync(get_object, bucket, key, limit_bytes=MAX_FILE_BYTES)[0]
     except ClientError as error:
         if read_error_code(error) in MISSING:
             return None

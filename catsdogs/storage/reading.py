@@ -1,24 +1,22 @@
-"""Read files: the content, or a status that says why there is none.
+"""Read one file: its content, or a status that says why there is none.
 
-The statuses are those of the output: `not_found`, `access_denied`, `read_error`, and `changed` if the size, S3 etag or
-local modification time differs from the listing; of a file in another store, only the size is compared. A remote file
-is read by one request, which is retried. Missing or expired S3 credentials and an S3 store that does not respond stop
-the job, because they say nothing about a file.
+The statuses are those of the output: `not_found`, `access_denied`, `read_error`, `too_large`, and `changed` if the
+size, S3 etag or local modification time differs from the listing; of a file in another store, only the size is
+compared. A remote file is read by one request, which is retried. Missing or expired S3 credentials and an S3 store that
+does not respond stop the job, because they say nothing about a file.
 """
 
-import asyncio
-import functools
 import hashlib
 import logging
 import os
 import stat
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
+from catsdogs.errors import RunError
 from catsdogs.storage.entries import Entry
-from catsdogs.storage.event_loop import run_sync, submit
-from catsdogs.storage.objects import NO_LIMIT, TooLongError, check_length, get_object
+from catsdogs.storage.event_loop import run_sync
+from catsdogs.storage.limits import MAX_FILE_BYTES, TooLongError, check_length
+from catsdogs.storage.objects import get_object
 from catsdogs.storage.other_stores import read_file
 from catsdogs.storage.s3 import (
     MISSING,
@@ -30,11 +28,9 @@ from catsdogs.storage.s3 import (
     to_store_error,
 )
 from catsdogs.storage.uris import is_local, local_path
+from catsdogs.text import redact_queries
 
 NOT_FOUND = MISSING | {"NoSuchBucket"}
-MAX_READS_IN_FLIGHT = 32  # per process; S3 responds to a GET in tens of milliseconds
-MAX_AHEAD_BYTES = 256 << 20  # read before the caller needs them
-UNLISTED_BYTES = 4 << 20  # the assumed size of a file that was not listed
 
 logger = logging.getLogger(__name__)
 
@@ -48,64 +44,6 @@ class Fetched:
     error: str | None = None
     version: str | None = None
     retries: int = 0
-
-
-def fetch(entries: Sequence[Entry], limit_bytes: int = NO_LIMIT) -> list[Fetched]:
-    """Read listed files, remote ones concurrently.
-
-    Args:
-        limit_bytes: a larger file is not read; its status is `decoder_crash`.
-    """
-    return next(fetch_ahead([entries], limit_bytes))
-
-
-def fetch_ahead(groups: Iterable[Sequence[Entry]], limit_bytes: int = NO_LIMIT) -> Generator[list[Fetched], None, None]:
-    """Read groups of files in order, and remote files of the next groups ahead, up to `MAX_AHEAD_BYTES`.
-
-    While a group waits for its slowest file, the next groups are read.
-    """
-    remaining = iter(groups)
-    in_flight: deque[_Group] = deque()
-    try:
-        while True:
-            while sum(group.num_bytes for group in in_flight) < MAX_AHEAD_BYTES:
-                entries = next(remaining, None)
-                if entries is None:
-                    break
-                in_flight.append(_Group(entries, limit_bytes))
-            if not in_flight:
-                return
-            yield in_flight[0].wait()
-            in_flight.popleft()
-    finally:
-        for group in in_flight:
-            group.cancel()
-
-
-def listed_bytes(entry: Entry) -> int:
-    """Return the listed size of a file, or an estimate if it was not listed."""
-    return UNLISTED_BYTES if entry.size_bytes is None else entry.size_bytes
-
-
-class _Group:
-    """Files that are read together: remote ones from the start, local ones in `wait`."""
-
-    def __init__(self, entries: Sequence[Entry], limit_bytes: int) -> None:
-        self._entries = entries
-        self._limit_bytes = limit_bytes
-        self.num_bytes = sum(map(listed_bytes, entries))
-        remote = [entry for entry in entries if not is_local(entry.path)]
-        self._reading = submit(_fetch_many, remote, limit_bytes) if remote else None
-
-    def wait(self) -> list[Fetched]:
-        remote = iter(self._reading.result() if self._reading else ())
-        return [
-            _fetch_local(entry, self._limit_bytes) if is_local(entry.path) else next(remote) for entry in self._entries
-        ]
-
-    def cancel(self) -> None:
-        if self._reading:
-            self._reading.cancel()
 
 
 def read_bytes(uri: str) -> bytes:
@@ -130,23 +68,26 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
         RunError: as `read_bytes`.
     """
     try:
-        return _read(uri)
+        content, version = _read(uri)
     except (*STORE_ERRORS, ValueError) as error:
         check_credentials(error)
         if _status(error) == "not_found":
             return None
         raise to_store_error(error, f"cannot read {uri}: {_message(error)}") from error
+    if not version:
+        raise RunError(f"cannot read {uri} to replace it: the store sends no ETag; check or update the store")
+    return content, version
 
 
 def _read(uri: str) -> tuple[bytes, str]:
     """Read a file and its version for `replace_bytes`; raises what the store raises."""
     if is_local(uri):
-        content, found = _read_local(uri, NO_LIMIT)
+        content, found = _read_local(uri, MAX_FILE_BYTES)
         return content, local_write_version(found)
     if uri.startswith("s3://"):
-        content, etag, _ = run_sync(get_object, *split_s3(uri))
+        content, etag, _ = run_sync(get_object, *split_s3(uri), limit_bytes=MAX_FILE_BYTES)
         return content, etag
-    content, _ = run_sync(read_file, uri)
+    content, _ = run_sync(read_file, uri, MAX_FILE_BYTES)
     return content, hashlib.sha256(content).hexdigest()
 
 
@@ -161,7 +102,9 @@ def _read_local(uri: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
         check_length(found.st_size, limit_bytes)
-        return file.read(), found
+        content = file.read(limit_bytes + 1)  # it may grow meanwhile; files in /proc have the size 0
+        check_length(len(content), limit_bytes)
+        return content, found
 
 
 def _open_nonblocking(path: str | bytes, flags: int) -> int:
@@ -169,35 +112,17 @@ def _open_nonblocking(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _fetch_local(entry: Entry, limit_bytes: int) -> Fetched:
+def fetch_local(entry: Entry, limit_bytes: int) -> Fetched:
+    """Read a listed local file."""
     try:
-        content, found = _read_local(entry.path, limit_bytes)
+        content, found = _read_local(entry.path, _limit(entry, limit_bytes))
     except (OSError, ValueError) as error:  # a ValueError if the name contains a zero byte
         return _failed(entry, error)
     return _check_unchanged(entry, content, str(found.st_mtime_ns))
 
 
-@functools.cache  # a semaphore belongs to one event loop; a forked process gets a new loop
-def _read_semaphore(_: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
-    return asyncio.Semaphore(MAX_READS_IN_FLIGHT)
-
-
-async def _fetch_many(entries: Sequence[Entry], limit_bytes: int) -> list[Fetched]:
-    async def fetch_one(entry: Entry) -> Fetched:
-        async with _read_semaphore(asyncio.get_running_loop()):
-            return await _fetch_remote(entry, limit_bytes)
-
-    reads = [asyncio.create_task(fetch_one(entry)) for entry in entries]
-    try:
-        return await asyncio.gather(*reads)
-    except BaseException:  # the job stops, or the caller cancelled the group
-        for read in reads:
-            read.cancel()
-        await asyncio.gather(*reads, return_exceptions=True)
-        raise
-
-
-async def _fetch_remote(entry: Entry, limit_bytes: int) -> Fetched:
+async def fetch_remote(entry: Entry, limit_bytes: int) -> Fetched:
+    """Read a listed file of a store."""
     version = entry.version
     try:
         if entry.path.startswith("s3://"):
@@ -205,11 +130,16 @@ async def _fetch_remote(entry: Entry, limit_bytes: int) -> Fetched:
                 *split_s3(entry.path), size_bytes=entry.size_bytes, etag=entry.version, limit_bytes=limit_bytes
             )
         else:
-            content, retries = await read_file(entry.path, limit_bytes)
+            content, retries = await read_file(entry.path, _limit(entry, limit_bytes))
     except STORE_ERRORS as error:
         check_credentials(error)
         return _failed(entry, error)
     return _check_unchanged(entry, content, version, retries)
+
+
+def _limit(entry: Entry, limit_bytes: int) -> int:
+    """Return how much of a file is read: a listed file that became larger has changed."""
+    return limit_bytes if entry.size_bytes is None else min(limit_bytes, entry.size_bytes)
 
 
 def _check_unchanged(entry: Entry, content: bytes, version: str | None, retries: int = 0) -> Fetched:
@@ -223,12 +153,14 @@ def _check_unchanged(entry: Entry, content: bytes, version: str | None, retries:
 
 def _failed(entry: Entry, error: BaseException) -> Fetched:
     logger.debug("cannot read %s", entry.path, exc_info=error)
+    if isinstance(error, TooLongError) and entry.size_bytes is not None and error.num_bytes > entry.size_bytes:
+        return Fetched("changed", error=f"has {error.num_bytes} bytes, was listed with {entry.size_bytes}")
     return Fetched(_status(error), error=_message(error))
 
 
 def _status(error: BaseException) -> str:
     if isinstance(error, TooLongError):
-        return "decoder_crash"
+        return "too_large"
     if isinstance(error, FileNotFoundError | NotADirectoryError) or read_error_code(error) in NOT_FOUND:
         return "not_found"
     return "access_denied" if isinstance(error, PermissionError) or read_error_code(error) in REFUSED else "read_error"
@@ -236,4 +168,4 @@ def _status(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split()) or type(error).__name__
+    return " ".join(redact_queries(reason).split()) or type(error).__name__

@@ -5,8 +5,10 @@ import re
 import urllib.parse
 
 from catsdogs.errors import InputError
+from catsdogs.storage.http_listing import list_page
+from catsdogs.storage.http_store import is_http
 from catsdogs.storage.objects import find_object, list_names_under
-from catsdogs.storage.other_stores import call, filesystem, is_http
+from catsdogs.storage.other_stores import call, filesystem, url_exists
 from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
 
 # Parameters of a query with credentials: the signature of a presigned URL of S3, Google or Azure, tokens, API keys.
@@ -15,10 +17,17 @@ CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 
+DIRECTORY_BUCKET = "--x-s3"  # the end of its name
+
 
 def is_local(uri: str) -> bool:
     """Whether a URI is a path of this machine."""
     return "://" not in uri or uri.startswith("file://")
+
+
+def find_scheme(uri: str) -> str:
+    """Return the scheme of a URI in lower case; `file` for a path of this machine."""
+    return "file" if is_local(uri) else uri.partition("://")[0].lower()
 
 
 def local_path(uri: str) -> bytes:
@@ -45,8 +54,8 @@ def absolute(uri: str) -> str:
     """Make a local path absolute and drop a trailing slash; leave other URIs as they are.
 
     Raises:
-        InputError: the URI is empty, contains credentials, is relative to a deleted folder, or fsspec cannot open its
-            scheme.
+        InputError: the URI is empty, contains credentials, is relative to a deleted folder, or its scheme or bucket
+            cannot be opened.
     """
     if not uri:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
@@ -68,6 +77,10 @@ def absolute(uri: str) -> str:
     bucket, key = split_s3(f"s3://{uri[5:]}")
     if not bucket:
         raise InputError(f"no bucket in {uri}: expected s3://bucket/prefix")
+    if bucket.endswith(DIRECTORY_BUCKET):  # its listings have no order, and its etags are no versions of the content
+        raise InputError(
+            f"{uri}: expected a general purpose bucket, found a directory bucket (S3 Express); copy the files"
+        )
     return f"s3://{bucket}/{key}".rstrip("/")
 
 
@@ -100,7 +113,7 @@ def exists(uri: str) -> bool:
     if uri.startswith("s3://"):
         return find_object(uri) is not None
     try:
-        return bool(call(uri, "exists", **({"strict": True} if is_http(uri) else {})))  # else any HTTP error is False
+        return url_exists(uri) if is_http(uri) else bool(call(uri, "exists"))
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -118,7 +131,7 @@ def list_names(uri: str) -> list[str]:
             return sorted(os.fsdecode(name) for name in os.listdir(local_path(uri)))
         if uri.startswith("s3://"):
             return list_names_under(*split_s3(uri))
-        found = call(uri, "ls", detail=False)
+        found = list_page(uri) if is_http(uri) else call(uri, "ls", detail=False)
     except NotADirectoryError as error:
         raise InputError(f"{uri}: expected a folder, found a file") from error
     except FileNotFoundError:

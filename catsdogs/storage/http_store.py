@@ -1,0 +1,156 @@
+"""One request by HTTP: limits of its size and time, checked redirects. Its retries are in `other_stores`.
+
+Requests are made with aiohttp, in the session of fsspec's file system. A redirect leads to http or https, never from
+https to http, and never from a public host to an address of this machine, of a private network or of the link: such
+addresses have services that trust whoever reaches them, for example the credentials of a cloud's machine.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import ipaddress
+import socket
+import time
+import zlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from catsdogs.storage.limits import BODY_TIMEOUT_S, MIN_BODY_BYTES_PER_S, check_length
+from catsdogs.storage.retrying import TransientError, is_retryable_status, read_retry_after, transport_errors
+
+if TYPE_CHECKING:
+    import aiohttp
+    from yarl import URL
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # for a connection; for the next bytes of a response
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+
+
+class StoreError(OSError):
+    """A store refused a request, and will refuse the same request later."""
+
+
+class _RefusedRedirectError(Exception):
+    """A redirect is not followed. Not an OSError, which aiohttp would take for one of the connection."""
+
+
+def is_http(uri: str) -> bool:
+    """Whether a URI is read by HTTP."""
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def to_status_error(status: int, reason: str, retry_after: str | None) -> OSError:
+    """Convert the HTTP status of a failed request."""
+    if is_retryable_status(status):
+        return TransientError(reason, read_retry_after(retry_after))
+    if status in (401, 403):
+        return PermissionError(reason)
+    return FileNotFoundError(reason) if status in (404, 410) else StoreError(reason)
+
+
+@contextlib.asynccontextmanager
+async def open_url(fs: Any, uri: str) -> "AsyncIterator[aiohttp.ClientResponse]":
+    """Request a URL of an fsspec file system; raises OSError unless the response has the content."""
+    import aiohttp  # here, because it takes 0.2 s
+
+    session = await fs.set_session()
+    options: dict[str, Any] = {
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
+        **fs.kwargs,
+        "headers": {"Accept-Encoding": "identity"} | dict(fs.kwargs.get("headers") or {}),
+        "auto_decompress": False,  # it has no limit
+        "middlewares": (_RedirectCheck(),),
+    }
+    try:
+        async with session.get(fs.encode_url(uri), **options) as response:
+            if not 200 <= response.status < 300:
+                reason = f"HTTP {response.status} {http.client.responses.get(response.status, '')}".strip()
+                raise to_status_error(response.status, reason, response.headers.get("Retry-After"))
+            yield response
+    except (aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects) as error:
+        raise StoreError("redirected too often, or to another scheme") from error
+    except _RefusedRedirectError as error:
+        raise StoreError(str(error)) from error
+
+
+async def read_url(fs: Any, uri: str, limit_bytes: int) -> bytes:
+    """Read a URL of an fsspec file system; TooLongError before more than the limit is in memory."""
+    async with open_url(fs, uri) as response:
+        return await read_body(response, limit_bytes)
+
+
+async def read_body(response: "aiohttp.ClientResponse", limit_bytes: int) -> bytes:
+    """Read the body of a response, unpacked if it is compressed."""
+    started_s, num_received = time.monotonic(), 0
+    content = bytearray()
+    unpacker = _choose_unpacker(response.headers.get("Content-Encoding", ""))
+    check_length(0 if unpacker else response.content_length or 0, limit_bytes)
+    try:
+        async for chunk in response.content.iter_any():
+            num_received += len(chunk)
+            content += unpacker.decompress(chunk, limit_bytes - len(content) + 1) if unpacker else chunk
+            check_length(len(content), limit_bytes)
+            if time.monotonic() - started_s > BODY_TIMEOUT_S + num_received / MIN_BODY_BYTES_PER_S:
+                raise TimeoutError("it took too long")
+        if unpacker and not unpacker.eof:
+            raise TransientError("the compressed data are incomplete")
+    except zlib.error as error:
+        raise TransientError(f"the compressed data are damaged: {error}") from error
+    except transport_errors() as error:
+        raise TransientError(f"the body broke off after {num_received} bytes: {error}") from error
+    return bytes(content)
+
+
+def _choose_unpacker(encoding: str) -> Any:
+    """Choose how to unpack a body, None if it is plain; a server may compress it although nobody asked for that."""
+    if encoding.strip().lower() in ("", "identity"):
+        return None
+    if encoding.strip().lower() in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompressobj(GZIP_OR_ZLIB)
+    raise StoreError(f"the body has the encoding {encoding[:40]!r}, expected none or gzip")
+
+
+class _RedirectCheck:
+    """A middleware of aiohttp, which calls it for the first URL and for each redirect."""
+
+    def __init__(self) -> None:
+        self._previous: URL | None = None
+
+    async def __call__(
+        self, request: "aiohttp.ClientRequest", send: "aiohttp.ClientHandlerType"
+    ) -> "aiohttp.ClientResponse":
+        if self._previous is not None:
+            await _check_redirect(self._previous, request.url)
+        self._previous = request.url
+        return await send(request)
+
+
+async def _check_redirect(source: "URL", target: "URL") -> None:
+    if source.scheme == "https" and target.scheme == "http":
+        raise _RefusedRedirectError("redirected from https to http, which is not followed")
+    if (source.host, source.port) == (target.host, target.port):
+        return
+    if await _is_public(source, False) and not await _is_public(target, True):
+        reason = f"redirected from a public host to the private address {target.host}, which is not followed"
+        raise _RefusedRedirectError(reason)
+
+
+async def _is_public(url: "URL", all_addresses: bool) -> bool:
+    """Whether one address of a host, or each of them, is public; a host that has no address is."""
+    loop = asyncio.get_running_loop()
+    try:
+        addresses = await loop.run_in_executor(None, list_addresses, url.host or "")
+    except OSError:  # connecting to it reports the reason
+        return True
+    return (all if all_addresses else any)(map(_is_public_address, addresses))
+
+
+def list_addresses(host: str) -> list[str]:
+    """Resolve a host name."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+def _is_public_address(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_global
