@@ -193,6 +193,8 @@ class ScoreConfig:
     """Checkpoint folder, such as runs/NAME/best."""
     output: str
     """Folder or s3:// prefix for the Parquet parts: new, empty, or of an earlier run."""
+    allow_schemes: str | None = None
+    """Schemes that paths in a path list may have beside the list's own, such as s3,https; file is this machine."""
     limit: int | None = None
     """Score only this many files, the first in path order."""
     batch_size: int | None = None

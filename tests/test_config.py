@@ -75,6 +75,7 @@ DEFAULTS = {
         "input": None,
         "checkpoint": None,
         "output": None,
+        "allow_schemes": None,
         "limit": None,
         "batch_size": None,
         "precision": "auto",

@@ -13,9 +13,11 @@ from web_server import Response, serve
 
 from catsdogs import storage
 from catsdogs.errors import InputError
+from catsdogs.score import path_lists
 from catsdogs.score.path_lists import PathList, is_path_list
 
 PATHS = ["/data/a.jpg", "/data/b c.jpg", "s3://bucket/é.jpg"]
+SCHEMES = "file,s3"
 
 
 def write(folder: Path, name: str, content: bytes | str | pa.Table) -> str:
@@ -58,7 +60,7 @@ ENCODINGS: dict[str, Callable[[str], bytes]] = {
 @pytest.mark.parametrize("kind", ["csv", "tsv", "txt"])
 def test_text_files_are_read_in_every_encoding(kind, end, encode, tmp_path):
     text = csv_text("\t" if kind == "tsv" else ",", end) if kind != "txt" else end.join(PATHS)
-    assert list(PathList(write(tmp_path, f"list.{kind}", encode(text)))) == PATHS
+    assert list(PathList(write(tmp_path, f"list.{kind}", encode(text)), SCHEMES)) == PATHS
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -68,13 +70,13 @@ def test_the_header_shows_the_delimiter(quote, delimiter, tmp_path):
     rows = "".join(
         f'{i}{delimiter}"{path}"{delimiter}a, b; c\n'.replace("a, b; c", '"a, b; c"') for i, path in enumerate(PATHS)
     )
-    assert list(PathList(write(tmp_path, "list.csv", f"\n{names}\n\n{rows}"))) == PATHS
+    assert list(PathList(write(tmp_path, "list.csv", f"\n{names}\n\n{rows}"), SCHEMES)) == PATHS
 
 
 @pytest.mark.parametrize("caption", ["x" * 200_000, "two\nlines", "two\r\nlines", 'with ""quotes"", and commas', ""])
 def test_other_columns_may_have_any_content(caption, tmp_path):
     text = csv_text(caption=caption).replace(f",{caption}\n", f',"{caption}"\n')
-    assert list(PathList(write(tmp_path, "list.csv", text))) == PATHS
+    assert list(PathList(write(tmp_path, "list.csv", text), SCHEMES)) == PATHS
 
 
 def test_blank_lines_and_comments_are_no_paths(tmp_path):
@@ -123,6 +125,101 @@ def test_an_empty_path_list_is_an_error(name, content, tmp_path):
         run_scoring(uri, tmp_path / "out")
 
 
+# Schemes
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("# comment\n/a.jpg\n{}\n", "line 3"),
+        ('id,path\n1,/a.jpg\n"2\n",{}\n', "line 4"),
+        (["/a.jpg", "{}"], "row 2"),
+    ],
+    ids=["txt", "csv", "parquet"],
+)
+def test_a_path_has_the_scheme_of_its_list_unless_others_are_allowed(content, place, tmp_path):
+    name = "list.parquet" if isinstance(content, list) else "list.csv" if content.startswith("id") else "list.txt"
+    for path, flag in (("s3://bucket/b.jpg", "s3"), ("HTTPS://host/b.jpg", "https"), ("gopher://host/b.jpg", None)):
+        filled = table(*(row.format(path) for row in content)) if isinstance(content, list) else content.format(path)
+        uri = write(tmp_path, name, filled)
+        hint = f"; if the list may name such files, add --allow-schemes {flag}" if flag else ""
+        with pytest.raises(InputError) as caught:
+            list(PathList(uri))
+        assert str(caught.value) == f"{uri}: {place}: expected a local path, got {path}{hint}"
+        if flag:
+            assert list(PathList(uri, f"{flag.upper()}, gs")) == ["/a.jpg", path]
+
+
+def test_a_list_in_a_store_names_no_file_of_this_machine(bucket, put):
+    for path in ("/etc/shadow", "file:///etc/shadow", "x.jpg"):
+        put("list.txt", f"s3://{bucket}/a.jpg\n{path}\n".encode())
+        with pytest.raises(
+            InputError, match=rf"list\.txt: line 2: expected s3://, got {path}; .* --allow-schemes file$"
+        ):
+            list(PathList(f"s3://{bucket}/list.txt"))
+    assert len(list(PathList(f"s3://{bucket}/list.txt", "file"))) == 2
+
+
+def test_a_path_with_a_secret_is_refused_with_its_line_and_not_shown(tmp_path):
+    uri = write(tmp_path, "list.txt", "/a.jpg\nhttps://host/b.jpg?token=hunter2\nhttps://me:hunter2@host/c.jpg\n")
+    for schemes in (None, "https"):
+        with pytest.raises(InputError, match=r"list\.txt: line 2: ") as caught:
+            list(PathList(uri, schemes))
+        assert "hunter2" not in str(caught.value)
+
+
+def test_an_unknown_scheme_cannot_be_allowed(tmp_path):
+    with pytest.raises(InputError, match=r"^--allow-schemes: expected some of file, s3, http, .*, got 'ftp'$"):
+        run_scoring(write(tmp_path, "list.txt", "/a.jpg\n"), tmp_path / "out", allow_schemes="s3,ftp")
+
+
+def test_the_flag_reaches_the_list(tmp_path, bucket, put):
+    put("a.jpg", b"a")
+    uri = write(tmp_path, "list.txt", f"s3://{bucket}/a.jpg\n")
+    with pytest.raises(InputError, match="--allow-schemes s3"):
+        run_scoring(uri, tmp_path / "out")
+    assert run_scoring(uri, tmp_path / "out", allow_schemes="s3")[0]["by_status"] == {"ok": 1}
+
+
+# Limits
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_a_small_parquet_file_with_many_long_paths_is_refused(use_dictionary, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_lists, "MAX_LIST_BYTES", 10 << 20)
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["/" + "x" * 100_000]))
+    uri = f"{tmp_path}/list.parquet"
+    pq.write_table(pa.table({"path": rows.cast(pa.string())}), uri, compression="zstd", use_dictionary=use_dictionary)
+    assert Path(uri).stat().st_size < 50_000
+    read = []
+    with pytest.raises(InputError, match=r"expected at most 10 MiB and .* rows, unpacked; split it into a folder"):
+        read.extend(PathList(uri))
+    assert len(read) <= 104
+
+
+def test_a_repeated_path_of_a_parquet_file_takes_no_memory_before_its_turn(tmp_path):
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["/" + "x" * 100_000]))
+    pq.write_table(pa.table({"path": rows}), tmp_path / "list.parquet")
+    before = pa.default_memory_pool().max_memory()
+    assert len(next(iter(PathList(f"{tmp_path}/list.parquet")))) == 100_001
+    assert pa.default_memory_pool().max_memory() - before < 100 << 20
+
+
+@pytest.mark.parametrize("name", ["list.txt.gz", "list.csv"])
+def test_a_compressed_list_is_unpacked_up_to_a_limit(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_lists, "MAX_LIST_BYTES", 1 << 20)
+    content = gzip.compress(b"path\n/a.jpg" + b"\n" * (10 << 20))
+    with pytest.raises(InputError, match=r"expected at most 1 MiB and .* rows, unpacked"):
+        list(PathList(write(tmp_path, name, content + gzip.compress(b"/b.jpg"))))
+
+
+def test_a_list_has_a_limit_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(path_lists, "MAX_LIST_ROWS", 2)
+    assert len(list(PathList(write(tmp_path, "a.parquet", table("/a", "/a"))))) == 2
+    with pytest.raises(InputError, match="and 2 rows"):
+        list(PathList(write(tmp_path, "b.parquet", table("/a", "/a", "/a"))))
+
+
 # Parquet
 
 
@@ -140,7 +237,7 @@ def test_a_path_may_have_every_type_of_text(kind, tmp_path):
         uri = write(tmp_path, "list.parquet", table(*values, kind=kind))
     except pa.ArrowNotImplementedError:
         pytest.skip(f"pyarrow {pa.__version__} does not write {kind} to Parquet")
-    assert list(PathList(uri)) == PATHS
+    assert list(PathList(uri, SCHEMES)) == PATHS
 
 
 @pytest.mark.parametrize(
@@ -148,7 +245,7 @@ def test_a_path_may_have_every_type_of_text(kind, tmp_path):
     [
         (pa.array(["/a.jpg", None]), "got None in row 2"),
         (pa.array([1, 2]), "got 1 in row 1"),
-        (pa.array([{"path": "/a.jpg"}]), "got {'path': '/a.jpg'} in row 1"),
+        (pa.array([{"path": "/a.jpg"}]), "expected text in the column path, got struct"),
         (pa.array([b"/a.jpg", b"/\xff.jpg"]), "after row 1: 'utf-8' codec can't decode"),
     ],
 )
@@ -191,7 +288,7 @@ def test_a_folder_of_parquet_files_is_one_path_list(names, kind, tmp_path, bucke
         local = write(tmp_path, f"files/{name}", table(*rows))
         storage.write_bytes(f"{root}/{name}", Path(local).read_bytes())
     assert is_path_list(root)
-    assert list(PathList(root)) == PATHS
+    assert list(PathList(root, SCHEMES)) == PATHS
 
 
 @pytest.mark.parametrize("kind", ["csv", "txt"])
@@ -201,7 +298,7 @@ def test_a_folder_of_text_files_is_one_path_list(kind, tmp_path):
         write(tmp_path, f"in.{kind}/part-{i}.{kind}", f"{header}{path}\n")
     write(tmp_path, f"in.{kind}/part-9.{kind}.gz", gzip.compress(f"{header}/z.jpg\n".encode()))
     write(tmp_path, f"in.{kind}/_SUCCESS", "")
-    assert list(PathList(f"{tmp_path}/in.{kind}")) == [*PATHS, "/z.jpg"]
+    assert list(PathList(f"{tmp_path}/in.{kind}", SCHEMES)) == [*PATHS, "/z.jpg"]
 
 
 @pytest.mark.parametrize("name", ["absent.parquet", "folder.parquet", "absent.txt"])

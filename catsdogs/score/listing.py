@@ -42,9 +42,9 @@ def sort_key(path: str) -> bytes:
     return storage.local_path(path) if path.startswith("file://") else path.encode()
 
 
-def _read_path_list(uri: str, start_after: str) -> Iterator[storage.Entry]:
+def _read_path_list(config: ScoreConfig, start_after: str) -> Iterator[storage.Entry]:
     """Read a path list; yield the files after a path in the order of `sort_key`, each once."""
-    paths: Iterable[str] = PathList(uri)
+    paths: Iterable[str] = PathList(config.input, config.allow_schemes)
     if not all(sort_key(previous) < sort_key(current) for previous, current in pairwise(paths)):
         paths = sorted(set(paths), key=sort_key)
     return (storage.Entry(path) for path in paths if sort_key(path) > sort_key(start_after))
@@ -104,7 +104,7 @@ class PlanUpdate:
         plan = self._plan
         source, start_after = self._config.input, plan.listing_cursor or ""
         listing = storage.Listing(source, self._progress, start_after=start_after, collect_folders=False)
-        entries = _read_path_list(source, start_after) if is_path_list(source) else listing
+        entries = _read_path_list(self._config, start_after) if is_path_list(source) else listing
         for entry in itertools.islice(entries, self._config.limit):
             self._compare(entry)
             if max(len(self._new), self._num_changed) >= self._config.shard_size:

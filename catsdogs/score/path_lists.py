@@ -2,6 +2,9 @@
 
 A folder whose name ends like such a file is a list too: its files are read in order, as Spark, Dask and Ray Data write
 them, also in subfolders. Names in it that begin with `_` or `.` are ignored, such as `_SUCCESS` and `_metadata`.
+
+Who writes a list chooses what this machine reads. So its paths have the scheme of the list, or are local if it is
+local, unless the user allows others; and what it unpacks to is limited.
 """
 
 import codecs
@@ -24,6 +27,9 @@ TEXT = (".txt", ".txt.gz")
 DELIMITERS = ",;\t|"
 GZIP_MAGIC = b"\x1f\x8b"
 COMMENT = "# "  # a file may have a name that begins with # alone
+MAX_LIST_BYTES = 1 << 30  # of the unpacked paths or text of one file, about 10 million paths
+MAX_LIST_ROWS = 100_000_000  # of one file; a repeated path takes next to no space in Parquet
+BATCH_ROWS = 1 << 20  # of Parquet; a row takes four bytes until its path is needed
 
 # The number of each line or row, and the path in it.
 NumberedPaths = Iterator[tuple[int, object]]
@@ -37,18 +43,31 @@ def is_path_list(uri: str) -> bool:
 class PathList:
     """The paths in a path list, in its order. Its files are read once and stay in memory.
 
+    Args:
+        allow_schemes: schemes that paths may have beside that of the list, separated by commas.
+
     Raises:
-        InputError: there is no such list, or it cannot be read; while iterating: a file of it cannot be parsed.
+        InputError: there is no such list, or it cannot be read; while iterating: a file of it cannot be parsed, or a
+            path has another scheme.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, allow_schemes: str | None = None) -> None:
+        self._schemes = {storage.find_scheme(uri), *_parse_schemes(allow_schemes)}
         self._files = list(_read_files(uri))
         if not self._files:
             raise InputError(f"cannot read {uri}: expected a path list or a folder of path lists; check --input")
 
     def __iter__(self) -> Iterator[str]:
         for uri, content in self._files:
-            yield from _iter_paths(uri, content)
+            yield from _iter_paths(uri, content, self._schemes)
+
+
+def _parse_schemes(allow_schemes: str | None) -> list[str]:
+    schemes = [scheme.strip().lower() for scheme in (allow_schemes or "").split(",") if scheme.strip()]
+    if unknown := [scheme for scheme in schemes if scheme not in storage.SCHEMES]:
+        expected = f"expected some of {', '.join(storage.SCHEMES)}, separated by commas"
+        raise InputError(f"--allow-schemes: {expected}, got {unknown[0]!r}")
+    return schemes
 
 
 def _read_files(uri: str) -> Iterator[tuple[str, bytes]]:
@@ -67,7 +86,7 @@ def _read_files(uri: str) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{uri}: cannot list {path} in this path list: {reason}")
 
 
-def _iter_paths(uri: str, content: bytes) -> Iterator[str]:
+def _iter_paths(uri: str, content: bytes, schemes: set[str]) -> Iterator[str]:
     is_parquet = uri.lower().endswith(PARQUET)
     unit, number = "row" if is_parquet else "line", 0
     try:
@@ -75,18 +94,61 @@ def _iter_paths(uri: str, content: bytes) -> Iterator[str]:
             if not isinstance(path, str) or not path:
                 reason = f"expected a path in every row of its column path, got {path!r} in {unit} {number}"
                 raise InputError(f"{uri}: {reason}")
-            yield storage.absolute(path)
+            yield _check_path(path, schemes, f"{uri}: {unit} {number}")
     except (EOFError, OSError, ValueError, csv.Error, pa.ArrowException, zlib.error) as error:
         place = f" after {unit} {number}" if number else ""
         raise InputError(f"{uri}: cannot read this path list{place}: {' '.join(str(error).split())}") from error
 
 
+def _check_path(path: str, schemes: set[str], place: str) -> str:
+    """Make a path absolute; InputError if it has another scheme or cannot be opened."""
+    scheme = storage.find_scheme(path)
+    if scheme not in schemes:
+        allowed = " or ".join("a local path" if name == "file" else f"{name}://" for name in sorted(schemes))
+        hint = f"; if the list may name such files, add --allow-schemes {scheme}" if scheme in storage.SCHEMES else ""
+        raise InputError(f"{place}: expected {allowed}, got {path[:200]}{hint}")
+    try:
+        return storage.absolute(path)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
 def _iter_parquet(content: bytes) -> NumberedPaths:
-    file = pq.ParquetFile(pa.BufferReader(content))
-    _find_column(file.schema_arrow.names)
-    batches = (batch["path"].to_pylist() for batch in file.iter_batches(columns=["path"]))
-    for number, path in enumerate(itertools.chain.from_iterable(batches), 1):
+    """Read a path only when its row is needed: one path of a dictionary may stand in any number of rows."""
+    schema = pq.read_schema(pa.BufferReader(content))
+    kind = schema.types[_find_column(schema.names)]
+    if pa.types.is_nested(kind):
+        raise ValueError(f"expected text in the column path, got {kind}")
+    file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=["path"])
+    _check_length(sum(_count_unpacked_bytes(file.metadata)))
+    rows = itertools.chain.from_iterable(map(_iter_rows, file.iter_batches(BATCH_ROWS, columns=["path"])))
+    num_bytes = 0
+    for number, path in enumerate(rows, 1):
+        num_bytes += len(path) if isinstance(path, str | bytes) else 0
+        _check_length(num_bytes, number)
         yield number, path.decode() if isinstance(path, bytes) else path
+
+
+def _count_unpacked_bytes(metadata: pq.FileMetaData) -> Iterator[int]:
+    """Yield what the paths of each row group unpack to, as the file says."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        yield from (column.total_uncompressed_size for column in columns if column.path_in_schema == "path")
+
+
+def _iter_rows(batch: pa.RecordBatch) -> Iterator[object]:
+    column = batch["path"]
+    if not pa.types.is_dictionary(column.type):
+        yield from column.to_pylist()
+        return
+    values = column.dictionary.to_pylist()
+    yield from (None if index is None else values[index] for index in column.indices.to_pylist())
+
+
+def _check_length(num_bytes: int, num_rows: int = 0) -> None:
+    if num_bytes > MAX_LIST_BYTES or num_rows > MAX_LIST_ROWS:
+        limits = f"{MAX_LIST_BYTES >> 20:,} MiB and {MAX_LIST_ROWS:,} rows"
+        raise ValueError(f"expected at most {limits}, unpacked; split it into a folder of path lists")
 
 
 def _find_column(names: list[str]) -> int:
@@ -98,7 +160,9 @@ def _find_column(names: list[str]) -> int:
 
 def _iter_text_file(uri: str, content: bytes) -> NumberedPaths:
     if content.startswith(GZIP_MAGIC):
-        content = gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as file:
+            content = file.read(MAX_LIST_BYTES + 1)
+    _check_length(len(content))
     lines = io.TextIOWrapper(io.BytesIO(content), _find_encoding(content), newline="\n")
     return _iter_csv(lines, len(content)) if uri.lower().endswith(CSV) else _iter_lines(lines)
 
