@@ -102,8 +102,9 @@ def _read_local(uri: str, limit_bytes: int) -> tuple[bytes, os.stat_result]:
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
         check_length(found.st_size, limit_bytes)
-        content = file.read(limit_bytes + 1)  # it may grow meanwhile; files in /proc have the size 0
-        check_length(len(content), limit_bytes)
+        content = file.read(found.st_size + 1)
+        if len(content) > found.st_size:  # also a file in /proc, which has the size 0
+            raise OSError("it grew while it was read")
         return content, found
 
 
