@@ -393,8 +393,10 @@ def test_too_many_failed_rows_exit_with_3(monkeypatch, capsys, rows, ok, rate, c
     monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
-    expected = f"{rows} rows in o, {rows - ok} not classified (columns status and error); last run: 7 rows at 12.3 img/s, slowest stage read\n"
-    assert captured.out == expected
+    assert captured.out == (
+        f"{rows} rows in o, {rows - ok} not classified (columns status and error); "
+        "last run: 7 rows at 12.3 img/s, slowest stage read\n"
+    )
     reason = f"catsdogs: {rows - ok} of {rows} images were not classified: see the columns status and error\n"
     assert captured.err == ("" if code == 0 else reason)
 

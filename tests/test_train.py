@@ -76,7 +76,7 @@ def test_the_first_line_names_the_classes_and_both_folders(finished_run, red_blu
     assert lines_of(finished_run.events)[:2] == [
         f"2 classes, 'blue', 'red': 26 training images in {red_blue_root}/train, "
         f"14 validation images in {red_blue_root}/validation",
-        f"{result.uri}: 1 x 8 = 8 images a step, learning rate 0.005",
+        f"{finished_run.folder}: 1 x 8 = 8 images a step, learning rate 0.005",
     ]
 
 

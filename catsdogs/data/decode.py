@@ -31,9 +31,6 @@ from catsdogs.schema import OK
 PREFETCH_BATCHES = 4  # decoded batches that wait for the model
 BLOCK_ROWS = 256  # files of one task: enough that one slow read does not stop the others
 READ_BYTES = 64 << 20  # of files that are read as one group
-# Of one file. The process that reads it and the child, which has a copy and 2 GiB more, stay below 4 GiB each. Larger
-# files leave the child no memory for pixels.
-MAX_FILE_BYTES = 1 << 30
 MAX_GPU_JPEG_BYTES = 64 << 20  # of a batch's JPEGs that stay encoded; the next READ_BYTES at most may exceed it
 
 
