@@ -42,7 +42,7 @@ CONFIGS = {
     for name in ("demo", "download", "train", "evaluate", "score", "verify")
 }
 # Programs of the system, of an AWS account or of the network: their lines are parsed, not run.
-EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "export", "git", "sed", "source"}
+EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "docker", "echo", "export", "git", "sed", "sha256sum", "source"}
 # Flags in the text that are not settings of a command: of catsdogs itself, of Ray, and the negative form of a flag.
 OTHER_FLAGS = {"--help", "--version", "--verbose", "--working-dir", "--generate", "--head", "--temp-dir", "--no-resume"}
 TYPES = {
