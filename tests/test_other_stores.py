@@ -273,8 +273,8 @@ def test_an_image_over_the_limit_in_the_listing_is_not_requested(server):
 def test_a_file_that_became_larger_than_listed_is_not_read_to_its_end(server, memory):
     rows = storage.fetch([Entry(uri, 1000) for uri in (server.add("a.jpg", GOOD), f"{memory}/a.jpg")])
     assert [row.status for row in rows] == ["changed"] * 2
-    assert rows[0].error == "has 2048 bytes, was listed with 1000"
-    assert rows[1].error == "has 1001 bytes, was listed with 1000"
+    assert rows[0].error == "has at least 2048 bytes, was listed with 1000"
+    assert rows[1].error == "has at least 1001 bytes, was listed with 1000"
 
 
 def test_a_large_file_that_was_not_listed_is_read_alone_in_its_turn(server, monkeypatch):

@@ -155,7 +155,7 @@ def _check_unchanged(entry: Entry, content: bytes, version: str | None, retries:
 def _failed(entry: Entry, error: BaseException) -> Fetched:
     logger.debug("cannot read %s", entry.path, exc_info=error)
     if isinstance(error, TooLongError) and entry.size_bytes is not None and error.num_bytes > entry.size_bytes:
-        return Fetched("changed", error=f"has {error.num_bytes} bytes, was listed with {entry.size_bytes}")
+        return Fetched("changed", error=f"has at least {error.num_bytes} bytes, was listed with {entry.size_bytes}")
     return Fetched(_status(error), error=_message(error))
 
 
