@@ -52,12 +52,12 @@ class LeaseClaim:
         return storage.join(self.folder, LEASE)
 
     def check(self) -> None:
-        """Check that the claim still holds; NotRetryableError if another driver has the lease, or nobody has it."""
+        """Check that the lease is still the driver's own; NotRetryableError if it is gone or another driver has it."""
         if self.read_version() is None:
             raise NotRetryableError(f"{self.folder}: another {self.run} took over the lease; this one stops")
 
     def write(self, uri: str, content: bytes) -> None:
-        """Write a file of the folder if the claim holds.
+        """Write a file of the folder if the lease is still the driver's own.
 
         Raises:
             NotRetryableError: another driver has the lease, or another process wrote the file since it was checked.

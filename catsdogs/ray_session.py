@@ -82,7 +82,7 @@ def _make_folder_in(parent: str) -> Path:
     unlocked = folder / f"{LOCK}.new"
     descriptor = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
     if temporaries.lock(descriptor):
-        unlocked.rename(folder / LOCK)  # whoever sees the file under this name sees it locked
+        unlocked.rename(folder / LOCK)  # locked before other processes can find it
     _folders[folder] = descriptor
     return folder
 

@@ -1,6 +1,6 @@
 """Read the files of a task: groups of files in order, remote ones concurrently and ahead of their use.
 
-What a task holds in memory is limited: at most `MAX_AHEAD_BYTES` and one more group. The size of a file that was not
+The memory of a task is limited: at most `MAX_AHEAD_BYTES` and one more group. The size of a file that was not
 listed is assumed. One that is larger is not read ahead; it is read when its turn comes, and returned alone.
 
 How long a task waits for its files is limited, too: after `DEADLINE_S` in all, the files that have not arrived get the
@@ -94,7 +94,7 @@ class _Group:
         }
 
     def iter_files(self, patience: _Patience) -> Iterator[list[Fetched]]:
-        """Wait for the files; one that is read alone has a list of its own."""
+        """Wait for the files; one that is read alone is returned in a separate list."""
         together: list[Fetched] = []
         for entry, file in zip(self._entries, self.wait(patience), strict=True):
             if file.status != "too_large" or self._limit(entry) == self._limit_bytes:

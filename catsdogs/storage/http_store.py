@@ -2,7 +2,7 @@
 
 Requests are made with aiohttp, in the session of fsspec's file system. A redirect leads to http or https, never from
 https to http, and never from a public host to an address of this machine, of a private network or of the link: such
-addresses have services that trust whoever reaches them, for example the credentials of a cloud's machine.
+addresses have services without authentication, for example the credentials of a cloud's machine.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ async def read_body(response: "aiohttp.ClientResponse", limit_bytes: int) -> byt
 
 
 def _choose_unpacker(encoding: str) -> Any:
-    """Choose how to unpack a body, None if it is plain; a server may compress it although nobody asked for that."""
+    """Choose how to unpack a body, None if it is plain; a server may compress it without a request."""
     if encoding.strip().lower() in ("", "identity"):
         return None
     if encoding.strip().lower() in ("gzip", "x-gzip", "deflate"):

@@ -61,7 +61,7 @@ class History:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files under `uri`, which are written if the driver's lease holds."""
+    """A run's files under `uri`, which are written only while the driver has the lease."""
 
     uri: str
     class_names: tuple[str, ...]
