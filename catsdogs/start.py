@@ -13,7 +13,6 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +27,7 @@ from catsdogs.ray_session import remove_folders, session_environment
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0
+MAX_IMPORT_S = 10.0  # of the wait for imports; process exit during an import of torch may crash
 START_ATTEMPTS = 2  # on a busy machine, Ray gives up after 30 s
 
 _started_node_id: str | None = None  # of the local Ray that this process started
@@ -170,10 +170,19 @@ def import_while_ray_starts(name: str) -> ModuleType:
 
     `ray.init` must run in the calling thread: Ray's processes end with the thread that started them.
     """
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(importlib.import_module, name)
+    thread = threading.Thread(target=_import, args=(name,), daemon=True)
+    thread.start()
+    try:
         start_ray()
+    finally:
+        # Not without limit: Ctrl-C in an import of this thread can leave a lock that the other one waits for.
+        thread.join(MAX_IMPORT_S)
     return importlib.import_module(name)  # from sys.modules, or it raises the error again
+
+
+def _import(name: str) -> None:
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
 
 
 def _find_import_folder() -> Path:

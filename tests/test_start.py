@@ -128,6 +128,19 @@ def test_errors_of_the_import_and_of_the_start_are_raised(ray_cluster, monkeypat
         import_while_ray_starts("catsdogs.labels")
 
 
+def test_ctrl_c_while_ray_starts_does_not_wait_for_an_import_without_limit(monkeypatch, tmp_path):
+    (tmp_path / "endless.py").write_text("import time\ntime.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(start, "MAX_IMPORT_S", 0.2)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(start, "start_ray", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        import_while_ray_starts("endless")
+
+
 class _Terminated(BaseException):
     pass
 
