@@ -173,13 +173,17 @@ def parse_torch_file(content: bytes, source: str) -> StateDict:
         ) from error
     state_dict = _unwrap(loaded)
     if not isinstance(state_dict, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in dict.items(state_dict)
     ):
-        keys = f" with the keys {format_names(list(map(str, state_dict)))}" if isinstance(state_dict, dict) else ""
+        names = (
+            [name for name in dict.keys(state_dict) if isinstance(name, str)] if isinstance(state_dict, dict) else []
+        )
+        keys = f" with the keys {format_names(names)}" if names else ""
         raise InputError(
             f"{source}: expected a state dict of tensors, got {type(state_dict).__name__}{keys}; {SAVE_TENSORS}"
         )
-    _check_tensors(state_dict, source)
+    state_dict = dict(dict.items(state_dict))  # a subclass may have attributes from the file in place of methods
+    _check_tensors(state_dict, len(content), source)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
     return _strip_prefix(state, source)
 
@@ -198,9 +202,11 @@ def _check_archive(content: bytes, source: str) -> None:
         raise InputError(f"{source}: expected a file of torch.save, got a compressed zip file; {SAVE_TENSORS}")
 
 
-def _check_tensors(state_dict: Mapping[str, torch.Tensor], source: str) -> None:
-    """Refuse tensors that would take more memory than the file, or that are no tensors of a ResNet50."""
+def _check_tensors(state_dict: Mapping[str, torch.Tensor], num_bytes: int, source: str) -> None:
+    """Refuse tensors that take more memory than the file, or that are no tensors of a ResNet50."""
     for name, tensor in state_dict.items():
+        if vars(tensor):
+            raise InputError(f"{source}: expected tensors without attributes, got {name} with some; {SAVE_TENSORS}")
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.is_complex() or tensor.nbytes > tensor.untyped_storage().nbytes():
             described = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}, {tuple(tensor.shape)}"
@@ -208,12 +214,14 @@ def _check_tensors(state_dict: Mapping[str, torch.Tensor], source: str) -> None:
                 f"{source}: expected dense real tensors with an element in memory for each of their own, got {name}: "
                 f"{described}; {SAVE_TENSORS}"
             )
+    if sum(tensor.nbytes for tensor in state_dict.values()) > num_bytes:
+        raise InputError(f"{source}: expected tensors of their own memory, got several names of one; {SAVE_TENSORS}")
 
 
 def _unwrap(loaded: Any) -> Any:
     """Return the state dict that a checkpoint has under one of the `NESTS`, or what was loaded."""
     for _ in range(MAX_NESTS):
-        inner = [loaded.get(name) for name in NESTS] if isinstance(loaded, dict) else []
+        inner = [dict.get(loaded, name) for name in NESTS] if isinstance(loaded, dict) else []
         loaded = next((value for value in inner if isinstance(value, dict)), loaded)
     return loaded
 

@@ -8,6 +8,7 @@ import pickle
 import random
 import unicodedata
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -305,6 +306,26 @@ def test_tensors_that_need_more_memory_than_the_file_or_are_not_dense_are_refuse
     with pytest.raises(
         InputError, match=f"{file}: expected dense real tensors .*, got conv1.weight: |{file} is not a "
     ):
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+
+
+def test_names_that_share_one_memory_are_refused(fresh, tmp_path):
+    shared = torch.zeros(10**5, dtype=torch.float16)  # each name would become a tensor of its own
+    file = pth({f"layer{i}.weight": shared for i in range(100)})(tmp_path)
+    with pytest.raises(InputError, match=f"{file}: expected tensors of their own memory"):
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+
+
+def test_attributes_from_the_file_do_not_replace_methods(fresh, tmp_path):
+    tensor = torch.zeros(3)
+    tensor.is_floating_point = 5
+    file = pth({"conv1.weight": tensor})(tmp_path)
+    with pytest.raises(InputError, match=f"{file}: expected tensors without attributes, got conv1.weight"):
+        load_pretrained(fresh(2), str(file), ("a", "b"))
+    state = OrderedDict({"conv1.weight": torch.zeros(3)})
+    state.get = 5
+    file = pth(state)(tmp_path)
+    with pytest.raises(InputError, match=str(file)):
         load_pretrained(fresh(2), str(file), ("a", "b"))
 
 
