@@ -1,7 +1,9 @@
 """Decoders under the control of a malicious image: what they try fails, and what they send is checked."""
 
 import ctypes
+import gc
 import logging
+import mmap
 import os
 import pickle
 import signal
@@ -74,6 +76,30 @@ def test_a_decoder_cannot_read_or_write_a_file(tmp_path):
     assert outcome_of(lambda: (tmp_path / "written").write_text("text")) in REFUSED
     assert outcome_of(lambda: os.mkdir(tmp_path / "made")) in REFUSED
     assert list(tmp_path.iterdir()) == []
+
+
+class Finalized:
+    """Counts the processes that finalize it; only the garbage collector can, because it refers to itself."""
+
+    def __init__(self, count):
+        self.count, self.itself = count, self
+
+    def __del__(self):
+        self.count[0] += 1
+
+
+def test_the_child_runs_no_finalizer_of_the_parent():
+    """That of a Ray object reference sends a message on the parent's connection, whose next request is then lost."""
+    count = np.frombuffer(mmap.mmap(-1, 8), np.uint8)  # shared with the child
+    gc.disable()
+    try:
+        Finalized(count)
+        outcome_of(gc.collect)
+        assert count[0] == 0
+    finally:
+        gc.enable()
+    gc.collect()
+    assert count[0] == 1
 
 
 @linux_only

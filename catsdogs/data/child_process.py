@@ -4,6 +4,7 @@ The child may be under the control of a malicious image: it may send anything, o
 """
 
 import contextlib
+import gc
 import logging
 import mmap
 import os
@@ -48,7 +49,7 @@ class ChildProcess:
         self._setup_s = MAX_DECODE_S  # until its first reply
         import_decoders()
         self._socket, child_socket = socket.socketpair()
-        self.pid = os.fork()
+        self.pid = _fork()
         if self.pid == 0:
             run_child(decoder, child_socket.detach(), self.shared)
         child_socket.close()
@@ -135,3 +136,21 @@ class ChildProcess:
                     break
                 content += part
         return content
+
+
+def _fork() -> int:
+    """Fork; the child never collects the parent's garbage.
+
+    Finalizers of the parent would run there. That of a Ray object reference sends a message on the parent's connection,
+    whose next request is then lost.
+    """
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            gc.freeze()
+        return pid
+    finally:
+        if is_enabled:
+            gc.enable()
