@@ -103,6 +103,18 @@ def test_the_child_runs_no_finalizer_of_the_parent():
 
 
 @linux_only
+def test_a_decoder_cannot_change_a_file_that_the_parent_has_mapped(tmp_path):
+    """Ray's object store is such a file: whoever changes an object's pickle runs code where it is read."""
+    path = tmp_path / "objects"
+    path.write_bytes(bytes(4096))
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 4096) as objects:
+        address = np.frombuffer(objects, np.uint8).ctypes.data
+        (result,) = run_hostile(lambda: ctypes.memset(address, 65, 8))
+        assert objects[:8] == bytes(8)
+    assert (result.status, result.error) == ("decoder_crash", "the decoder died of SIGSEGV")
+
+
+@linux_only
 def test_a_decoder_cannot_connect():
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert outcome_of(lambda: socket.create_connection(server.getsockname(), timeout=5)) in REFUSED

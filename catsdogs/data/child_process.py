@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from catsdogs.data.decode_budget import MAX_DECODE_S, DecodeBudget
+from catsdogs.data.decode_budget import GRACE_S, MAX_DECODE_S, DecodeBudget
 from catsdogs.data.decode_messages import (
     BUG,
     DONE,
@@ -34,8 +34,6 @@ from catsdogs.images import ImageArray
 from catsdogs.images.decode import import_decoders
 from catsdogs.schema import OK
 
-# After the limit, for the child's own timer to end it. An image may have switched that off.
-GRACE_S = 2.0
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +44,7 @@ class ChildProcess:
         self.decoder = decoder
         self.owner = os.getpid()
         self.shared = np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
-        self._setup_s = MAX_DECODE_S  # until its first reply
+        self._is_ready = False  # it replies once after its setup
         import_decoders()
         self._socket, child_socket = socket.socketpair()
         self.pid = _fork()
@@ -64,6 +62,8 @@ class ChildProcess:
         slots, _ = view_shared(self.shared, len(requests), requests[0].pixels.nbytes)
         slots[:, 0] = 0
         try:
+            if not self._is_ready:
+                self._is_ready = self._receive_reply(MAX_DECODE_S + GRACE_S)
             self._send(requests, budget)
             self._wait(slots, budget)
         except (EOFError, OSError) as error:
@@ -89,7 +89,7 @@ class ChildProcess:
         self._socket.close()
 
     def _send(self, requests: list[DecodeRequest], budget: DecodeBudget) -> None:
-        self._socket.settimeout(budget.limit_s + GRACE_S + self._setup_s)
+        self._socket.settimeout(budget.wait_s)
         pixel_bytes = requests[0].pixels.nbytes
         head = REQUEST.pack(len(requests), pixel_bytes, budget.reserve_s, budget.share_s)
         try:
@@ -105,14 +105,13 @@ class ChildProcess:
         while not is_done:
             started, num_before = time.perf_counter(), num_done
             try:
-                is_done = self._receive_reply(budget.limit_s + GRACE_S + self._setup_s)
+                is_done = self._receive_reply(budget.wait_s)
             except TimeoutError:
                 if count_results(slots) <= num_before:
                     raise
             finally:
                 num_done = count_results(slots)
                 budget.charge(time.perf_counter() - started, num_done - num_before)
-                self._setup_s = 0
 
     def _receive_reply(self, timeout_s: float) -> bool:
         self._socket.settimeout(timeout_s)

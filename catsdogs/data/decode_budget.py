@@ -10,6 +10,7 @@ MAX_DECODE_S = 30.0  # for one image
 # For a batch, in addition to one image and the start of child processes: less than half of NO_PROGRESS_TIMEOUT_S, whose
 # other half is for reading the files.
 MAX_BATCH_DECODE_S = 720.0
+GRACE_S = 0.5  # after the limit, at most, for the child's own timer to end it: an image may have switched that off
 MIN_LIMIT_S = 0.01  # more than ten times what an ordinary image takes
 
 
@@ -39,6 +40,11 @@ class DecodeBudget:
     def limit_s(self) -> float:
         """Limit for the next image."""
         return min(MAX_DECODE_S, self.share_s) if self.is_spent else MAX_DECODE_S
+
+    @property
+    def wait_s(self) -> float:
+        """Limit for the wait for the next image."""
+        return self.limit_s + min(GRACE_S, self.limit_s / 4)
 
     def charge(self, seconds: float, num_files: int) -> None:
         """Subtract the time that was taken, and add the shares of the images that are done."""

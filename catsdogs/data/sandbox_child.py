@@ -5,6 +5,7 @@ the first file it gives up what it does not need: the environment, open files an
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import logging
 import os
@@ -33,6 +34,7 @@ from catsdogs.images.pillow import configure_pillow
 MAX_DECODE_BYTES = 2 << 30  # of the child, beyond the memory of its parent
 OUT_OF_MEMORY_EXIT_CODE = 77
 FATAL_SIGNALS = ("SIGABRT", "SIGALRM", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTERM")
+ANONYMOUS = "/dev/zero (deleted)"  # shared memory without a file, as of the results
 SOCKET = 3  # the descriptor after stdin, stdout and stderr
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,8 @@ def run_child(decoder: Decoder, socket: int, shared: ImageArray) -> NoReturn:
             configure_pillow()
             restrict_process()
             while True:
+                os.write(SOCKET, DONE)  # also once after the setup
                 _serve(decoder, requests, shared)
-                os.write(SOCKET, DONE)
     except MemoryError:
         os._exit(OUT_OF_MEMORY_EXIT_CODE)
     except EOFError:  # the parent has closed the socket
@@ -59,13 +61,14 @@ def run_child(decoder: Decoder, socket: int, shared: ImageArray) -> NoReturn:
 
 
 def restrict_process() -> None:
-    """Give up the parent's files, signal handlers and environment, and the right to open or start anything."""
+    """Give up files, shared memory, signal handlers and environment of the parent, and the right to open anything."""
     faulthandler.disable()
     for name in FATAL_SIGNALS:
         signal.signal(signal.Signals[name], signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     is_logging = logger.isEnabledFor(logging.DEBUG)
     _close_descriptors(keep_stderr=is_logging)
+    _unmap_shared_files()
     os.environ.clear()
     import torch
 
@@ -75,6 +78,22 @@ def restrict_process() -> None:
         restrict_system_calls()
     except OSError as error:
         logger.debug("decoders can open files and sockets: %s", error)
+
+
+def _unmap_shared_files() -> None:
+    """Unmap the files that the parent shares with other processes: above all Ray's object store, which has pickles."""
+    try:
+        with open("/proc/self/maps") as file:
+            mappings = [line.split(maxsplit=5) for line in file.read().splitlines()]
+    except FileNotFoundError:  # only Linux has it
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for addresses, rights, _, _, _, *path in mappings:
+        if not rights.endswith("s") or path == [ANONYMOUS]:
+            continue
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start)):
+            raise OSError(ctypes.get_errno(), f"cannot unmap {addresses} {path}")
 
 
 def _close_descriptors(keep_stderr: bool) -> None:
