@@ -104,7 +104,7 @@ def test_a_kill_between_two_files_leaves_complete_files_that_the_next_worker_mak
 
     with Lease(uri, silent, "training run", "--name") as lease:
         run = make_run(lease, accuracies)
-        run.folder.write_state({"history": []})
+        run.folder.write_first_state()
         if first:
             run.save(first, hash_files(uri))
         old = hash_files(uri)
@@ -132,7 +132,7 @@ def two_runs(tmp_path_factory):
     for name, epochs in (("a", (1,)), ("b", (1, 2))):
         with Lease(str(root / name), silent, "training run", "--name") as lease:
             run = make_run(lease, (0.5, 0.6))
-            run.folder.write_state({"history": []})
+            run.folder.write_first_state()
             run.save(epochs, hash_files(lease.folder))
     return root
 
@@ -148,6 +148,36 @@ def test_a_file_of_another_run_is_refused_and_nothing_is_touched(two_runs, tmp_p
     with pytest.raises(InputError, match=f"cannot resume {run}: {wrong} is damaged or of another run: .*SHA-256"):
         load_saved_run(str(run), saves_every_epoch=True)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("has_digests", [True, False])
+def test_a_state_of_the_start_of_a_run_is_refused_once_epochs_are_saved(two_runs, tmp_path, has_digests):
+    """A state without digests is of an earlier version: it is accepted."""
+    shutil.copytree(two_runs / "a", tmp_path / "run")
+    with Lease(str(tmp_path / "run"), silent, "training run", "--name") as lease:
+        folder = make_run(lease, ()).folder
+        folder.write_first_state() if has_digests else folder.write_state({"history": []})
+    if has_digests:
+        with pytest.raises(InputError, match=r"summary.csv is damaged or of another run: expected no file, .*SHA-256"):
+            load_saved_run(str(tmp_path / "run"), saves_every_epoch=True)
+    else:
+        assert load_saved_run(str(tmp_path / "run"), saves_every_epoch=True) == (History(), ())
+
+
+def test_a_run_without_an_epoch_resumes(lease):
+    make_run(lease, ()).folder.write_first_state()
+    assert load_saved_run(lease.folder, saves_every_epoch=True) == (History(), ())
+
+
+@pytest.mark.parametrize("digests", [[], None, "", 5, [5], {"a": "b"}])
+def test_digests_of_other_types_are_damage(two_runs, tmp_path, digests):
+    shutil.copytree(two_runs / "a", tmp_path / "run")
+    state_file = tmp_path / "run" / "last" / "training_state.pt"
+    state = torch.load(state_file, weights_only=True)
+    state["sha256"]["summary.csv"] = digests
+    torch.save(state, state_file)
+    with pytest.raises(InputError, match=r"training_state.pt is damaged: AssertionError"):
+        load_saved_run(str(tmp_path / "run"), saves_every_epoch=True)
 
 
 def test_best_and_last_that_are_swapped_are_refused(two_runs, tmp_path):

@@ -122,7 +122,7 @@ def _write_first_files(config: TrainConfig, folder: RunFolder, saved: SavedRun) 
     folder.remove_temporaries()
     settings.write_args(config, folder)
     if not saved.history.epoch:
-        folder.write_state({"history": []})
+        folder.write_first_state()
 
 
 def _cache_train_images(config: TrainConfig, files: pa.Table, progress: Progress) -> data.DecodedCache | None:

@@ -63,12 +63,12 @@ def _load(uri: str, saves_every_epoch: bool) -> SavedRun:
         return SavedRun(History())  # it ended before its first files were written
     state = load_state(state_uri)
     history = History(state["history"])
-    if not history.epoch:
-        return SavedRun(history)
-    if "sha256" in state:
+    if "sha256" in state:  # also without an epoch: the state may be older than the files of finished epochs
         class_names = tuple(state["class_names"])
         _check_digests(uri, state["sha256"], class_names)
-        return SavedRun(history, class_names)
+        return SavedRun(history, class_names if history.epoch else ())
+    if not history.epoch:
+        return SavedRun(history)
     return SavedRun(history, _check_contents(uri, history, saves_every_epoch))
 
 
@@ -77,14 +77,17 @@ def _check_digests(uri: str, digests: Mapping[str, list[str | None]], class_name
     found_files = hash_files(uri)
     for name, sha256 in found_files.items():
         if sha256 not in digests[name]:
-            found = "no file" if sha256 is None else f"SHA-256 {sha256[:16]}"
             raise InputError(
-                f"{name} is damaged or of another run: expected SHA-256 {str(digests[name][0])[:16]}, which "
-                f"{LAST}/{STATE} names, found {found}"
+                f"{name} is damaged or of another run: expected {_format_digest(digests[name][0])}, as "
+                f"{LAST}/{STATE} says, found {_format_digest(sha256)}"
             )
     for name in (BEST, LAST):
         if found_files[f"{name}/{WEIGHTS}"] is not None:
             _check_class_names(storage.join(uri, name), class_names)
+
+
+def _format_digest(sha256: str | None) -> str:
+    return "no file" if sha256 is None else f"SHA-256 {sha256[:16]}"
 
 
 def _check_class_names(uri: str, expected: tuple[str, ...]) -> None:

@@ -82,6 +82,14 @@ class RunFolder:
         for uri in (self.uri, self.path(BEST), self.path(LAST), *folders):
             storage.remove_temporaries(uri)
 
+    def write_first_state(self) -> None:
+        """Write the training state of a run without an epoch, to which no file of a save belongs."""
+        self.write_state(self._describe_files({name: [None] for name in HASHED_FILES}) | {"history": []})
+
+    def _describe_files(self, digests: Mapping[str, list[str | None]]) -> dict[str, Any]:
+        """Build the entries of the training state that say which files belong to it."""
+        return {"class_names": list(self.class_names), "sha256": dict(digests)}
+
     def write_state(self, state: dict[str, Any]) -> None:
         """Write the training state: `history`, and unless it is empty what `save_state` adds."""
         buffer = io.BytesIO()
@@ -106,7 +114,7 @@ class RunFolder:
         files = self._build_files(state)
         now = before | {name: hash_content(files[name]) for name in HASHED_FILES if name in files}
         digests = {name: list(dict.fromkeys([now[name], before[name]])) for name in HASHED_FILES}
-        self.write_state(state | {"class_names": list(self.class_names), "sha256": digests})
+        self.write_state(state | self._describe_files(digests))
         for name, content in files.items():
             self.write(content, *name.split("/"))
         return now
@@ -210,9 +218,13 @@ def _check_state(state: Any) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
         check_shapes(list_shapes(len(state["model"][f"{HEAD}.bias"])), shapes, "model")
         assert "param_groups" in state["optimizer"]
-        if "sha256" in state:
-            assert state["sha256"].keys() == set(HASHED_FILES)
-            "".join(state["class_names"])
+    if "sha256" in state:
+        assert state["sha256"].keys() == set(HASHED_FILES)
+        "".join(state["class_names"])
+        for digests in state["sha256"].values():
+            assert digests
+            assert isinstance(digests, list)
+            assert all(digest is None or isinstance(digest, str) for digest in digests)
 
 
 def _format_summary(history: History) -> bytes:
