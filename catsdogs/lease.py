@@ -30,6 +30,7 @@ LEASE = "_lease.json"
 LEASE_S = 60.0
 RENEW_S = 10.0
 POLL_S = 1.0
+MAX_TRIES = 10  # to take a lease that other drivers take or return meanwhile
 _active_tokens: set[str] = set()  # of the leases of this process
 logger = logging.getLogger(__name__)
 
@@ -92,8 +93,11 @@ class Lease:
 
     def __enter__(self) -> LeaseClaim:
         """Take the lease, once that of another machine has expired; InputError if a live driver has it."""
-        while not self._take():
-            pass
+        if not any(self._take() for _ in range(MAX_TRIES)):
+            raise InputError(
+                f"{self.claim.uri}: expected to read, create or replace this file, but none of {MAX_TRIES} tries did; "
+                "remove it if it is a link to nothing, or repeat the command if other commands write there"
+            )
         _active_tokens.add(self.claim.token)
         self._renewal.start()
         return self.claim

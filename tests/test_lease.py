@@ -69,3 +69,13 @@ def test_a_damaged_lease_of_a_dead_driver_is_taken(tmp_path, damage):
     with Lease(str(tmp_path), silent, *TRAINING):
         assert json.loads((tmp_path / "_lease.json").read_text())["token"] != record["token"]
     assert not (tmp_path / "_lease.json").exists()
+
+
+def test_a_lease_that_is_a_link_to_nothing_is_an_error(tmp_path):
+    """It cannot be read, but it exists: without a limit, the command would try forever."""
+    (tmp_path / "_lease.json").symlink_to(tmp_path / "absent")
+    with (
+        pytest.raises(InputError, match=r"_lease.json: expected to read, create or replace this file, .*; remove it"),
+        Lease(str(tmp_path), silent, *TRAINING),
+    ):
+        pass
