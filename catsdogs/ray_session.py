@@ -79,12 +79,25 @@ def _make_folder_in(parent: str) -> Path:
     if len(path) > MAX_PARENT_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path))
+    try:
+        _folders[folder] = _lock(folder)
+    except BaseException:  # for example a full disk, or Ctrl-C: without its lock, no later command removes the folder
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _lock(folder: Path) -> int:
+    """Lock a file in the folder until this process ends; return its descriptor."""
     unlocked = folder / f"{LOCK}.new"
     descriptor = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
-    if temporaries.lock(descriptor):
-        unlocked.rename(folder / LOCK)  # locked before other processes can find it
-    _folders[folder] = descriptor
-    return folder
+    try:
+        if temporaries.lock(descriptor):
+            unlocked.rename(folder / LOCK)  # locked before other processes can find it
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -1,5 +1,6 @@
 """The token and the folder of a Ray that this process starts."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from catsdogs import temporaries
 from catsdogs.errors import RunError
 from catsdogs.ray_session import MAX_PARENT_BYTES, remove_folders, session_environment
 
@@ -34,6 +36,18 @@ def test_only_this_user_can_enter_the_folder_and_it_is_removed(tmp_path):
     (folder / "ray" / "logs" / "worker.out").write_text("a line")
     remove_folders()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_locked_is_removed(tmp_path, monkeypatch, error):
+    def fail(descriptor):
+        raise error
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(temporaries, "lock", fail)
+    with pytest.raises((RunError, KeyboardInterrupt)):
+        read_environment()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_of_ray_that_outlives_it_does_not_create_the_folder_again():
