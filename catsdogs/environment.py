@@ -29,4 +29,6 @@ def update_environment(record: Mapping[str, Any], device: str, precision: str) -
         return {**record, ENVIRONMENT: now}, ""
     names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
     changes = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
-    return {**record, ENVIRONMENT: now, EARLIER: [*record.get(EARLIER, []), before]}, changes
+    earlier = record.get(EARLIER)
+    kept = earlier if isinstance(earlier, list) else []  # damaged, or none yet
+    return {**record, ENVIRONMENT: now, EARLIER: [*kept, before]}, changes

@@ -158,7 +158,7 @@ def _parse(content: bytes) -> dict[str, Any]:
     """Parse a lease. A damaged one is empty, and expires as that of another machine does."""
     try:
         record = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         record = None
     return record if isinstance(record, dict) else {}
 

@@ -71,6 +71,13 @@ def test_a_damaged_lease_of_a_dead_driver_is_taken(tmp_path, damage):
     assert not (tmp_path / "_lease.json").exists()
 
 
+def test_a_lease_that_is_nested_too_deeply_expires(tmp_path, monkeypatch):
+    monkeypatch.setattr("catsdogs.lease.LEASE_S", 0.0)
+    (tmp_path / "_lease.json").write_bytes(b"[" * 200_000)
+    with Lease(str(tmp_path), silent, *TRAINING) as lease:
+        lease.check()
+
+
 def test_a_lease_that_is_a_link_to_nothing_is_an_error(tmp_path):
     """It cannot be read, but it exists: without a limit, the command would try forever."""
     (tmp_path / "_lease.json").symlink_to(tmp_path / "absent")

@@ -302,3 +302,18 @@ def test_other_versions_are_reported_once_and_the_earlier_ones_are_kept(lease, m
     record = yaml.safe_load(storage.read_bytes(folder.path("args.yaml")))
     assert record["earlier_environments"] == [first]
     assert record["environment"]["torch"] == "9.9"
+
+
+def test_earlier_environments_of_another_type_are_replaced():
+    record = {"environment": {"torch": "1"}, "earlier_environments": 5}
+    updated, changes = environment.update_environment(record, "cpu", "fp32")
+    assert updated["earlier_environments"] == [{"torch": "1"}]
+    assert "torch was 1" in changes
+
+
+@pytest.mark.parametrize("value", ["!!int ''", "!!timestamp x", "!!bool x", "!!float ''"])
+def test_an_args_yaml_with_a_value_that_its_type_has_not_is_an_error(tmp_path, value):
+    storage.write_bytes(f"{tmp_path}/run/args.yaml", f"epochs: {value}".encode())
+    config = dataclasses.replace(CONFIG, storage_path=str(tmp_path), resume=True)
+    with pytest.raises(InputError, match=r"args.yaml is damaged: .*start a new run"):
+        settings.restore_settings(config, f"{tmp_path}/run")

@@ -511,6 +511,54 @@ def test_verify_reports_damage(name, source, tmp_path):
         verify(VerifyConfig(output=str(tmp_path / "out")))
 
 
+DEEP = "[" * 200_000
+PLAN = {"sizes": [3, 3, 1], "generations": [0], "unlisted": {}, "listed_to": None}
+
+
+@pytest.mark.parametrize("name", ["_run.json", "_manifest/_plan.json", "_summary.json", "_stats/part-00000.json"])
+@pytest.mark.parametrize("content", [DEEP, "[]", '[["class_names", ["a"]]]', "5", "null"], ids=["deep", *"lpin"])
+def test_a_record_of_another_type_is_an_error(source, tmp_path, name, content):
+    run_scoring(source, tmp_path / "out")
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(
+        (InputError, RunError), match=r"expected a record of catsdogs|record of part-00000.* is missing"
+    ):
+        verify(VerifyConfig(output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": None},
+        {"sizes": ["3"]},
+        {"sizes": [-3]},
+        {"generations": []},
+        {"generations": "x"},
+        {"generations": [3, 0]},
+        {"unlisted": 5},
+        {"listed_to": 5},
+        {"relisting": 5},
+        {"other_files": [5]},
+    ],
+    ids=str,
+)
+def test_a_plan_with_a_value_of_another_type_is_an_error(source, tmp_path, change):
+    run_scoring(source, tmp_path / "out")
+    (tmp_path / "out" / "_manifest" / "_plan.json").write_text(json.dumps(PLAN))
+    check_output(str(tmp_path / "out"), 7)
+    (tmp_path / "out" / "_manifest" / "_plan.json").write_text(json.dumps(PLAN | change))
+    with pytest.raises(InputError, match=r"_plan.json: expected a plan of catsdogs"):
+        run_scoring(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [DEEP, '{"by_status": 5}'], ids=["deep", "number"])
+def test_retry_failed_ignores_a_damaged_record(source, tmp_path, content):
+    run_scoring(source, tmp_path / "out")
+    record = tmp_path / "out" / "_stats" / "part-00000.json"
+    record.write_text(content if content == DEEP else json.dumps(json.loads(record.read_text()) | {"by_status": 5}))
+    assert run_scoring(source, tmp_path / "out", retry_failed=True)[0]["rows"] == 7
+
+
 def test_what_verify_advises_repairs_the_output(source, tmp_path):
     output = tmp_path / "out"
     run_scoring(source, output)

@@ -71,8 +71,9 @@ def read_records(output: str, shards: Sequence[int]) -> list[PartRecord | None]:
 
 def _parse_record(uri: str, content: bytes | None) -> PartRecord | None:
     try:
-        return None if content is None else PartRecord(**json.loads(content))
-    except (ValueError, TypeError):
+        record = None if content is None else PartRecord(**json.loads(content))
+        return record if record is None or isinstance(record.by_status, dict) else None
+    except (ValueError, TypeError, RecursionError):  # RecursionError: nested too deeply
         logger.debug("the record %s is damaged", uri, exc_info=True)
         return None
 

@@ -39,9 +39,12 @@ STORED_ATTRIBUTES = {
 def parse_record(uri: str, content: bytes) -> dict[str, Any]:
     """Parse one of an output's JSON files; InputError if it is damaged."""
     try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError) as error:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise InputError(f"{uri}: expected a record of catsdogs: {error!r}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{uri}: expected a record of catsdogs, found {type(record).__name__}")
+    return record
 
 
 def part_name(shard: int) -> str:
@@ -93,7 +96,10 @@ class Plan:
         if unknown := record.keys() - STORED_ATTRIBUTES.keys():
             raise InputError(f"{uri}: expected a plan of catsdogs, found {sorted(unknown)}")
         stored = {STORED_ATTRIBUTES[key]: value for key, value in record.items()}
-        return cls(output, **stored, version=found[1])
+        plan = cls(output, **stored, version=found[1])
+        if not _is_valid(plan):
+            raise InputError(f"{uri}: expected a plan of catsdogs, but a value is missing or of another type")
+        return plan
 
     def save(self) -> None:
         """Write the plan; RunError if another process wrote it after it was read."""
@@ -161,6 +167,26 @@ class Plan:
             others = pc.invert(pc.is_in(requested["path"], files["path"]))
             files = pa.concat_tables([requested.filter(others), files])
         lease.write(self.rescore_uri(shard), parquet_bytes(files))
+
+
+def _is_valid(plan: Plan) -> bool:
+    """Return whether all attributes of a plan have their types, and its listings begin at shard 0."""
+    sizes, firsts = plan.sizes, plan.listing_first_shards
+    return (
+        _is_list_of_counts(sizes)
+        and _is_list_of_counts(firsts)
+        and firsts == sorted(firsts)
+        and (not sizes or firsts[:1] == [0])
+        and isinstance(plan.unlisted, dict)
+        and isinstance(plan.listing_cursor, str | None)
+        and isinstance(plan.relisting, bool)
+        and isinstance(plan.other_files, dict)
+        and _is_list_of_counts(list(plan.other_files.values()))
+    )
+
+
+def _is_list_of_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def build_files_table(entries: Iterable[storage.Entry], shard: int) -> pa.Table:

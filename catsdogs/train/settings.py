@@ -113,9 +113,10 @@ def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
 
 
 def _read_args(args: str) -> dict[str, Any]:
+    content = storage.read_bytes(args)
     try:
-        loaded = yaml.safe_load(storage.read_bytes(args))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that is none
+        loaded = yaml.safe_load(content)
+    except Exception as error:  # damaged values raise errors of any type
         raise InputError(f"{args} is damaged: {format_reason(error)}; start a new run with another --name") from error
     previous: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
     if type(previous.get("epochs")) is not int or previous.get("precision") not in PRECISIONS:
