@@ -66,3 +66,9 @@ def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
         return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns)
     except (OSError, KeyError, UnicodeDecodeError) as error:  # the content is in memory: all say that it is damaged
         raise pa.ArrowInvalid(str(error)) from error
+
+
+def read_names(content: bytes) -> list[str]:
+    """Read the names of a Parquet file's columns."""
+    names: list[str] = pq.read_schema(pa.BufferReader(content)).names
+    return names

@@ -511,6 +511,51 @@ def test_verify_reports_damage(name, source, tmp_path):
         verify(VerifyConfig(output=str(tmp_path / "out")))
 
 
+def rewrite_part(output, change):
+    path = output / "part-00001.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize("column", ["path", "status", "prob", "probs", "true_label"])
+def test_verify_reports_a_part_without_a_column(source, tmp_path, column):
+    run_scoring(source, tmp_path / "out")
+    rewrite_part(tmp_path / "out", lambda table: table.drop_columns([column]))
+    with pytest.raises(RunError, match=r"part-00001.parquet: expected .*; remove it; remove _SUCCESS there"):
+        verify(VerifyConfig(output=str(tmp_path / "out")))
+
+
+def test_verify_reports_a_manifest_without_paths(source, tmp_path):
+    run_scoring(source, tmp_path / "out")
+    path = tmp_path / "out" / "_manifest" / "part-00001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["path"]), path)
+    with pytest.raises(RunError, match=r"_manifest/part-00001.parquet: expected the column path"):
+        verify(VerifyConfig(output=str(tmp_path / "out")))
+
+
+def test_verify_reports_a_part_of_another_model(source, tmp_path):
+    run_scoring(source, tmp_path / "out")
+    other = {"catsdogs.model_sha256": "1" * 64}
+    rewrite_part(tmp_path / "out", lambda table: table.replace_schema_metadata(other))
+    with pytest.raises(RunError, match=r"part-00001.parquet: expected rows of the model 0000.*1111.*; remove it"):
+        verify(VerifyConfig(output=str(tmp_path / "out")))
+
+
+def test_verify_accepts_parts_and_runs_that_do_not_say_their_model(source, tmp_path):
+    run_scoring(source, tmp_path / "out")
+    rewrite_part(tmp_path / "out", lambda table: table.replace_schema_metadata(None))
+    check_output(str(tmp_path / "out"), 7)
+    (tmp_path / "out" / "_run.json").write_text('{"class_names": ["a", "b"]}')
+    check_output(str(tmp_path / "out"), 7)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"class_names": 5}', '{"class_names": [5]}'])
+def test_verify_expects_class_names(source, tmp_path, content):
+    run_scoring(source, tmp_path / "out")
+    (tmp_path / "out" / "_run.json").write_text(content)
+    with pytest.raises(InputError, match=r"_run.json: expected a record of catsdogs with class_names"):
+        verify(VerifyConfig(output=str(tmp_path / "out")))
+
+
 DEEP = "[" * 200_000
 PLAN = {"sizes": [3, 3, 1], "generations": [0], "unlisted": {}, "listed_to": None}
 

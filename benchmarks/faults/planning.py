@@ -114,7 +114,7 @@ def _measure_audit(output: Path) -> dict[str, float]:
         storage.write_bytes(plan.part_uri(shard), parquet_bytes(part))
         PartRecord.from_table(part_name(shard), part).write(str(output))
     start = time.monotonic()
-    totals = audit(plan, silent)
+    totals = audit(plan, RUN_SETTINGS.settings, silent)
     seconds = time.monotonic() - start
     shutil.rmtree(output)
     return {"audit_rows_per_s": totals.rows / seconds}

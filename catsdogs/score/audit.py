@@ -8,7 +8,7 @@ Needs the memory of a few shards.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,13 +21,14 @@ from catsdogs import storage
 from catsdogs.config import VerifyConfig
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Progress, StageProgress, silent
-from catsdogs.schema import OK, STATUSES
+from catsdogs.schema import OK, PREDICTIONS, STATUSES, WITH_EMBEDDINGS
 from catsdogs.score.listing import iter_planned_files, sort_key
 from catsdogs.score.parts import NUM_BINS, DamagedOutputError, PartRecord, read_records, read_tables
 from catsdogs.score.plan import MANIFEST, RUN, SUCCESS, SUMMARY, Plan, parse_record, part_name
 
 SHARDS_PER_READ = 8  # shards whose files are read at once
 MAX_EXAMPLES = 50  # failed rows that the report shows
+MODEL_KEY = "catsdogs.model_sha256"  # in the metadata of parts
 COLUMNS = ["path", "status", "label", "prob", "error"]
 
 
@@ -75,17 +76,20 @@ def verify(config: VerifyConfig, progress: Progress = silent) -> dict[str, Any]:
     found = storage.read_versioned(uri)
     if found is None:
         raise InputError(f"--output {output}: expected the output of a scoring run, found no {RUN}")
-    class_names = parse_record(uri, found[0])["class_names"]
+    settings = parse_record(uri, found[0])
+    class_names = settings.get("class_names")
+    if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"{uri}: expected a record of catsdogs with class_names, found {class_names!r:.80}")
     try:
-        return _verify(output, class_names, progress)
+        return _verify(output, settings, progress)
     except DamagedOutputError as error:
         repair = f"remove {SUCCESS} there, if it exists, and run the same score command again"
         raise RunError(f"{error}; {repair}") from error
 
 
-def _verify(output: str, class_names: list[str], progress: Progress) -> dict[str, Any]:
+def _verify(output: str, settings: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     plan = Plan.load(output)
-    totals = audit(plan, progress)
+    totals = audit(plan, settings, progress)
     if totals.stale:
         raise DamagedOutputError(f"{output}: the record of {totals.stale[0].part} is missing or wrong")
     if storage.read_versioned(storage.join(output, SUCCESS)) is None:
@@ -95,22 +99,28 @@ def _verify(output: str, class_names: list[str], progress: Progress) -> dict[str
         summary = parse_record(uri, storage.read_bytes(uri))
     except InputError as error:
         raise DamagedOutputError(str(error)) from error
-    counts = totals.summarize(plan, class_names)
+    counts = totals.summarize(plan, settings["class_names"])
     for name, value in counts.items():
         if summary.get(name) != value:
             raise DamagedOutputError(f"{uri}: expected {name} {value}, found {summary.get(name)}")
     return counts
 
 
-def audit(plan: Plan, progress: Progress) -> Totals:
-    """Compare all parts with their manifests; DamagedOutputError at the first difference."""
+def audit(plan: Plan, settings: Mapping[str, Any], progress: Progress) -> Totals:
+    """Compare all parts with their manifests and the settings of the run, which `_run.json` has.
+
+    Raises:
+        DamagedOutputError: the first difference.
+    """
     _check_names(plan)
     totals = Totals()
     last_keys: dict[int, bytes] = {}
     for start in range(0, len(plan.sizes), SHARDS_PER_READ):
         shards = range(start, min(start + SHARDS_PER_READ, len(plan.sizes)))
         records = read_records(plan.output, shards)
-        for shard, part, record in zip(shards, _iter_checked_parts(plan, shards, last_keys), records, strict=True):
+        for shard, part, record in zip(
+            shards, _iter_checked_parts(plan, shards, settings, last_keys), records, strict=True
+        ):
             counted = PartRecord.from_table(part_name(shard), part)
             if counted != record:
                 totals.stale.append(counted)
@@ -136,12 +146,16 @@ def _check_names(plan: Plan) -> None:
         raise DamagedOutputError(f"{plan.output}/{foreign[0]}: no part of this scoring run; move it away")
 
 
-def _iter_checked_parts(plan: Plan, shards: range, last_keys: dict[int, bytes]) -> Iterator[pa.Table]:
+def _iter_checked_parts(
+    plan: Plan, shards: range, settings: Mapping[str, Any], last_keys: dict[int, bytes]
+) -> Iterator[pa.Table]:
     """Check shards and yield their parts; `last_keys` has the last key of each listing, by its first shard."""
-    parts = read_tables([plan.part_uri(shard) for shard in shards], COLUMNS)
-    manifests = read_tables([plan.manifest_uri(shard) for shard in shards], ["path"])
+    schema = WITH_EMBEDDINGS if settings.get("save_embeddings") else PREDICTIONS
+    parts = read_tables([plan.part_uri(shard) for shard in shards], COLUMNS, schema.names)
+    manifests = read_tables([plan.manifest_uri(shard) for shard in shards], ["path"], ["path"])
     for shard, part, manifest in zip(shards, parts, manifests, strict=True):
         _check_shard(plan, shard, part, manifest)
+        _check_model(plan.part_uri(shard), part, settings.get("model_sha256"))
         keys = _sort_keys(manifest["path"])
         listing = max(first for first in plan.listing_first_shards if first <= shard)
         is_ascending = np.asarray(pc.less(keys[:-1], keys[1:])).all() if len(keys) > 1 else True
@@ -162,6 +176,13 @@ def _check_shard(plan: Plan, shard: int, part: pa.Table, manifest: pa.Table) -> 
     has_label = np.asarray(pc.is_valid(part["label"]))
     if not np.array_equal(has_label, np.asarray(pc.equal(part["status"], OK))):
         raise DamagedOutputError(f"{uri}: expected a label where the status is ok, and nowhere else; remove it")
+
+
+def _check_model(uri: str, part: pa.Table, expected: object) -> None:
+    """Check of which model a part has the rows. Either side may not say it: another program may rewrite a part."""
+    found = (part.schema.metadata or {}).get(MODEL_KEY.encode(), b"").decode(errors="replace")
+    if found and expected is not None and found != expected:
+        raise DamagedOutputError(f"{uri}: expected rows of the model {expected!s:.16}, found {found[:16]!r}; remove it")
 
 
 def _sort_keys(paths: pa.ChunkedArray) -> pa.Array:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from catsdogs import storage
 from catsdogs.errors import RunError
 from catsdogs.lease import LeaseClaim
-from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_table
+from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_names, read_table
 from catsdogs.score.plan import STATS, PendingShard, Plan, part_name, read_files, replace_rows
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,22 @@ def _parse_record(uri: str, content: bytes | None) -> PartRecord | None:
         return None
 
 
-def read_tables(uris: Sequence[str], columns: list[str] | None = None) -> list[pa.Table]:
-    """Read finished parts or manifests, concurrently; DamagedOutputError if one cannot be read."""
+def read_tables(uris: Sequence[str], columns: list[str], required: Sequence[str] = ()) -> list[pa.Table]:
+    """Read columns of finished parts or manifests, concurrently.
+
+    Args:
+        required: columns that each file must have, also if they are not read.
+
+    Raises:
+        DamagedOutputError: a file cannot be read, or lacks a column.
+    """
     tables = []
     for uri, file in zip(uris, storage.fetch([storage.Entry(uri) for uri in uris]), strict=True):
         if file.content is None:
             raise DamagedOutputError(f"{uri}: expected a finished part, but it cannot be read: {file.error}")
         tables.append(_parse_table(uri, file.content, columns))
+        if missing := [name for name in required if name not in read_names(file.content)]:
+            raise DamagedOutputError(f"{uri}: expected the column {missing[0]}; remove it")
     return tables
 
 

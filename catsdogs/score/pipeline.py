@@ -134,7 +134,7 @@ def _run_stages(
     score_pending_shards(pending, predict, writer, stats, progress)
     stats.stage_s["write"] = writer.write_s
 
-    totals = audit(plan, progress)
+    totals = audit(plan, run_settings.settings, progress)
     for record in totals.stale:
         lease.check()
         record.write(config.output)
