@@ -245,6 +245,25 @@ def test_a_compressed_body_is_unpacked(encoding, server, few_attempts):
     assert rows[2].error == "the body has the encoding 'br', expected none or gzip"
 
 
+def test_every_member_of_a_compressed_body_is_unpacked(server, few_attempts):
+    first, second = gzip.compress(CONTENT[:1000]), gzip.compress(CONTENT[1000:])
+    bodies = (first + second, first + bytes(100_000) + second + bytes(9), first + second[:-9], first + b"\x1fother")
+    headers = {"Content-Encoding": "gzip"}
+    rows = read(*(server.add(f"{i}.jpg", Response(body=body, headers=headers)) for i, body in enumerate(bodies)))
+    assert [row.content for row in rows] == [CONTENT, CONTENT, None, None]
+    assert rows[2].error.endswith("the compressed data are incomplete")
+    assert (rows[3].error, server.requests["3.jpg"]) == ("other data follow the compressed data", 1)
+
+
+@pytest.mark.parametrize("endless", [gzip.compress(b""), b"\0", b"\1"], ids=["members", "padding", "other data"])
+def test_a_compressed_body_that_does_not_end_is_not_read_to_its_end(endless, server):
+    body = gzip.compress(CONTENT) + endless * ((8 << 20) // len(endless))
+    for length in ("", str(len(body))):
+        headers = {"Content-Encoding": "gzip", "Content-Length": length}
+        (row,) = read(server.add("a.jpg", Response(body=body, headers=headers)), limit_bytes=1 << 20)
+        assert row.status == ("read_error" if endless == b"\1" and not length else "too_large")
+
+
 def test_a_bomb_is_not_unpacked(server, monkeypatch):
     monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1 << 20)
     sizes = []

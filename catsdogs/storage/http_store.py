@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from yarl import URL
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # for a connection; for the next bytes of a response
-GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+GZIP, GZIP_OR_ZLIB, GZIP_MAGIC = 16 + zlib.MAX_WBITS, 32 + zlib.MAX_WBITS, b"\x1f\x8b"
+PIECE_BYTES = 16 << 10  # unpacked at once: each member of a body copies the rest of its piece
 
 
 class StoreError(OSError):
@@ -84,15 +85,20 @@ async def read_body(response: "aiohttp.ClientResponse", limit_bytes: int) -> byt
     started_s, num_received = time.monotonic(), 0
     content = bytearray()
     unpacker = _choose_unpacker(response.headers.get("Content-Encoding", ""))
-    check_length(0 if unpacker else response.content_length or 0, limit_bytes)
+    # What does not compress becomes a little longer. Members without content and padding have no end.
+    max_received = limit_bytes + limit_bytes // 100 + 1024 if unpacker else limit_bytes
+    check_length(response.content_length or 0, max_received)
     try:
         async for chunk in response.content.iter_any():
             num_received += len(chunk)
-            content += unpacker.decompress(chunk, limit_bytes - len(content) + 1) if unpacker else chunk
-            check_length(len(content), limit_bytes)
+            check_length(num_received, max_received)
+            if unpacker:
+                unpacker.unpack(chunk, content, limit_bytes)
+            else:
+                content += chunk
             if time.monotonic() - started_s > BODY_TIMEOUT_S + num_received / MIN_BODY_BYTES_PER_S:
                 raise TimeoutError("it took too long")
-        if unpacker and not unpacker.eof:
+        if unpacker and not unpacker.is_complete:
             raise TransientError("the compressed data are incomplete")
     except zlib.error as error:
         raise TransientError(f"the compressed data are damaged: {error}") from error
@@ -101,12 +107,40 @@ async def read_body(response: "aiohttp.ClientResponse", limit_bytes: int) -> byt
     return bytes(content)
 
 
-def _choose_unpacker(encoding: str) -> Any:
+class _Unpacker:
+    """Unpacks a body of one or more gzip members, or of zlib data. Zeros after a member are padding."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(GZIP_OR_ZLIB)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._stream.eof
+
+    def unpack(self, chunk: bytes, content: bytearray, limit_bytes: int) -> None:
+        """Append what the next bytes of a body contain; TooLongError if that is more than the limit."""
+        for start in range(0, len(chunk), PIECE_BYTES):
+            piece = chunk[start : start + PIECE_BYTES]
+            while piece := self._start_member(piece) if self._stream.eof else piece:
+                content += self._stream.decompress(piece, limit_bytes - len(content) + 1)
+                check_length(len(content), limit_bytes)
+                piece = self._stream.unused_data
+
+    def _start_member(self, piece: bytes) -> bytes:
+        piece = piece.lstrip(b"\0")
+        if not GZIP_MAGIC.startswith(piece[: len(GZIP_MAGIC)]):
+            raise StoreError("other data follow the compressed data")
+        if piece:
+            self._stream = zlib.decompressobj(GZIP)
+        return piece
+
+
+def _choose_unpacker(encoding: str) -> _Unpacker | None:
     """Choose how to unpack a body, None if it is plain; a server may compress it without a request."""
     if encoding.strip().lower() in ("", "identity"):
         return None
     if encoding.strip().lower() in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(GZIP_OR_ZLIB)
+        return _Unpacker()
     raise StoreError(f"the body has the encoding {encoding[:40]!r}, expected none or gzip")
 
 
