@@ -372,7 +372,15 @@ PRIVATE = [
     "fe80::1%eth0",
     "fd00::1",
     "::ffff:10.0.0.1",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::192.0.0.9",
+    "64:ff9b:1::8.8.8.8",
+    "2002:a9fe:a9fe::1",
+    "::127.0.0.1",
+    "::ffff:0:127.0.0.1",
+    "192.0.0.9",
 ]
+PUBLIC = ["93.184.216.35", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"]
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, "0.0.0.0"])
@@ -388,7 +396,7 @@ def test_a_redirect_from_a_public_host_to_a_private_address_is_not_followed(addr
     with pytest.raises(InputError, match="redirected from a public host"):
         storage.exists(url)
     assert server.requests["secret"] == 0
-    addresses["127.0.0.1"] = ["93.184.216.35"]
+    addresses["127.0.0.1"] = PUBLIC
     assert read(url)[0].content == CONTENT
 
 

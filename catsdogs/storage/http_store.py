@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0  # for a connection; for the next bytes of a response
 GZIP, GZIP_OR_ZLIB, GZIP_MAGIC = 16 + zlib.MAX_WBITS, 32 + zlib.MAX_WBITS, b"\x1f\x8b"
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are the IPv4 address that is reached
+# Python takes them, or some of their addresses, for public: of IPv4 protocols, of IPv4 hosts, of a local NAT64.
+NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")]
 PIECE_BYTES = 16 << 10  # unpacked at once: each member of a body copies the rest of its piece
 
 
@@ -186,5 +189,9 @@ def list_addresses(host: str) -> list[str]:
 
 def _is_public_address(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_global
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = address.ipv4_mapped or address.sixtofour
+        if address in NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        address = embedded or address
+    return address.is_global and not any(address in network for network in NOT_PUBLIC)
