@@ -97,6 +97,19 @@ def test_the_server_says_when_to_try_again(status, server, delays):
     assert all(0 < delay <= 2 for delay in delays[2:])
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+        "Mon, 99999999999999999999 Jan 2024 00:00:00 GMT",
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+    ],
+)
+def test_a_date_that_does_not_exist_is_ignored(date, server, delays):
+    assert read(server.add("a.jpg", Response(503, headers={"Retry-After": date}), GOOD))[0].status == "ok"
+    assert 0 < delays[0] <= 2
+
+
 def test_a_server_that_says_to_come_back_in_an_hour_is_not_asked_again(server, delays):
     (row,) = read(server.add("a.jpg", Response(429, headers={"Retry-After": "3600"}), GOOD))
     assert (row.status, row.error) == ("read_error", "HTTP 429 Too Many Requests")

@@ -94,7 +94,7 @@ def read_retry_after(header: str | None) -> float:
         return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # an OverflowError for a year or a time zone that does not exist
         return 0.0
 
 
