@@ -67,7 +67,7 @@ async def open_url(fs: Any, uri: str) -> "AsyncIterator[aiohttp.ClientResponse]"
     }
     try:
         async with session.get(fs.encode_url(uri), **options) as response:
-            if not 200 <= response.status < 300:
+            if response.status != 200:  # 206 has a part of the content, 204 and 205 none
                 reason = f"HTTP {response.status} {http.client.responses.get(response.status, '')}".strip()
                 raise to_status_error(response.status, reason, response.headers.get("Retry-After"))
             yield response
