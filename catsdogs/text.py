@@ -15,9 +15,10 @@ MAX_MESSAGE_CHARS = 500
 GAP = " ... "
 MAX_NAMES, MAX_NAMES_LENGTH = 10, 80  # of a list of names in a message
 MAX_REASON_LENGTH = 200
-# A URL may have secrets in its user and its query. An S3 key may contain a question mark.
-USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#@'\"]{1,1000}@")
-QUERY = re.compile(r"\b((?!s3:)[A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"<>]{0,4000}\?)[^\s'\"<>]*[^\s'\"<>:;,.)]")
+# A URL may have secrets in its user and its query; it ends at white space, since quotes and brackets may be part of it.
+# An S3 key may contain a question mark.
+USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#@]{1,1000}@")
+QUERY = re.compile(r"\b((?!s3:)[A-Za-z][A-Za-z0-9+.-]*://[^\s?]{0,4000}\?)\S*[^\s'\"<>:;,.)]")
 
 
 def shorten(message: str) -> str:

@@ -79,6 +79,11 @@ def test_the_error_of_a_row_is_short(monkeypatch):
     [
         ("GET https://h/a.jpg?w=1&sig=secret: 403", "GET https://h/a.jpg?...: 403"),
         ("url='http://user:pw@h:80/a?x=1', next", "url='http://...@h:80/a?...', next"),
+        ("https://h/a?k=a'SECRET", "https://h/a?..."),
+        ('https://h/a?k=a",SECRET: 403', "https://h/a?...: 403"),
+        ("https://h/a?k=a<SECRET>'", "https://h/a?...>'"),
+        ("https://h/a'b?k=SECRET", "https://h/a'b?..."),
+        ("https://u:p'w@h/a", "https://...@h/a"),
         ("cannot read s3://b/what?.jpg", "cannot read s3://b/what?.jpg"),
         ("https://h/a@b.jpg, no query", "https://h/a@b.jpg, no query"),
         ("what? nothing", "what? nothing"),
