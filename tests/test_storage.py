@@ -178,6 +178,8 @@ def test_absolute_refuses_what_cannot_be_opened(uri):
         "private_token",
         "api_key",
         "X-Amz-Credential",
+        "X-Amz-Signatur%65",
+        "x%26s%69g",
     ],
 )
 def test_a_uri_with_credentials_is_refused_without_showing_them(name):

@@ -66,7 +66,7 @@ def absolute(uri: str) -> str:
             raise InputError(
                 f"{uri}: expected an absolute path, since the current folder does not exist any more"
             ) from error
-    if "@" in uri.split("://", 1)[1].partition("/")[0] or CREDENTIALS.search(uri):
+    if "@" in uri.split("://", 1)[1].partition("/")[0] or _has_credentials(uri):
         raise InputError(
             "a URI with credentials in it: they would be written to logs and files; pass them in the environment or in "
             "the configuration of the store"
@@ -82,6 +82,11 @@ def absolute(uri: str) -> str:
             f"{uri}: expected a general purpose bucket, found a directory bucket (S3 Express); copy the files"
         )
     return f"s3://{bucket}/{key}".rstrip("/")
+
+
+def _has_credentials(uri: str) -> bool:
+    _, mark, query = uri.partition("?")
+    return any(map(CREDENTIALS.search, (uri, mark + urllib.parse.unquote(query))))
 
 
 def join(uri: str, *names: str) -> str:
