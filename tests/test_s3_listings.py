@@ -28,8 +28,27 @@ PAGES: dict[str, list[list[str]]] = {  # the keys of each page
     "no-size": [["in/a.jpg"]],
     "no-etag": [["in/a.jpg"]],
     "endless": [["in/a.jpg"]],
+    "longer": [["in/a.jpg"]],
+    "same-etag": [["in/a.jpg"]],
     "slow": [["in/a.jpg"]],
 }
+MALFORMED = {  # the XML of the first page
+    "no-key": "<Contents><Size>5</Size></Contents>",
+    "empty-item": "<Contents/>",
+    "two-keys": "<Contents><Key>in/a.jpg</Key><Key>in/b.jpg</Key></Contents>",
+    "word-as-size": "<Contents><Key>in/a.jpg</Key><Size>abc</Size></Contents>",
+    "two-sizes": "<Contents><Key>in/a.jpg</Key><Size>1</Size><Size>2</Size></Contents>",
+    "huge-size": f"<Contents><Key>in/a.jpg</Key><Size>{'9' * 30}</Size></Contents>",
+    "endless-size": f"<Contents><Key>in/a.jpg</Key><Size>{'9' * 5000}</Size></Contents>",
+    "negative-size": "<Contents><Key>in/a.jpg</Key><Size>-1</Size></Contents>",
+    "two-etags": "<Contents><Key>in/a.jpg</Key><ETag>e</ETag><ETag>f</ETag></Contents>",
+    "no-date": "<Contents><Key>in/a.jpg</Key><LastModified>soon</LastModified></Contents>",
+    "huge-date": f"<Contents><Key>in/a.jpg</Key><LastModified>{'9' * 30}</LastModified></Contents>",
+    "two-dates": "<Contents><Key>in/a.jpg</Key><LastModified>1</LastModified><LastModified>2</LastModified></Contents>",
+    "no-prefix": "<CommonPrefixes/>",
+    "two-tokens": "<NextContinuationToken>a</NextContinuationToken><NextContinuationToken>b</NextContinuationToken>",
+}
+PAGES |= {bucket: [] for bucket in MALFORMED}
 FAULTS = {
     "unsorted": "lists 'in/b.jpg' after 'in/c.jpg', not in the order of their bytes",
     "unsorted-pages": "lists 'in/a.jpg' after 'in/b.jpg', not in the order of their bytes",
@@ -40,7 +59,8 @@ FAULTS = {
     "same-token": "repeats a continuation token after 1 pages",
     "empty-pages": "sends 1,001 pages without keys",
 }
-# Lists every bucket of the arguments; prints, for each, the error or the entries with what reading them gives.
+# Lists every bucket of the arguments, the first of which is a list of the malformed ones; prints, for each, the error
+# or the entries with what reading them gives.
 CODE = """
 import json, sys
 from catsdogs import storage
@@ -48,7 +68,7 @@ from catsdogs.errors import CatsdogsError
 from catsdogs.storage import limits, reading
 
 reading.MAX_FILE_BYTES, found = 1000, {}
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     limits.DEADLINE_S = 2.0 if name == "slow" else 900.0
     try:
         entries = list(storage.Listing(f"s3://{name}/in"))
@@ -58,7 +78,7 @@ for name in sys.argv[1:]:
         found[name] = f"{type(error).__name__}: {error}"
 limits.DEADLINE_S = 900.0
 for name, read in (("read", storage.read_bytes), ("version", storage.read_versioned), ("names", storage.list_names)):
-    for bucket in ("endless", "no-etag", "same-token"):
+    for bucket in ("endless", "no-etag", "same-token", *(json.loads(sys.argv[1]) if name == "names" else ())):
         try:
             found[f"{name} {bucket}"] = str(read(f"s3://{bucket}/in" + ("" if name == "names" else "/a.jpg")))
         except CatsdogsError as error:
@@ -84,6 +104,8 @@ class _Store(http.server.BaseHTTPRequestHandler):
             self._send(self._format_page(bucket, int(query.get("continuation-token", "0") or 0)).encode())
 
     def _format_page(self, bucket: str, number: int) -> str:
+        if bucket in MALFORMED:
+            return f"<ListBucketResult><IsTruncated>false</IsTruncated>{MALFORMED[bucket]}</ListBucketResult>"
         pages = PAGES[bucket]
         size = "" if bucket == "no-size" else "<Size>5</Size>"
         etag = "" if bucket == "no-etag" else '<ETag>"e"</ETag>'
@@ -103,11 +125,14 @@ class _Store(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _send_object(self, bucket: str) -> None:
-        if bucket != "endless":
-            self._send(b"whole", **({} if bucket == "no-etag" else {"ETag": '"e"'}))
+        if bucket not in ("endless", "same-etag"):
+            content = b"longer than listed" if bucket == "longer" else b"whole"
+            self._send(content, **({} if bucket == "no-etag" else {"ETag": '"e"'}))
             return
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
+        if bucket == "same-etag":
+            self.send_header("ETag", '"e"')
         self.end_headers()
         self._repeat(b"400\r\n" + bytes(1024) + b"\r\n", 0.0)
 
@@ -137,7 +162,7 @@ def found() -> dict:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     environment = os.environ | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}"}
-    command = [sys.executable, "-c", CODE, *PAGES]
+    command = [sys.executable, "-c", CODE, json.dumps(list(MALFORMED)), *PAGES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     server.shutdown()
     thread.join()
@@ -150,6 +175,14 @@ def found() -> dict:
 def test_a_faulty_listing_is_an_error_that_says_what_the_store_does(bucket, fault, found):
     assert found[bucket].startswith("RunError: cannot list s3://")
     assert f"the store {fault}, unlike S3; " in found[bucket]
+
+
+@pytest.mark.parametrize("bucket", MALFORMED)
+def test_a_malformed_listing_is_an_error_in_one_line(bucket, found):
+    for name in (bucket, f"names {bucket}"):
+        assert found[name].startswith(f"RunError: cannot list s3://{bucket}/in")
+        assert re.search("the store (lists|sends) .*, unlike S3; ", found[name])
+        assert "\n" not in found[name]
 
 
 def test_a_fault_is_found_at_the_page_that_shows_it(found):
@@ -179,6 +212,11 @@ def test_a_body_of_unknown_length_has_a_limit(found):
     status, error = found["endless"][0][3:]
     assert (status, re.sub(r"\d+ bytes", "N bytes", error)) == ("changed", "has at least N bytes, was listed with 5")
     assert found["read endless"].startswith("InputError: cannot read s3://endless/in/a.jpg: ")
+
+
+def test_no_more_than_the_listed_size_is_read_although_the_etag_is_the_listed_one(found):
+    assert found["longer"][0][3:] == ["changed", "has at least 18 bytes, was listed with 5"]
+    assert found["same-etag"][0][3:] == ["changed", "has at least 6 bytes, was listed with 5"]
 
 
 def test_a_file_without_an_etag_is_read_but_not_replaced(found):

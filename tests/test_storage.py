@@ -625,11 +625,11 @@ def test_read_bytes_names_what_is_missing(tmp_path):
 
 @pytest.fixture
 def failing_s3() -> Iterator[Callable[..., str]]:
-    """Start servers with one response to every request: start(status, body, announced length) -> address."""
+    """Start servers with one response to every request: start(status, body, number of bytes sent) -> address."""
     servers = []
     paths: list[str] = []
 
-    def start(status: int, body: bytes, length: int | None = None, repaired_after: int | None = None) -> str:
+    def start(status: int, body: bytes, num_sent: int | None = None, repaired_after: int | None = None) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             requests = 0
 
@@ -638,11 +638,11 @@ def failing_s3() -> Iterator[Callable[..., str]]:
                 paths.append(self.path)
                 broken = repaired_after is None or self.requests <= repaired_after
                 self.send_response(status)
-                self.send_header("Content-Length", str(length if broken and length is not None else len(body)))
+                self.send_header("Content-Length", str(len(body)))
                 self.send_header("ETag", '"e"')
                 self.send_header("Connection", "close")
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(body[:num_sent] if broken else body)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -732,7 +732,7 @@ def test_a_key_with_a_line_break_is_listed_and_read_back(failing_s3):
 
 
 def test_a_body_that_breaks_off_is_retried(failing_s3):
-    address = failing_s3(200, b"whole", length=8, repaired_after=2)
+    address = failing_s3(200, b"whole", num_sent=3, repaired_after=2)
     code = 'print(storage.fetch([storage.Entry("s3://b/x.jpg", 5, "e")])[0])'
     found = "Fetched(status='ok', content=b'whole', error=None, version='e', retries=2)"
     assert run_python(code, AWS_ENDPOINT_URL_S3=address) == found

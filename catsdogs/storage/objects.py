@@ -16,6 +16,7 @@ from catsdogs.storage.retrying import BrokenBodyError, transport_errors
 from catsdogs.storage.s3 import (
     MISSING,
     STORE_ERRORS,
+    MalformedResponseError,
     Response,
     check_credentials,
     read_error_code,
@@ -24,6 +25,7 @@ from catsdogs.storage.s3 import (
     to_store_error,
 )
 
+MAX_SIZE_BYTES = (1 << 63) - 1  # of the column size_bytes
 MAX_EMPTY_PAGES = 1000  # in a row; a page without keys may precede others
 CHUNK_BYTES = 1 << 20  # of a body whose length is not announced
 PRECONDITION, UNSUPPORTED = {"412", "PreconditionFailed"}, {"501", "NotImplemented"}
@@ -47,12 +49,17 @@ def list_pages(bucket: str, prefix: str, **parameters: Any) -> Iterator[Response
     """List a prefix in pages of 1,000 keys.
 
     Raises:
-        RunError: the store repeats a page or sends no way to the next one.
+        RunError: the store repeats a page, sends no way to the next one, or one that is malformed.
     """
+    uri = f"s3://{bucket}/{prefix}"
     tokens: set[str] = set()
     num_empty = 0
     while True:
-        page = request_sync("list_objects_v2", read=_check_page, Bucket=bucket, Prefix=prefix, **parameters)
+        try:
+            page = request_sync("list_objects_v2", read=_check_page, Bucket=bucket, Prefix=prefix, **parameters)
+        except MalformedResponseError as error:
+            raise _broken_listing(uri, f"sends a page that cannot be parsed ({error})") from error
+        _check_items(uri, page)
         yield page
         if not page.get("IsTruncated"):
             return
@@ -62,9 +69,25 @@ def list_pages(bucket: str, prefix: str, **parameters: Any) -> Iterator[Response
             repeated = f"repeats a continuation token after {len(tokens)} pages"
             without = "says that more keys follow, and sends no continuation token"
             fault = without if not token else repeated if token in tokens else f"sends {num_empty:,} pages without keys"
-            raise _broken_listing(f"s3://{bucket}/{prefix}", fault)
+            raise _broken_listing(uri, fault)
         tokens.add(token)
         parameters["ContinuationToken"] = token
+
+
+def _check_items(uri: str, page: Response) -> None:
+    """Raise RunError if a page has an item without a name, or a value of another type; a list is one sent twice."""
+    for item in page.get("Contents", ()):
+        size_bytes = item.get("Size")
+        if not isinstance(item.get("Key"), str):
+            raise _broken_listing(uri, "lists an object without a key, or with two")
+        if size_bytes is not None and not 0 <= size_bytes <= MAX_SIZE_BYTES:
+            raise _broken_listing(uri, f"lists {item['Key'][:80]!r} with an impossible size")
+        if not isinstance(item.get("ETag", ""), str):
+            raise _broken_listing(uri, f"lists {item['Key'][:80]!r} with two etags")
+    if not all(isinstance(item.get("Prefix"), str) for item in page.get("CommonPrefixes", ())):
+        raise _broken_listing(uri, "lists a prefix without a name, or with two")
+    if not isinstance(page.get("NextContinuationToken", ""), str):
+        raise _broken_listing(uri, "sends two continuation tokens")
 
 
 def _broken_listing(uri: str, fault: str) -> RunError:
@@ -126,7 +149,7 @@ async def get_object(
     """Read one object.
 
     Args:
-        size_bytes: the size that was listed together with `etag`.
+        size_bytes: the size that was listed together with `etag`; a larger object raises TooLongError.
         limit_bytes: a larger object raises TooLongError before more of it is in memory.
 
     Returns:
@@ -139,8 +162,7 @@ async def get_object(
 
     async def read(response: Response) -> tuple[bytes, str]:
         announced, found = response.get("ContentLength"), (response.get("ETag") or "").strip('"')
-        replaced = size_bytes is not None and found != etag
-        max_bytes = min(limit_bytes, size_bytes or 0) if replaced else limit_bytes
+        max_bytes = limit_bytes if size_bytes is None else min(limit_bytes, size_bytes)
         if announced is not None and announced > max_bytes:
             response["Body"].close()
             check_length(announced, max_bytes)
@@ -164,7 +186,7 @@ async def _read_body(response: Response, announced_bytes: int | None, limit_byte
         async with asyncio.timeout_at(started_s + allowed_s) as timeout, response["Body"] as body:
             if announced_bytes is not None:
                 return bytes(await body.read())
-            while chunk := await body.read(CHUNK_BYTES):
+            while chunk := await body.read(min(CHUNK_BYTES, limit_bytes - len(content) + 1)):
                 content += chunk
                 check_length(len(content), limit_bytes)
                 timeout.reschedule(started_s + BODY_TIMEOUT_S + len(content) / MIN_BODY_BYTES_PER_S)

@@ -10,12 +10,16 @@ from typing import Any
 import fsspec
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.storage.retrying import is_retryable, with_retries
+from catsdogs.text import format_reason
 
 # Errors of any store: fsspec's are OSErrors, the S3 client's are botocore's.
 STORE_ERRORS = (OSError, ClientError, BotoCoreError)
+# What botocore raises for a response without XML, with a number or a date that is none, or with one of them twice.
+PARSER_ERRORS = (ResponseParserError, ValueError, TypeError, AttributeError, OverflowError)
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {
@@ -55,6 +59,10 @@ CREDENTIAL_REQUESTS = {
 }
 
 
+class MalformedResponseError(OSError):
+    """A response of the store cannot be parsed."""
+
+
 def split_s3(uri: str) -> tuple[str, str]:
     """Split `s3://bucket/key` at the first slash after the bucket; nothing is unquoted."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
@@ -84,10 +92,14 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     async def make_request() -> Any:
         try:
             response: Response = await getattr(client, operation)(**parameters)
-        except RuntimeError as error:  # botocore has no class for this error
-            if "Credentials were refreshed" not in str(error):
+        except RuntimeError as error:  # botocore has no class for these errors
+            if "Credentials were refreshed" in str(error):
+                raise exceptions.CredentialRetrievalError(provider="the AWS chain", error_msg=error) from error
+            if "timezone offset" not in str(error):
                 raise
-            raise exceptions.CredentialRetrievalError(provider="the AWS chain", error_msg=error) from error
+            raise MalformedResponseError(f"the response is malformed: {format_reason(error)}") from error
+        except PARSER_ERRORS as error:
+            raise MalformedResponseError(f"the response is malformed: {format_reason(error)}") from error
         return response if read is None else await read(response)
 
     bucket = parameters["Bucket"]
