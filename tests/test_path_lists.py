@@ -213,6 +213,34 @@ def test_a_compressed_list_is_unpacked_up_to_a_limit(name, tmp_path, monkeypatch
         list(PathList(write(tmp_path, name, content + gzip.compress(b"/b.jpg"))))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("list.csv", "path\n/a.jpg\n" + "," * 1000, 2),
+        ("list.csv", "path\n/a.jpg\n" + '"\n",' * 250, 2),
+        ("list.csv", "," * 1000, None),
+        ("list.txt", "/a.jpg\n" + "/" * 1000, 1),
+    ],
+    ids=["commas", "line breaks in quotes", "header", "text"],
+)
+def test_a_line_has_a_limit(name, content, line, tmp_path, monkeypatch):
+    """Each comma of a row takes eight bytes."""
+    monkeypatch.setattr(path_lists, "MAX_RECORD_CHARS", 1000)
+    place = f" after line {line}" if line else ""
+    with pytest.raises(InputError, match=f"cannot read this path list{place}: expected less than 1,000 characters"):
+        list(PathList(write(tmp_path, name, content)))
+    many_rows = "path,caption\n" + f"/a.jpg,{'x' * 900}\n" * 10
+    assert len(list(PathList(write(tmp_path, "many_rows.csv", many_rows)))) == 10
+
+
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+def test_the_encoding_is_found_in_pieces(encode, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_lists, "PIECE_BYTES", 3)
+    assert list(PathList(write(tmp_path, "list.txt", encode("\n".join(PATHS))), SCHEMES)) == PATHS
+    with pytest.raises(InputError, match="found the byte 0xe9 in line 3"):
+        list(PathList(write(tmp_path, "latin-1.txt", "/a.jpg\n/ä.jpg\n".encode() + b"/caf\xe9.jpg\n")))
+
+
 def test_a_list_has_a_limit_of_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(path_lists, "MAX_LIST_ROWS", 2)
     assert len(list(PathList(write(tmp_path, "a.parquet", table("/a", "/a"))))) == 2

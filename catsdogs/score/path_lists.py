@@ -29,6 +29,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 COMMENT = "# "  # a file may have a name that begins with # alone
 MAX_LIST_BYTES = 1 << 30  # of the unpacked paths or text of one file, about 10 million paths
 MAX_LIST_ROWS = 100_000_000  # of one file; a repeated path takes next to no space in Parquet
+MAX_RECORD_CHARS = 1 << 24  # of one line of text, or one row of CSV, which may have line breaks in quotes
+PIECE_BYTES = 1 << 24  # of text, to find its encoding
 BATCH_ROWS = 1 << 20  # of Parquet; a row takes four bytes until its path is needed
 
 # The number of each line or row, and the path in it.
@@ -164,41 +166,71 @@ def _iter_text_file(uri: str, content: bytes) -> NumberedPaths:
             content = file.read(MAX_LIST_BYTES + 1)
     _check_length(len(content))
     lines = io.TextIOWrapper(io.BytesIO(content), _find_encoding(content), newline="\n")
-    return _iter_csv(lines, len(content)) if uri.lower().endswith(CSV) else _iter_lines(lines)
+    return _iter_csv(lines) if uri.lower().endswith(CSV) else _iter_lines(lines)
 
 
 def _find_encoding(content: bytes) -> str:
     """Return UTF-16 if the content begins with its byte order mark, else UTF-8; ValueError if it is neither."""
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
-        reason = f"expected UTF-8, found the byte 0x{byte:02x} in line {line}"
-        raise ValueError(f"{reason}; convert it, for example: iconv -f LATIN1 -t UTF-8") from error
-    if "\0" in text:
-        raise ValueError("expected UTF-8, found zero bytes; save it as UTF-8")
+    decoder, num_lines = codecs.getincrementaldecoder(encoding)(), 0
+    for start in range(0, len(content), PIECE_BYTES):
+        end = start + PIECE_BYTES
+        try:
+            text = decoder.decode(content[start:end], final=end >= len(content))
+        except UnicodeDecodeError as error:
+            byte, line = error.object[error.start], num_lines + error.object.count(b"\n", 0, error.start) + 1
+            reason = f"expected UTF-8, found the byte 0x{byte:02x} in line {line}"
+            raise ValueError(f"{reason}; convert it, for example: iconv -f LATIN1 -t UTF-8") from error
+        if "\0" in text:
+            raise ValueError("expected UTF-8, found zero bytes; save it as UTF-8")
+        num_lines += text.count("\n")
     return encoding
 
 
-def _iter_csv(lines: io.TextIOWrapper, num_bytes: int) -> NumberedPaths:
-    csv.field_size_limit(max(csv.field_size_limit(), num_bytes))  # of the process; the default is 128 KiB
+def _iter_csv(lines: io.TextIOWrapper) -> NumberedPaths:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_CHARS))  # of the process; the default is 128 KiB
     headers = {}
     for delimiter in DELIMITERS:
         lines.seek(0)
-        headers[delimiter] = next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+        headers[delimiter] = next(_iter_csv_rows(lines, delimiter), (0, []))[1]
     delimiter = next((delimiter for delimiter, names in headers.items() if "path" in names), DELIMITERS[0])
     if not headers[delimiter]:
         return
     column = _find_column(headers[delimiter])
     lines.seek(0)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)  # else a stray quote would hide the rows after it
-    for row in itertools.islice(filter(None, reader), 1, None):
-        yield reader.line_num, row[column] if column < len(row) else None
+    # Strict, else a stray quote would hide the rows after it.
+    for number, row in itertools.islice(_iter_csv_rows(lines, delimiter, strict=True), 1, None):
+        yield number, row[column] if column < len(row) else None
+
+
+def _iter_csv_rows(lines: io.TextIOWrapper, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the last line and the fields of each row that is not empty."""
+    text = _LimitedLines(lines)
+    reader = csv.reader(text, delimiter=delimiter, strict=strict)
+    for row in reader:
+        text.num_chars = 0
+        if row:
+            yield reader.line_num, row
 
 
 def _iter_lines(lines: io.TextIOWrapper) -> NumberedPaths:
-    for number, line in enumerate(lines, 1):
+    text = _LimitedLines(lines)
+    for number, line in enumerate(text, 1):
+        text.num_chars = 0
         path = line.rstrip("\n").removesuffix("\r")
         if path.strip() and not path.startswith(COMMENT):
             yield number, path
+
+
+class _LimitedLines:
+    """Iterates over lines; ValueError if there are MAX_RECORD_CHARS since its user set `num_chars` to 0."""
+
+    def __init__(self, lines: io.TextIOWrapper) -> None:
+        self._lines, self.num_chars = lines, 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._lines.readline(MAX_RECORD_CHARS):
+            self.num_chars += len(line)
+            if self.num_chars >= MAX_RECORD_CHARS:
+                raise ValueError(f"expected less than {MAX_RECORD_CHARS:,} characters in a line or row")
+            yield line
