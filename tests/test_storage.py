@@ -188,6 +188,21 @@ def test_a_uri_with_credentials_is_refused_without_showing_them(name):
     assert "very-hidden" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "authority", ["user:very-hid/den@host", "host:very-hidden", "host:99999", "[very-hidden", "", ":80", "host:0"]
+)
+def test_a_url_without_a_host_is_refused_without_showing_it(authority):
+    """A password with a slash looks like a port."""
+    with pytest.raises(InputError, match="a URL without a valid host and port") as caught:
+        storage.absolute(f"https://{authority}/a.jpg")
+    assert "very" not in str(caught.value)
+
+
+@pytest.mark.parametrize("authority", ["host", "host:8080", "host:", "127.0.0.1:80", "[::1]:80", "käfer.example"])
+def test_a_url_may_have_a_port(authority):
+    assert storage.absolute(f"http://{authority}/a.jpg") == f"http://{authority}/a.jpg"
+
+
 def test_a_query_without_credentials_is_part_of_a_uri():
     assert storage.absolute("https://host/a.jpg?w=1&key=photos/1") == "https://host/a.jpg?w=1&key=photos/1"
 

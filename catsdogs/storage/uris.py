@@ -71,6 +71,8 @@ def absolute(uri: str) -> str:
             "a URI with credentials in it: they would be written to logs and files; pass them in the environment or in "
             "the configuration of the store"
         )
+    if is_http(uri):
+        _check_host(uri)
     if not uri.lower().startswith("s3://"):
         filesystem(uri)
         return uri.rstrip("/")
@@ -87,6 +89,17 @@ def absolute(uri: str) -> str:
 def _has_credentials(uri: str) -> bool:
     _, mark, query = uri.partition("?")
     return any(map(CREDENTIALS.search, (uri, mark + urllib.parse.unquote(query))))
+
+
+def _check_host(uri: str) -> None:
+    """Refuse a URL without a host; a password with a slash looks like a port."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        if parts.hostname and parts.port != 0:
+            return
+    except ValueError:
+        pass
+    raise InputError("a URL without a valid host and port: expected https://HOST/PATH or https://HOST:PORT/PATH")
 
 
 def join(uri: str, *names: str) -> str:
