@@ -144,4 +144,6 @@ def test_features_are_the_inputs_of_the_training_models_head(checkpoint, resnet,
     features_ND = predictor.embed(images[18:22])
     assert (features_ND.shape, features_ND.dtype) == ((4, 2048), np.float32)
     np.testing.assert_allclose(features_ND, seen[0].numpy(), atol=1e-4)
-    assert (predictor.classify(features_ND) == predictor(images[18:22])).all()
+    probs_NK, with_probs_ND = predictor.predict(images[18:22], with_features=True)
+    assert (with_probs_ND == features_ND).all()
+    assert (probs_NK == predictor(images[18:22])).all()

@@ -1,22 +1,57 @@
-"""Images as torch tensors: resizing, cropping, normalizing, copying to a device.
+"""Images as torch tensors: resizing, cropping, normalizing, copying to a device and waiting for it.
 
 N batch, C channels, H height, W width.
 """
 
+import contextlib
+import functools
+import queue
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from catsdogs.images.preprocess import ImageArray
 
 
-def to_device(array: ImageArray, device: torch.device) -> torch.Tensor:
-    """Copy uint8 of any shape, which may be read-only; to a GPU through pinned memory and asynchronously."""
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy an array, which may be read-only; to a GPU through pinned memory and asynchronously."""
     if device.type != "cuda":
         return torch.tensor(array, device=device)
-    pinned = torch.empty(array.shape, dtype=torch.uint8, pin_memory=True)
+    pinned = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), pin_memory=True)
     np.copyto(pinned.numpy(), array)
     return pinned.to(device, non_blocking=True)
+
+
+class DeviceStreams:
+    """CUDA streams for threads that use a device at the same time, one each; on a CPU there are none.
+
+    A stream is passed from call to call rather than kept by a thread: torch caches memory by stream.
+    """
+
+    def __init__(self, device: torch.device, num_threads: int) -> None:
+        self._free: queue.SimpleQueue[torch.cuda.Stream | None] = queue.SimpleQueue()
+        for _ in range(num_threads):
+            self._free.put(torch.cuda.Stream(device) if device.type == "cuda" else None)
+
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Use a stream that no other thread uses; wait until one is free."""
+        stream = self._free.get()
+        try:
+            with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+                yield
+        finally:
+            self._free.put(stream)
+
+
+def synchronize_stream(device: torch.device) -> None:
+    """Wait until a GPU has done what this thread queued on its stream; the other streams continue."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def resize_and_crop(image: ImageArray, short_side: int, size: int) -> ImageArray:
@@ -53,9 +88,22 @@ def normalize(
     images_NCHW: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> torch.Tensor:
     """Return (images / 255 - mean) / std as float32, on the tensor's device and in its memory format."""
-    scale_C = torch.tensor(std, device=images_NCHW.device).mul_(255).reciprocal_()
-    shift_C = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images_NCHW.device)
-    return images_NCHW.float().mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
+    scale_C11, shift_C11 = _build_scale_and_shift(mean, std, images_NCHW.device)
+    return images_NCHW.float().mul_(scale_C11).add_(shift_C11)
+
+
+@functools.lru_cache(maxsize=16)
+def _build_scale_and_shift(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the constants of `normalize` once per device: each copy would wait for all that is queued.
+
+    They are computed on the CPU. The copy ends before this returns, so any stream can use them.
+    """
+    with torch.inference_mode(False):  # training uses them, too
+        scale_C = torch.tensor(std).mul_(255).reciprocal_()
+        shift_C = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+        return scale_C[:, None, None].to(device), shift_C[:, None, None].to(device)
 
 
 def to_image(image_CHW: torch.Tensor) -> ImageArray:
