@@ -5,7 +5,7 @@ Shapes: N rows, H, W, C channels, K classes, D features.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +17,20 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from catsdogs import data
 from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import EvaluateConfig, ScoreConfig
-from catsdogs.predictions import build_predictions
+from catsdogs.predictions import FloatArray, build_predictions
 
 logger = logging.getLogger(__name__)
 CPU_BATCH_SIZE = 32
 GPU_BATCH_SIZE, GPU_BATCH_SIDE = 256, 224  # larger images reduce it to the same number of pixels
-ACTORS_PER_GPU = 2  # one runs Python while the GPU computes for the other
-GPU_MAX_CONCURRENCY = 2  # batches per actor: it fetches one from Ray while the model computes another
+# Blocks that the process of a GPU classifies at once, each in a thread with a CUDA stream: one is decoded while another
+# is classified. Several processes would only take turns on the GPU.
+GPU_THREADS = 3
 MAX_READY_BATCHES = 32  # decoded batches that wait for each model on a CPU
 
 
 @dataclass(frozen=True)
 class ClassifyOptions:
-    """How many models run, on which devices and with which batch size.
-
-    On GPUs there is one model per GPU, and ACTORS_PER_GPU actors per model, each with a replica.
-    """
+    """How many models run, on which devices and with which batch size. Each has an actor, on GPUs also a GPU."""
 
     checkpoint: CheckpointFiles
     precision: str
@@ -64,20 +62,25 @@ class ClassifyOptions:
         )
 
     @property
-    def actors_per_model(self) -> int:
-        """Number of actors that share a model's GPU; 1 on CPUs."""
-        return ACTORS_PER_GPU if self.use_gpu else 1
+    def threads_per_model(self) -> int:
+        """Number of blocks that a model classifies at the same time."""
+        return GPU_THREADS if self.use_gpu else 1
 
     @property
     def parallelism(self) -> dict[str, int]:
-        """Number of processes that read, decode and classify."""
+        """Number of processes that read and decode, and of threads that classify."""
         decoders = data.count_decoders(self.cpus)
-        return {"read": decoders, "decode": decoders, "model": self.num_models * self.actors_per_model}
+        return {"read": decoders, "decode": decoders, "model": self.num_models * self.threads_per_model}
 
     def build_decode_stage(self, max_pixels: int) -> data.DecodeForInference:
         """Build the stage that reads and decodes the batches of `Classifier`."""
-        preprocessing = self.checkpoint.preprocessing
-        return data.DecodeForInference(preprocessing, max_pixels, self.batch_size, gpu_jpegs=self.gpu_decodes)
+        return data.DecodeForInference(
+            self.checkpoint.preprocessing,
+            max_pixels,
+            self.batch_size,
+            gpu_jpegs=self.gpu_decodes,
+            large_blocks=self.use_gpu,
+        )
 
     def describe_start(self) -> str:
         """Describe the models that a command starts."""
@@ -91,7 +94,7 @@ class ClassifyOptions:
     def wait_for_device(self) -> None:
         """Wait until a model can start, if other commands use all GPUs."""
         if self.use_gpu:
-            data.wait_for_gpu(1 / self.actors_per_model)
+            data.wait_for_gpu(1)
 
 
 def default_batch_size(use_gpu: bool, img_size: int) -> int:
@@ -117,18 +120,20 @@ class Classifier:
         passthrough: Sequence[str],
         save_embeddings: bool,
     ) -> None:
+        self._decode_stage = decode_stage
         self._passthrough = passthrough
         self._save_embeddings = save_embeddings
         self._failure: Exception | None = None
         try:
             from catsdogs import predict, process_setup  # not at the top: the driver does not import torch
             from catsdogs.data.gpu_jpegs import JpegDecoder
+            from catsdogs.images.tensors import DeviceStreams
 
             files: CheckpointFiles = ray.get(checkpoint_ref)
             process_setup.configure_threads_and_malloc(cpu_models_per_node)
             device = process_setup.select_device(ray.get_gpu_ids())
             self._class_names = files.class_names
-            self._img_size = files.preprocessing.img_size
+            self._streams = DeviceStreams(device, GPU_THREADS)
             is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
             self._decoder = JpegDecoder(decode_stage, device, is_restarted) if decode_stage.gpu_jpegs else None
             self._predictor, self._device_precision = predict.build_checked_predictor(
@@ -138,34 +143,49 @@ class Classifier:
             logger.debug("the classifier did not start", exc_info=True)
             self._failure = error
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Classify one batch.
+    def __call__(self, blocks: pa.Table) -> pa.Table:
+        """Classify a block; threads may call it at the same time.
 
         Args:
-            rows: decoded rows; `image` is read-only, a view into Ray's object store.
+            blocks: decoded rows; `image` is read-only, a view into Ray's object store. With `large_blocks`, a packed
+                block of such rows, which is classified in batches.
 
         Returns:
             The columns of the output, the `passthrough` columns, `device_precision`, and `model_s`: the seconds of the
-            batch divided by its rows.
+            batch divided by its rows. With `large_blocks`, packed.
         """
         if self._failure is not None:
             raise self._failure
+        if not self._decode_stage.large_blocks:
+            return self._classify_batch(blocks)
+        (rows,) = data.unpack_blocks(blocks)
+        starts = range(0, rows.num_rows, self._decode_stage.batch_size)
+        with self._streams.reserve():
+            batches = [self._classify_batch(rows.slice(start, self._decode_stage.batch_size)) for start in starts]
+        return data.pack_block(pa.concat_tables(batches).combine_chunks())
+
+    def _classify_batch(self, rows: pa.Table) -> pa.Table:
         start_s = time.monotonic()
-        images_NHWC: Any  # an array, or a tensor on a GPU
-        if self._decoder is None:
-            images_NHWC = data.view_images(rows, self._img_size)
-        else:
-            rows, images_NHWC = self._decoder(rows)
-        features_ND = self._predictor.embed(images_NHWC)
-        probs_NK = self._predictor.classify(features_ND)
-        embeddings_ND = features_ND if self._save_embeddings else None
-        predictions = build_predictions(rows, probs_NK, self._class_names, embeddings_ND)
+        rows, probs_NK, features_ND = self._predict(rows)
+        predictions = build_predictions(rows, probs_NK, self._class_names, features_ND)
         for name in self._passthrough:
             predictions = predictions.append_column(name, rows[name])
         device_precisions = pa.array([self._device_precision] * rows.num_rows, pa.string())
         seconds = (time.monotonic() - start_s) / max(1, rows.num_rows)
         model_s = pa.array(np.full(rows.num_rows, seconds, dtype=np.float32))
         return predictions.append_column("device_precision", device_precisions).append_column("model_s", model_s)
+
+    def _predict(self, rows: pa.Table) -> tuple[pa.Table, FloatArray, FloatArray | None]:
+        """Decode what is encoded, and compute probabilities; on request features, too."""
+        if self._decoder is None:
+            images_NHWC = data.view_images(rows, self._decode_stage.preprocessing.img_size)
+            return rows, *self._predictor.predict(images_NHWC, self._save_embeddings)
+        batch = self._decoder.decode(rows)
+        outputs = self._predictor.predict(batch.images_NHWC, self._save_embeddings)
+        completed = self._decoder.complete(batch)
+        if completed is None:
+            return batch.rows, *outputs
+        return completed.rows, *self._predictor.predict(completed.images_NHWC, self._save_embeddings)
 
 
 def add_classifier(
@@ -192,14 +212,20 @@ def add_classifier(
             passthrough,
             save_embeddings,
         ),
-        # Blocks are batches already. With GPUs, Ray Data requires a size and joins smaller blocks.
-        batch_size=decode_stage.batch_size if options.use_gpu else None,
+        batch_size=1 if decode_stage.large_blocks else None,  # a packed block is one row; others are batches already
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
-            size=options.num_models * options.actors_per_model,
-            max_concurrent_calls_per_actor=GPU_MAX_CONCURRENCY if options.use_gpu else 1,
+            size=options.num_models,
+            max_concurrent_calls_per_actor=options.threads_per_model,
+            enable_true_multi_threading=options.use_gpu,
         ),
         num_cpus=options.cpus.model,
-        num_gpus=1 / options.actors_per_model if options.use_gpu else None,
+        num_gpus=1 if options.use_gpu else None,
     )
+
+
+def iter_predictions(classified: Dataset) -> Iterator[pa.Table]:
+    """Run a dataset of `add_classifier`; yield the rows of each block."""
+    for blocks in classified.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from data.unpack_blocks(blocks)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from catsdogs import data, metrics, storage
 from catsdogs.checkpoint import read_checkpoint
-from catsdogs.classify import ClassifyOptions, add_classifier
+from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, list_evaluation, reindex_labels
@@ -64,7 +64,7 @@ def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> p
         with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
             options.wait_for_device()
             table: pa.Table
-            for table in stalls.watch(classified.iter_batches(batch_size=None, batch_format="pyarrow")):
+            for table in stalls.watch(iter_predictions(classified)):
                 tables.append(table)
                 num_rows += table.num_rows
                 progress(StageProgress("evaluate", num_rows, files.num_rows))

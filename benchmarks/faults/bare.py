@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from catsdogs import data, storage
 from catsdogs.checkpoint import read_checkpoint
-from catsdogs.classify import ClassifyOptions, add_classifier
+from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
 from catsdogs.config import ScoreConfig
 from catsdogs.data import decode
 from catsdogs.data.decode_messages import Decoder, DecodeRequest, DecodeResult
@@ -83,13 +83,13 @@ def main() -> None:
     start_ray()
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
     stage = options.build_decode_stage(config.max_pixels)
-    stage = DecodeInProcess(stage.preprocessing, stage.max_pixels, stage.batch_size, gpu_jpegs=stage.gpu_jpegs)
+    stage = DecodeInProcess(**vars(stage))
     manifest = f"{config.output}/_files.parquet"
     storage.write_bytes(manifest, parquet_bytes(files))
     decoded = data.read_and_decode_manifests([manifest], stage, options.cpus.decode)
     predictions = add_classifier(decoded, stage, options)
     with data.quiet_ray_loggers(), data.without_cluster_actors():
-        write_rows(predictions.iter_batches(batch_size=None, batch_format="pyarrow"), Path(config.output))
+        write_rows(iter_predictions(predictions), Path(config.output))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ zeros there, and the reason in `status` and `error`. If a GPU decodes JPEGs, the
 and `image` is null in rows without pixels.
 """
 
+from catsdogs.data.blocks import pack_block, unpack_blocks
 from catsdogs.data.datasets import (
     EpochPlan,
     decode_files,
@@ -48,10 +49,12 @@ __all__ = [
     "gpus_decode_jpegs",
     "iter_decoded_batches",
     "iter_epoch_batches",
+    "pack_block",
     "quiet_ray_loggers",
     "read_and_decode",
     "read_and_decode_manifests",
     "resolve_use_gpu",
+    "unpack_blocks",
     "view_images",
     "wait_for_gpu",
     "warm_up_decoder",

@@ -1,6 +1,7 @@
 """Datasets of decoded batches, for validation, evaluation, scoring and the epochs of training."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from catsdogs import storage
+from catsdogs.data.blocks import join_batches, pack_block, split_files, unpack_blocks
 from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForInference, DecodeForTraining
 from catsdogs.data.decoded_cache import AugmentCached, DecodedCache
 from catsdogs.data.runtime import configure_ray_data
@@ -19,6 +21,7 @@ from catsdogs.images import MAX_PIXELS, Preprocessing
 from catsdogs.schema import read_table
 
 RowIndices = np.ndarray[Any, np.dtype[np.int64]]
+MIN_BLOCKS_PER_DECODER = 4  # so that the last blocks of a dataset keep all CPUs busy
 
 
 def iter_decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Iterator[pa.Table]:
@@ -41,27 +44,53 @@ def _decode_files(stage: DecodeForInference, files: pa.Table) -> list[pa.Table]:
 
 
 def read_and_decode(files: pa.Table, stage: DecodeForInference, num_cpus: float, ordered: bool = False) -> Dataset:
-    """Build a dataset of decoded files; its blocks are batches."""
-    blocks = ray.data.from_arrow(stage.split_into_blocks(files))
-    return _decode(configure_ray_data(blocks, ordered), stage, num_cpus)
+    """Build a dataset of decoded files; its blocks are batches, or large blocks that are packed."""
+    if stage.large_blocks:
+        blocks = _split_and_pack(stage.batch_size, _min_blocks(num_cpus), files)
+    else:
+        blocks = stage.split_into_blocks(files)
+    return _decode(configure_ray_data(ray.data.from_arrow(blocks), ordered), stage, num_cpus)
+
+
+def _min_blocks(num_cpus: float) -> int:
+    num_decoders: float = ray.cluster_resources().get("CPU", 1) / num_cpus
+    return math.ceil(MIN_BLOCKS_PER_DECODER * num_decoders)
 
 
 def _decode(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Dataset:
-    """Add the decoding stage, which yields the batches of a block one by one."""
-    # One byte less than a batch, since Ray Data merges smaller batches into one block.
-    files.context.target_max_block_size = None if stage.gpu_jpegs else stage.batch_bytes - 1
-    return files.map_batches(stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
+    """Add the decoding stage, which yields the batches of a block one by one, or joined to large blocks."""
+    # Ray Data merges what a stage yields into one block up to this size. One byte less than a batch; of packed blocks
+    # any number exceeds it.
+    files.context.target_max_block_size = 1 if stage.large_blocks else stage.batch_bytes - 1
+    decode: Callable[[pa.Table], Iterator[pa.Table]] = _DecodePacked(stage) if stage.large_blocks else stage
+    return files.map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
+
+
+@dataclass(frozen=True)
+class _DecodePacked:
+    """Callable for map_batches that decodes a packed block of files to packed blocks of rows."""
+
+    stage: DecodeForInference
+
+    def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
+        for files in unpack_blocks(packed):
+            for block in join_batches(self.stage(files)):
+                yield pack_block(block)
 
 
 class ManifestDatasource(Datasource):
     """Manifests, the Parquet files that list the images of a shard; each is read by one task.
 
     Unlike `read_parquet`, it reads through `storage`, which distinguishes a failure of the store from a damaged file.
+
+    Args:
+        split: splits the rows of a manifest into blocks.
     """
 
-    def __init__(self, uris: Sequence[str]) -> None:
+    def __init__(self, uris: Sequence[str], split: Callable[[pa.Table], list[pa.Table]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._uris = uris
+        self._split = split
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -70,18 +99,34 @@ class ManifestDatasource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(partial(_read_manifest, uri), unknown) for uri in self._uris]
+        return [ReadTask(partial(_read_manifest, uri, self._split), unknown) for uri in self._uris]
 
 
-def _read_manifest(uri: str) -> list[pa.Table]:
-    return [read_table(storage.read_bytes(uri))]
+def _read_manifest(uri: str, split: Callable[[pa.Table], list[pa.Table]]) -> list[pa.Table]:
+    return split(read_table(storage.read_bytes(uri)))
+
+
+def _keep_whole(files: pa.Table) -> list[pa.Table]:
+    return [files]
+
+
+def _split_and_pack(batch_size: int, min_blocks: int, files: pa.Table) -> list[pa.Table]:
+    return [pack_block(block) for block in split_files(files, batch_size, min_blocks)]
 
 
 def read_and_decode_manifests(uris: Sequence[str], stage: DecodeForInference, num_cpus: float) -> Dataset:
     """Build a dataset as `read_and_decode` does, of the files that manifests list."""
-    listed: Dataset = ray.data.read_datasource(ManifestDatasource(uris), override_num_blocks=len(uris))
-    files = configure_ray_data(listed).repartition(target_num_rows_per_block=stage.block_rows)
-    return _decode(files, stage, num_cpus)
+    if not stage.large_blocks:
+        source = ManifestDatasource(uris, _keep_whole)
+        listed: Dataset = ray.data.read_datasource(source, override_num_blocks=len(uris))
+        files = configure_ray_data(listed).repartition(target_num_rows_per_block=stage.block_rows)
+        return _decode(files, stage, num_cpus)
+    split = partial(_split_and_pack, stage.batch_size, -(-_min_blocks(num_cpus) // len(uris)))
+    # Half the CPUs of a decoding task: Ray Data would fuse the two if they reserved the same.
+    listed = ray.data.read_datasource(
+        ManifestDatasource(uris, split), override_num_blocks=len(uris), num_cpus=round(num_cpus / 2, 4)
+    )
+    return _decode(configure_ray_data(listed), stage, num_cpus)
 
 
 @dataclass(frozen=True, kw_only=True)

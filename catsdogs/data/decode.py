@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
+from catsdogs.data.blocks import MAX_BLOCK_BYTES
 from catsdogs.data.decode_budget import DecodeBudget
 from catsdogs.data.decode_messages import DecodeRequest, DecodeResult
 from catsdogs.data.sandbox import decode_in_subprocess, group_by_bytes
@@ -31,7 +32,7 @@ from catsdogs.schema import OK
 PREFETCH_BATCHES = 4  # decoded batches that wait for the model
 BLOCK_ROWS = 256  # files of one task: enough that one slow read does not stop the others
 READ_BYTES = 64 << 20  # of files that are read as one group
-MAX_GPU_JPEG_BYTES = 64 << 20  # of a batch's JPEGs that stay encoded; the next READ_BYTES at most may exceed it
+MAX_GPU_JPEG_BYTES = MAX_BLOCK_BYTES  # of a batch's JPEGs that stay encoded; the next READ_BYTES at most may exceed it
 
 
 class FileResult(NamedTuple):
@@ -48,13 +49,15 @@ class FileResult(NamedTuple):
 class DecodeForInference:
     """Callable for map_batches that reads and decodes a block of files; every file stays a row.
 
-    With `gpu_jpegs`, JPEGs that a GPU can decode stay encoded, in the column `jpeg`, for `gpu_jpegs.JpegDecoder`.
+    With `gpu_jpegs`, JPEGs that a GPU can decode stay encoded, in the column `jpeg`, for `gpu_jpegs.JpegDecoder`. With
+    `large_blocks`, for models on GPUs, the blocks of a dataset are those of `blocks.py`.
     """
 
     preprocessing: Preprocessing
     max_pixels: int
     batch_size: int
     gpu_jpegs: bool = field(default=False, kw_only=True)
+    large_blocks: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,8 +71,8 @@ class DecodeForInference:
 
     @property
     def block_rows(self) -> int:
-        """Rows of one task: one batch if JPEGs stay encoded, since the size of such a batch is not known in advance."""
-        return self.batch_size * (1 if self.gpu_jpegs else max(1, BLOCK_ROWS // self.batch_size))
+        """Rows of one task without `large_blocks`."""
+        return self.batch_size * max(1, BLOCK_ROWS // self.batch_size)
 
     def split_into_blocks(self, files: pa.Table) -> list[pa.Table]:
         """Split listed files into blocks of whole batches, so that a model gets the same batches on every machine."""

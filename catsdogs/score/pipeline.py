@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 
 from catsdogs import data, storage
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
-from catsdogs.classify import ClassifyOptions, add_classifier
+from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
 from catsdogs.lease import Lease, LeaseClaim
@@ -229,7 +229,7 @@ def predict_rows(
     stalls = StallReporter(progress, options.describe_wait)
     with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
         options.wait_for_device()
-        for rows in stalls.watch(classified.iter_batches(batch_size=None, batch_format="pyarrow")):
+        for rows in stalls.watch(iter_predictions(classified)):
             yield _divide_seconds(rows, options.parallelism)
 
 
