@@ -5,8 +5,9 @@ N batch, C channels, H height, W width.
 
 import contextlib
 import functools
+import logging
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from catsdogs.images.preprocess import ImageArray
+
+logger = logging.getLogger(__name__)
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
@@ -62,18 +65,56 @@ def resize_and_crop(image: ImageArray, short_side: int, size: int) -> ImageArray
 
 
 def resize_and_crop_tensors(images: list[torch.Tensor], short_side: int, size: int) -> torch.Tensor:
-    """Resize and crop uint8 (C, H, W) tensors of any sizes on their device, uint8 (N, size, size, C)."""
+    """Resize and crop uint8 (C, H, W) tensors of any sizes on their device, uint8 (N, size, size, C).
+
+    On a GPU with one kernel (`triton_resize.py`), where that works.
+    """
+    if images[0].device.type == "cuda" and passes_trial(images[0].device):
+        from catsdogs.images.triton_resize import resize_and_crop_batch  # not at the top: CPUs do without triton
+
+        return resize_and_crop_batch(images, short_side, size)
+    return resize_and_crop_one_by_one(images, short_side, size)
+
+
+def resize_and_crop_one_by_one(images: Sequence[torch.Tensor], short_side: int, size: int) -> torch.Tensor:
+    """Do the same with operators of torch, several for each image."""
     views_NCHW = torch.empty((len(images), 3, size, size), device=images[0].device)
     for image_CHW, view_CHW in zip(images, views_NCHW, strict=True):
         view_CHW.copy_(_resize_and_crop(image_CHW[None].float(), short_side, size)[0])
     return views_NCHW.round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+@functools.cache
+def passes_trial(device: torch.device) -> bool:
+    """Compare the kernel with torch's operators on one image; Triton needs a C compiler, and may not know the GPU."""
+    generator = torch.Generator().manual_seed(0)
+    image_CHW = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8, generator=generator).to(device)
+    try:
+        from catsdogs.images.triton_resize import resize_and_crop_batch
+
+        found, expected = (
+            resize([image_CHW], 40, 32).int() for resize in (resize_and_crop_batch, resize_and_crop_one_by_one)
+        )
+        if bool((found - expected).abs().max() <= 1):
+            return True
+        logger.warning("the kernel that resizes images is inaccurate on %s; resizing them one by one", device)
+    except Exception as error:
+        logger.debug("trial of the resizing kernel failed", exc_info=True)
+        logger.warning("Triton does not work on %s: %s; resizing images one by one, which is slower", device, error)
+    return False
+
+
+def compute_resized_sides(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Compute the height and width of an image whose short side is resized, as torchvision's Resize does."""
+    short = min(height, width)
+    return int(short_side * height / short), int(short_side * width / short)
+
+
 def _resize_and_crop(image_1CHW: torch.Tensor, short_side: int, size: int) -> torch.Tensor:
     """Resize and crop as torchvision's Resize and CenterCrop do; returns a view, (1, C, size, size)."""
     height, width = image_1CHW.shape[2:]
-    sides = [int(short_side * side / min(height, width)) for side in (height, width)]
-    resized_1CHW = F.interpolate(image_1CHW, sides, mode="bilinear", antialias=True)
+    sides = compute_resized_sides(height, width, short_side)
+    resized_1CHW = F.interpolate(image_1CHW, list(sides), mode="bilinear", antialias=True)
     top, left = (round((side - size) / 2) for side in sides)
     return resized_1CHW[:, :, top : top + size, left : left + size]
 
