@@ -24,5 +24,5 @@ def rows_per_call(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_call_gets_2048_rows_and_the_last_of_a_shard_the_rest(rows_per_call):
-    assert Counter(rows_per_call) == {2048: 4 * 8, 10_000 - 4 * 2048: 8}
+def test_a_call_gets_a_large_block_and_the_last_of_a_shard_the_rest(rows_per_call):
+    assert Counter(rows_per_call) == {3584: 2 * 8, 10_000 - 2 * 3584: 8}

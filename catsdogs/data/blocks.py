@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MAX_BLOCK_ROWS = 2048
+MAX_BLOCK_ROWS = 3584  # 14 batches of 256, so that a shard of 10,000 files makes three blocks
 MAX_BLOCK_BYTES = 256 << 20  # of encoded files or decoded pixels; one batch more at most
 MAX_BLOCK_S = 2.0  # after it, a block is passed on: files may be slow to read or to decode
 PACKED = "packed"

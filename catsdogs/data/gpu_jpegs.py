@@ -37,8 +37,9 @@ from catsdogs.images.torch_decoders import decode_jpegs
 
 MAX_GPU_PIXELS = 1 << 28  # decoded at once, 3 bytes each
 DECODE_COLUMNS = ("status", "error", "width", "height", "decode_s")
-# After a restart these are decoded in the sandbox: Ray repeats the batches of the blocks that the process had.
-SANDBOXED_BATCHES = 64
+# After a restart these are decoded in the sandbox: Ray repeats the batches of the blocks that the process had, up to
+# twice as many blocks as threads.
+SANDBOXED_BATCHES = 96
 Jpeg = tuple[int, torch.Tensor]  # the row of a file in its batch, and its content, uint8
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class JpegDecoder:
         self._device = device
         self._batch_numbers = itertools.count()  # unlike +=, safe between threads
         self._num_sandboxed = SANDBOXED_BATCHES if restarted else 0
+        self._resize([torch.zeros((3, 8, 8), dtype=torch.uint8, device=device)])  # the first time, a GPU compiles it
 
     def decode(self, rows: pa.Table) -> GpuBatch:
         """Decode a batch; it waits for the decoder of the device, not for the resizing."""
@@ -126,14 +128,17 @@ class JpegDecoder:
             logger.debug("the device refused one of %d JPEGs", len(group), exc_info=True)
             _synchronize(self._device)
             return None
-        preprocessing = self._stage.preprocessing
         try:
-            views_NHWC = resize_and_crop_tensors(images, preprocessing.resize_size, preprocessing.img_size)
+            views_NHWC = self._resize(images)
             last_NC = torch.stack([image[:, -1, -1] for image in images])
             return _Decoded(group, views_NHWC, (last_NC == MISSING_LEVEL).all(dim=1))
         except torch.OutOfMemoryError:
             logger.debug("no memory to resize %d images", len(group), exc_info=True)
             return None
+
+    def _resize(self, images: list[torch.Tensor]) -> torch.Tensor:
+        preprocessing = self._stage.preprocessing
+        return resize_and_crop_tensors(images, preprocessing.resize_size, preprocessing.img_size)
 
     def _sandbox(self, batch: GpuBatch, jpegs: Sequence[Jpeg]) -> GpuBatch:
         """Decode files in the sandbox, and replace their results and pixels in a batch."""

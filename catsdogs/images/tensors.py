@@ -69,7 +69,7 @@ def resize_and_crop_tensors(images: list[torch.Tensor], short_side: int, size: i
 
     On a GPU with one kernel (`triton_resize.py`), where that works.
     """
-    if images[0].device.type == "cuda" and passes_trial(images[0].device):
+    if images[0].device.type == "cuda" and passes_trial(images[0].device, short_side, size):
         from catsdogs.images.triton_resize import resize_and_crop_batch  # not at the top: CPUs do without triton
 
         return resize_and_crop_batch(images, short_side, size)
@@ -85,7 +85,7 @@ def resize_and_crop_one_by_one(images: Sequence[torch.Tensor], short_side: int, 
 
 
 @functools.cache
-def passes_trial(device: torch.device) -> bool:
+def passes_trial(device: torch.device, short_side: int, size: int) -> bool:
     """Compare the kernel with torch's operators on one image; Triton needs a C compiler, and may not know the GPU."""
     generator = torch.Generator().manual_seed(0)
     image_CHW = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8, generator=generator).to(device)
@@ -93,7 +93,8 @@ def passes_trial(device: torch.device) -> bool:
         from catsdogs.images.triton_resize import resize_and_crop_batch
 
         found, expected = (
-            resize([image_CHW], 40, 32).int() for resize in (resize_and_crop_batch, resize_and_crop_one_by_one)
+            resize([image_CHW], short_side, size).int()
+            for resize in (resize_and_crop_batch, resize_and_crop_one_by_one)
         )
         if bool((found - expected).abs().max() <= 1):
             return True
