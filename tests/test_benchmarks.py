@@ -3,9 +3,12 @@
 import math
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.speed import page
+from benchmarks.speed.agreement import compare_predictions, read_predictions
 from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, copy_sample
 from benchmarks.speed.goals import GOALS
@@ -79,3 +82,15 @@ def test_the_page_has_every_contestant_and_marks_missed_goals(tmp_path, monkeypa
     assert text.count("| target reached |") == sum(goal.target <= 1 for goal in GOALS)
     assert "- Memory: 2.0 **missed**" in text
     assert checks.missed == ["Memory: 2.0"]
+
+
+def test_predictions_of_two_samples_are_compared_by_the_names_of_the_files(tmp_path):
+    rows = {"all": [("0/a", "cat", 0.75), ("0/b", "cat", 0.5), ("1/a", "dog", 1.0)], "few": [("1/a", "cat", 0.5)]}
+    rows["few"].append(("0/a", "cat", 1.0))
+    for sample, predictions in rows.items():
+        (tmp_path / sample).mkdir()
+        paths, labels, probs = zip(*predictions, strict=True)
+        table = pa.table({"path": [f"/x/{sample}/{path}" for path in paths], "label": labels, "prob": probs})
+        pq.write_table(table, tmp_path / sample / "part-00000.parquet")
+    found = compare_predictions(read_predictions(tmp_path / "all"), read_predictions(tmp_path / "few"))
+    assert found == (0.5, 0.5)

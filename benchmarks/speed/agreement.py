@@ -1,10 +1,13 @@
-"""How often the labels of `score` equal those of plain fp32."""
+"""How often labels of `score` are equal: to those of plain fp32, and with two decoders."""
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import torch
 
 from benchmarks.speed.checks import Checks
@@ -42,3 +45,18 @@ def _iter_batches(folder: Path, preprocessing: Preprocessing) -> Iterator[ImageA
     images = (preprocessing(image) for path in paths if (image := decode_image(path.read_bytes()).image) is not None)
     while batch := list(islice(images, VALIDATION_BATCH_SIZE)):
         yield np.stack(batch)
+
+
+def read_predictions(output: Path) -> pa.Table:
+    """Read the labels that `score` wrote; a file is known by its name and its folder's, as in every sample."""
+    table = ds.dataset(sorted(map(str, output.glob("part-*.parquet")))).to_table(["path", "label", "prob"])
+    names = pc.extract_regex(table["path"], "(?P<name>[^/]*/[^/]*)$")
+    return table.set_column(0, "name", pc.struct_field(names, "name"))
+
+
+def compare_predictions(left: pa.Table, right: pa.Table) -> tuple[float, float]:
+    """Return the share of files in both with the same label, and the largest difference of probabilities."""
+    both = left.join(right, "name", join_type="inner", right_suffix="_right")
+    is_same = pc.fill_null(pc.equal(both["label"], both["label_right"]), False)
+    differences = pc.abs(pc.subtract(both["prob"], both["prob_right"]))
+    return float(np.mean(is_same.to_numpy())), float(pc.max(differences).as_py())

@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import torch
 from torch import nn
 
 from benchmarks.checkpoints import save_random
+from benchmarks.speed.agreement import compare_predictions, read_predictions
 from benchmarks.speed.contestants import (
     ALONE,
     CATSDOGS,
@@ -59,8 +58,8 @@ CONTESTANTS = (
     Contestant(LOOP, module_command("peers.loader", "--tuned"), 12_000),
     Contestant(ON_CPUS, (sys.executable, "-m", "benchmarks.speed.ours.cpu_decoding", *SCORE), 60_000),
     Contestant(ALONE, module_command("ours.model"), NUM_BATCHES * BATCH_SIZE),
+    Contestant(RAY, module_command("peers.ray_docs"), 6000),
 )
-SLOWEST = Contestant(RAY, module_command("peers.ray_docs"), 6000)
 INTRODUCTION = """# Benchmarks on a GPU
 
 The commands of [benchmarks.md](benchmarks.md) in batches of {batch_size}, on {copies} copies of the photographs. Made
@@ -90,7 +89,7 @@ def main() -> None:
             save_random(work / "model", CLASS_NAMES)
         else:
             (work / "model").symlink_to(options.checkpoint.absolute())
-        for measure in (_measure_scoring, _measure_training, _measure_decoding, _measure_model, _measure_slowest):
+        for measure in (_measure_scoring, _measure_training, _measure_decoding, _measure_model):
             if time.monotonic() - start > MAX_S:
                 print(json.dumps({"skipped": measure.__name__.removeprefix("_measure_")}), flush=True)
                 continue
@@ -114,7 +113,7 @@ def _measure_scoring(images: Path, work: Path) -> list[str]:
         if contestant.name == LOOP:
             _report(f"{OURS} / {LOOP}", timings[OURS][0].rate / timings[LOOP][0].rate)
         if contestant.name in (OURS, ON_CPUS):
-            predictions[contestant.name] = _read_predictions(work / "out")
+            predictions[contestant.name] = read_predictions(work / "out")
         if contestant.name == ON_CPUS:
             lines.append(_compare(predictions[OURS], predictions[ON_CPUS]))
     rows = [format_row(c.name, c.num_images, timings[c.name], timings[OURS]) for c in CONTESTANTS]
@@ -128,29 +127,14 @@ def _time(contestant: Contestant, work: Path) -> Timing:
     return timing
 
 
-def _read_predictions(output: Path) -> pa.Table:
-    """Read labels and probabilities by the names of the files, which are the same in every sample."""
-    table = ds.dataset(sorted(output.glob("part-*.parquet"))).to_table(["path", "label", "prob"])
-    names = pc.utf8_slice_codeunits(table["path"], -len("000/000000.jpg"))
-    return table.set_column(0, "name", names)
-
-
 def _compare(on_gpu: pa.Table, on_cpus: pa.Table) -> str:
-    """Compare predictions of JPEGs that the GPU decoded with those that CPUs decoded."""
-    both = on_gpu.join(on_cpus, "name", join_type="inner", right_suffix="_cpus")
-    same = pc.mean(pc.equal(both["label"], both["label_cpus"]).cast(pa.float64())).as_py()
-    difference = pc.max(pc.abs(pc.subtract(both["prob"], both["prob_cpus"]))).as_py()
+    same, difference = compare_predictions(on_gpu, on_cpus)
     _report("labels that are the same, decoding on the GPU and on CPUs", same)
     _report("difference of their probabilities, maximum", difference)
     return (
-        f"Of {both.num_rows:,} images, {same:.2%} have the same label whether the GPU or CPUs decode them. Their "
-        f"probabilities differ by {difference:.3f} at most.\n"
+        f"{same:.2%} of the images have the same label whether the GPU or CPUs decode them. Their probabilities differ "
+        f"by {difference:.3f} at most.\n"
     )
-
-
-def _measure_slowest(_: Path, work: Path) -> list[str]:
-    timing = [_time(SLOWEST, work)]
-    return ["## Scoring, the slowest\n", format_table(HEAD, [format_row(RAY, SLOWEST.num_images, timing, timing)])]
 
 
 @torch.inference_mode()
@@ -187,7 +171,7 @@ def _measure_decoding(images: Path, _: Path) -> list[str]:
     encoded = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in paths[:BATCH_SIZE]]
     sizes = (preprocessing.resize_size, preprocessing.img_size)
     decoded = decode_jpegs(encoded, DEVICE)
-    kernel = "one kernel" if passes_trial(DEVICE) else "the kernel does not work here"
+    kernel = "one kernel" if passes_trial(DEVICE, *sizes) else "the kernel does not work here"
     forms: dict[str, Callable[[], object]] = {
         "decoding alone": lambda: decode_jpegs(encoded, DEVICE),
         f"decoding and resizing, {kernel}": lambda: resize_and_crop_tensors(decode_jpegs(encoded, DEVICE), *sizes),
