@@ -3,6 +3,7 @@
 A decoded row has its pixels in `image`, fixed-size binary of S*S*3 bytes (S pixels a side). A row without pixels has
 zeros there, and the reason in `status` and `error`. If a GPU decodes JPEGs, the column `jpeg` has the encoded files,
 and `image` is null in rows without pixels.
+For models on GPUs, a row of a dataset is a block of such rows (`blocks.py`).
 """
 
 from catsdogs.data.blocks import pack_block, unpack_blocks
