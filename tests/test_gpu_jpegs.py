@@ -3,6 +3,9 @@
 import io
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +21,7 @@ from catsdogs.data import decode as decode_module
 from catsdogs.data import gpu_jpegs
 from catsdogs.data.gpu_jpegs import JpegDecoder
 from catsdogs.images import Preprocessing, decode_image, read_gpu_decodable_size
-from catsdogs.images.tensors import resize_and_crop_tensors
+from catsdogs.images.tensors import DeviceStreams, resize_and_crop_tensors
 from catsdogs.images.torch_decoders import decode_jpegs
 from catsdogs.schema import FILES
 
@@ -213,6 +216,20 @@ def test_files_that_may_lack_data_are_decoded_after_the_model(files, monkeypatch
     completed = [decoder.complete(batch) for batch in batches]
     assert [request.image_bytes for request in requests[1:]] == [PLAIN["half-with-end.jpg"]]
     assert sum(batch is not None for batch in completed) == 1
+
+
+def test_threads_wait_for_a_free_stream():
+    streams, inside, most = DeviceStreams(CPU, num_threads=2), threading.Semaphore(2), []
+
+    def use_stream(_):
+        with streams.reserve():
+            most.append(inside.acquire(blocking=False))
+            time.sleep(0.01)
+            inside.release()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(use_stream, range(16)))
+    assert most == [True] * 16  # never a third at once
 
 
 def test_many_pixels_are_decoded_in_groups(files, monkeypatch):
