@@ -3,7 +3,8 @@
 `_lease.json` names the driver, which renews it every 10 s. A lease ends with its process if that ran on this machine,
 else 60 s after its last renewal. A driver checks before each write that the lease is still its own, and so do the
 workers of `train`, on any machine: they have the driver's claim. If a driver dies, Ray ends its workers; one that still
-runs can write until another driver takes the lease.
+runs can write until another driver takes the lease. `score` creates many parts a second: for them it reads the lease
+once a second (`LeaseWatch`).
 
 A writer may lose the lease just after the check. Then it replaces no file that the next driver has written, because
 writes are conditional on local disks and S3. A file that it writes before the next driver does is replaced by the next
@@ -13,6 +14,7 @@ record in `_stats` that is not that of its part, a missing `_SUCCESS`, and parts
 
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -30,6 +32,7 @@ LEASE = "_lease.json"
 LEASE_S = 60.0
 RENEW_S = 10.0
 POLL_S = 1.0
+WATCH_S = 1.0
 MAX_TRIES = 10  # to take a lease that other drivers take or return meanwhile
 _active_tokens: set[str] = set()  # of the leases of this process
 logger = logging.getLogger(__name__)
@@ -72,6 +75,35 @@ class LeaseClaim:
         """Read the version of the lease; None if it is gone or belongs to another driver."""
         found = storage.read_versioned(self.uri)
         return found[1] if found and _parse(found[0]).get("token") == self.token else None
+
+
+class LeaseWatch:
+    """Checks a lease from many threads, which together read it at most once in WATCH_S.
+
+    This is enough before a file is created on condition that it does not exist. Whoever has the lease by then, the
+    condition keeps what is there: a driver that lost the lease within the last second may create a part, but replaces
+    none. It is not enough before a file is replaced: if the next driver wrote it after the last check, its version is
+    the one that this driver reads and replaces. `LeaseClaim.write` therefore checks between the two.
+    """
+
+    def __init__(self, claim: LeaseClaim) -> None:
+        self._claim = claim
+        self._checked_s = -math.inf
+        self._error: CatsdogsError | None = None
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Check the lease as `LeaseClaim.check` does, unless that was done within WATCH_S or has failed."""
+        with self._lock:  # the others wait for the result: after a pause, none writes before it is known
+            now_s = time.monotonic()
+            if self._error is None and now_s - self._checked_s >= WATCH_S:
+                self._checked_s = now_s
+                try:
+                    self._claim.check()
+                except CatsdogsError as error:
+                    self._error = error
+            if self._error is not None:
+                raise self._error
 
 
 class Lease:

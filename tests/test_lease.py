@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from catsdogs import lease as lease_module
 from catsdogs import storage
 from catsdogs.errors import InputError, NotRetryableError
-from catsdogs.lease import Lease, LeaseClaim
+from catsdogs.lease import Lease, LeaseClaim, LeaseWatch
 from catsdogs.progress import silent
 
 TRAINING = ("training run", "--name")
@@ -40,6 +42,24 @@ def test_a_writer_that_loses_its_lease_after_the_check_replaces_no_file_of_the_n
         with pytest.raises(NotRetryableError, match="a was written by another process"):
             lease.write(f"{folder}/a", b"late")
     assert storage.read_bytes(f"{folder}/a") == b"of the next driver"
+
+
+def test_threads_that_watch_a_lease_read_it_once_in_a_while(folder, monkeypatch):
+    reads = []
+    read_versioned = storage.read_versioned
+    with Lease(folder, silent, *TRAINING) as lease:
+        monkeypatch.setattr(storage, "read_versioned", lambda uri: reads.append(uri) or read_versioned(uri))
+        monkeypatch.setattr(lease_module, "WATCH_S", 3600.0)
+        watch = LeaseWatch(lease)
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(lambda _: watch.check(), range(100))) == [None] * 100
+        assert reads == [lease.uri]
+        storage.remove(lease.uri)
+        watch.check()
+        monkeypatch.setattr(lease_module, "WATCH_S", 0.0)
+        with ThreadPoolExecutor(8) as threads:
+            checks = [threads.submit(watch.check) for _ in range(8)]
+        assert [type(check.exception()) for check in checks] == [NotRetryableError] * 8
 
 
 def test_the_refusal_names_the_folder_the_process_and_what_to_do(tmp_path):
