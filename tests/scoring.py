@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def write_images(folder: Path, **contents: str) -> None:
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Read inode and modification time of every file under a folder."""
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_commit(output: Path, shard: int) -> None:
+    """Wait until a part and its record are written."""
+    deadline = time.monotonic() + 30
+    while not (output / "_stats" / f"part-{shard:05}.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def read_summary(output: Path) -> dict[str, Any]:

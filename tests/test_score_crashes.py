@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ class Disk:
     def __init__(self) -> None:
         self.num_operations = 0
         self._allowed: float = math.inf
+        self._lock = threading.Lock()  # parts are committed by threads
 
     def allow(self, operations: float) -> None:
         """Restart the count."""
@@ -48,9 +50,10 @@ class Disk:
 
     def __call__(self, operation: Callable) -> Callable:
         def recorded(*args, **kwargs):
-            if self.num_operations >= self._allowed:
-                raise Crash
-            self.num_operations += 1
+            with self._lock:
+                if self.num_operations >= self._allowed:
+                    raise Crash
+                self.num_operations += 1
             return operation(*args, **kwargs)
 
         return recorded

@@ -23,6 +23,7 @@ from scoring import (
     read_summary,
     run_scoring,
     snapshot,
+    wait_for_commit,
     write_images,
 )
 
@@ -433,6 +434,7 @@ def test_a_full_disk_ends_the_run_without_partial_files_and_a_later_run_resumes(
         def __call__(self, manifest_uris):
             for i, rows in enumerate(super().__call__(manifest_uris)):
                 if i == 3:
+                    wait_for_commit(tmp_path / "out", 0)
                     monkeypatch.setattr(os, "fsync", full)
                 yield rows
 
@@ -693,11 +695,14 @@ def test_a_renewed_lease_of_another_machine_refuses_the_run(source, tmp_path, mo
         run_scoring(source, tmp_path / "out", progress=renew)
 
 
-def test_a_driver_without_its_lease_commits_no_part(source, tmp_path):
+def test_a_driver_without_its_lease_commits_no_part(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module, "WATCH_S", 0.0)
+
     class Overtaken(ByteClassifier):
         def __call__(self, manifest_uris):
             for i, rows in enumerate(super().__call__(manifest_uris)):
                 if i == 3:
+                    wait_for_commit(tmp_path / "out", 0)
                     lease = json.loads((tmp_path / "out" / "_lease.json").read_text())
                     (tmp_path / "out" / "_lease.json").write_text(json.dumps(lease | {"token": "another"}))
                 yield rows

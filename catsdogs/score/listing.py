@@ -1,16 +1,24 @@
 """Stage 1, list: `--input` -> the plan. New files become new shards; rows of changed files are scored again.
 
 A first listing is compared with an empty plan. A folder is listed, and the plan read, in the order of `sort_key`, so
-memory does not grow with the number of files; a path list is read whole. The plan is saved after each shard. An
-interrupted listing resumes after its last shard, or starts again if there is a `--limit`.
+memory does not grow with the number of files; a path list is read whole.
+
+Manifests are written concurrently. `_plan.json` is saved when they are there, after each shard of a small plan, else
+when 1% is new: it has the size of every shard, so that saving it for each would be quadratic. An interrupted listing
+resumes where the plan was saved last, and overwrites the manifests that follow; it starts again if there is a
+`--limit`.
 """
 
 import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
@@ -21,6 +29,11 @@ from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes
 from catsdogs.score.parts import read_records, read_tables
 from catsdogs.score.path_lists import PathList, is_path_list
 from catsdogs.score.plan import SUCCESS, Plan, build_files_table, part_name, read_files
+from catsdogs.score.threads import WritePool, map_in_threads
+
+SAVE_EVERY = 0.01  # of the shards of the plan
+MANIFEST_READERS = 4  # threads, for all listings of a plan together; each reads up to two manifests ahead
+PART_READERS = 8  # threads that search parts for failed rows; a part is read whole
 
 
 def update_plan(plan: Plan, config: ScoreConfig, lease: LeaseClaim, progress: Progress) -> None:
@@ -68,12 +81,15 @@ class PlannedFile(NamedTuple):
 def iter_planned_files(plan: Plan, num_shards: int) -> Iterator[PlannedFile]:
     """Iterate over the files of the first shards of a plan in the order of `sort_key`."""
     starts = [start for start in plan.listing_first_shards if start < num_shards]
-    return heapq.merge(*(_iter_shards(plan, first, end) for first, end in pairwise([*starts, num_shards])))
+    readers = MANIFEST_READERS // max(1, len(starts))
+    return heapq.merge(*(_iter_shards(plan, first, end, readers) for first, end in pairwise([*starts, num_shards])))
 
 
-def _iter_shards(plan: Plan, first: int, end: int) -> Iterator[PlannedFile]:
-    for shard in range(first, end):
-        files = read_files(plan.manifest_uri(shard))
+def _iter_shards(plan: Plan, first: int, end: int, num_readers: int) -> Iterator[PlannedFile]:
+    """Iterate over the files of shards, with so many threads that read manifests ahead."""
+    uris = map(plan.manifest_uri, range(first, end))
+    manifests = map_in_threads(read_files, uris, num_readers) if num_readers else map(read_files, uris)
+    for shard, files in enumerate(manifests, first):
         columns = (files[name].to_pylist() for name in ("path", "size_bytes", "version"))
         for path, size_bytes, version in zip(*columns, strict=True):
             yield PlannedFile(sort_key(path), path, size_bytes, version, shard)
@@ -90,6 +106,8 @@ class PlanUpdate:
         self._new: list[storage.Entry] = []
         self._changed: dict[int, list[storage.Entry]] = defaultdict(list)
         self._num_changed = 0
+        self._num_unsaved = 0  # shards, or lists of changed files, that the saved plan does not cover
+        self._writes = WritePool()
         self._has_started = plan.listing_cursor is not None and bool(plan.listing_first_shards)
         if self._has_started and config.limit is not None:  # how many files precede the cursor is unknown: restart
             del plan.sizes[plan.listing_first_shards[-1] :]
@@ -101,6 +119,10 @@ class PlanUpdate:
 
     def run(self) -> None:
         """List the input and save the differences; write nothing if there are none."""
+        with self._writes:
+            self._run()
+
+    def _run(self) -> None:
         plan = self._plan
         source, start_after = self._config.input, plan.listing_cursor or ""
         listing = storage.Listing(source, self._progress, start_after=start_after, collect_folders=False)
@@ -137,27 +159,43 @@ class PlanUpdate:
             self._num_changed += 1
 
     def _save(self, listing_cursor: str | None) -> None:
-        """Save the differences found so far in the plan."""
+        """Write the differences found so far, and save the plan if it is time."""
         plan = self._plan
-        self._lease.check()
         if not self._has_started:
             self._start()
-        for shard, entries in self._changed.items():
-            plan.request_rescore(shard, build_files_table(entries, shard), self._lease)
+        self._write_changed()
         if self._new:
             shard = len(plan.sizes)
-            self._lease.write(plan.manifest_uri(shard), parquet_bytes(build_files_table(self._new, shard)))
+            manifest = parquet_bytes(build_files_table(self._new, shard))
+            self._writes.submit(len(manifest), self._lease.write, plan.manifest_uri(shard), manifest)
             plan.sizes.append(len(self._new))
+        self._new, self._changed, self._num_changed = [], defaultdict(list), 0
+        self._num_unsaved += 1
+        if listing_cursor is None or self._num_unsaved >= SAVE_EVERY * len(plan.sizes):
+            self._save_plan(listing_cursor)
+
+    def _write_changed(self) -> None:
+        if self._changed:
+            self._writes.wait()  # an earlier request for the same part: both read the file, and add their rows
+        for shard, entries in self._changed.items():
+            files = build_files_table(entries, shard)
+            self._writes.submit(files.nbytes, self._plan.request_rescore, shard, files, self._lease)
+
+    def _save_plan(self, listing_cursor: str | None) -> None:
+        plan = self._plan
+        self._writes.wait()  # the saved plan covers only what is written
+        self._lease.check()
         if listing_cursor is None and plan.listing_first_shards[-1] == len(plan.sizes):
             plan.listing_first_shards.pop()
         plan.listing_cursor = listing_cursor
         plan.relisting = listing_cursor is not None
         plan.save()
-        self._new, self._changed, self._num_changed = [], defaultdict(list), 0
+        self._num_unsaved = 0
 
     def _start(self) -> None:
         """Mark the listing as unfinished in the plan, then remove `_SUCCESS`."""
         plan = self._plan
+        self._lease.check()
         if plan.listing_cursor is None:
             plan.relisting = True
             plan.save()
@@ -170,12 +208,21 @@ def _request_rescore_of_failed_rows(plan: Plan, lease: LeaseClaim) -> None:
     """Request that the rows of finished parts with a retryable status are scored again."""
     finished = set(storage.list_names(plan.output))
     shards = [shard for shard in range(len(plan.sizes)) if part_name(shard) in finished]
-    for shard, record in zip(shards, read_records(plan.output, shards), strict=True):
-        if record is not None and not set(RETRYABLE_STATUSES) & set(record.by_status):
-            continue
-        rows = read_tables([plan.part_uri(shard)], ["path", "status"])[0].to_pylist()
-        failed = [storage.Entry(row["path"]) for row in rows if row["status"] in RETRYABLE_STATUSES]
-        if failed:
-            lease.check()
-            storage.remove(storage.join(plan.output, SUCCESS))
-            plan.request_rescore(shard, build_files_table(failed, shard), lease)
+    records = map_in_threads(lambda shard: read_records(plan.output, [shard])[0], shards)
+    searched = (
+        shard
+        for shard, record in zip(shards, records, strict=True)
+        if record is None or set(RETRYABLE_STATUSES) & set(record.by_status)
+    )
+    for _ in map_in_threads(partial(_request_rescore_of_part, plan, lease), searched, PART_READERS):
+        pass
+
+
+def _request_rescore_of_part(plan: Plan, lease: LeaseClaim, shard: int) -> None:
+    rows = next(read_tables([plan.part_uri(shard)], ["path", "status"]))
+    failed = rows.filter(pc.is_in(rows["status"], pa.array(RETRYABLE_STATUSES)))
+    if failed.num_rows:
+        lease.check()
+        storage.remove(storage.join(plan.output, SUCCESS))
+        files = build_files_table(map(storage.Entry, failed["path"].to_pylist()), shard)
+        plan.request_rescore(shard, files, lease)

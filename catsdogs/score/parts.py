@@ -8,8 +8,9 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.errors import RunError
-from catsdogs.lease import LeaseClaim
+from catsdogs.lease import LeaseClaim, LeaseWatch
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_names, read_table
 from catsdogs.score.plan import STATS, PendingShard, Plan, part_name, read_files, replace_rows
+from catsdogs.score.threads import WritePool
 
 logger = logging.getLogger(__name__)
 NUM_BINS = 20
@@ -78,8 +80,8 @@ def _parse_record(uri: str, content: bytes | None) -> PartRecord | None:
         return None
 
 
-def read_tables(uris: Sequence[str], columns: list[str], required: Sequence[str] = ()) -> list[pa.Table]:
-    """Read columns of finished parts or manifests, concurrently.
+def read_tables(uris: Sequence[str], columns: list[str], required: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Read finished parts or manifests concurrently, and yield columns of each in order.
 
     Args:
         required: columns that each file must have, also if they are not read.
@@ -87,14 +89,13 @@ def read_tables(uris: Sequence[str], columns: list[str], required: Sequence[str]
     Raises:
         DamagedOutputError: a file cannot be read, or lacks a column.
     """
-    tables = []
     for uri, file in zip(uris, storage.fetch([storage.Entry(uri) for uri in uris]), strict=True):
         if file.content is None:
             raise DamagedOutputError(f"{uri}: expected a finished part, but it cannot be read: {file.error}")
-        tables.append(_parse_table(uri, file.content, columns))
+        table = _parse_table(uri, file.content, columns)
         if missing := [name for name in required if name not in read_names(file.content)]:
             raise DamagedOutputError(f"{uri}: expected the column {missing[0]}; remove it")
-    return tables
+        yield table
 
 
 def _parse_table(uri: str, content: bytes, columns: list[str] | None = None) -> pa.Table:
@@ -105,40 +106,70 @@ def _parse_table(uri: str, content: bytes, columns: list[str] | None = None) -> 
 
 
 class PartWriter:
-    """Stage 4, write: collect the rows of each shard and commit its part once they are complete.
+    """Stage 4, write: collect the rows of each shard, and commit its part concurrently once they are complete.
 
-    Runs only in the driver. RunError if another driver has the lease, or a part cannot be written.
+    Runs only in the driver, in a `with` block, after which no commit runs. RunError if another driver has the lease, or
+    a part cannot be written; it is raised by the next call of any method.
     """
 
     def __init__(self, plan: Plan, metadata: Mapping[str, str], lease: LeaseClaim) -> None:
         self.plan = plan
         self._metadata = dict(metadata)
         self.lease = lease
+        self._watch = LeaseWatch(lease)
         self._incomplete: dict[int, list[pa.Table]] = {}
-        self.num_committed = 0
-        self.write_s = 0.0
+        self._writes = WritePool()
+        self.write_s = 0.0  # in which the driver waited for commits
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._writes.__exit__(*error)
+
+    @property
+    def num_committed(self) -> int:
+        """Number of commits that have ended."""
+        return self._writes.num_done
 
     def pending_shards(self) -> dict[int, PendingShard]:
-        """Find the shards to score."""
+        """Wait for all commits, and find the shards to score."""
+        self._wait()
         self.lease.check()
         return self.plan.pending_shards(self.lease)
 
     def add(self, rows: pa.Table, pending: Mapping[int, PendingShard]) -> None:
-        """Add rows of pending shards, in any order; commit the parts that are complete."""
+        """Add rows of pending shards, in any order; start to commit the parts that are complete."""
         shards = rows["shard"].to_numpy()
         for shard in np.unique(shards).tolist():
             tables = self._incomplete.setdefault(shard, [])
             tables.append(rows.filter(pa.array(shards == shard)))
             if sum(table.num_rows for table in tables) >= pending[shard].num_rows:
                 began = time.monotonic()
-                self._commit(pending[shard], pa.concat_tables(self._incomplete.pop(shard)))
+                complete = pa.concat_tables(self._incomplete.pop(shard))
+                self._writes.submit(complete.nbytes, self._commit, pending[shard], complete)
                 self.write_s += time.monotonic() - began
-                self.num_committed += 1
 
     def drop_incomplete(self) -> dict[int, list[pa.Table]]:
-        """Drop and return the rows of incomplete shards, which will be scored again."""
+        """Wait for all commits; drop and return the rows of incomplete shards, which will be scored again."""
+        self._wait()
         dropped, self._incomplete = self._incomplete, {}
         return dropped
+
+    def write_records(self, records: Iterable[PartRecord]) -> None:
+        """Write records of finished parts."""
+        for record in records:
+            self._writes.submit(0, self._write_record, record)
+        self._wait()
+
+    def _wait(self) -> None:
+        began = time.monotonic()
+        self._writes.wait()
+        self.write_s += time.monotonic() - began
+
+    def _write_record(self, record: PartRecord) -> None:
+        self._watch.check()
+        record.write(self.plan.output)
 
     def _commit(self, pending: PendingShard, rows: pa.Table) -> None:
         schema = WITH_EMBEDDINGS if "embedding" in rows.column_names else PREDICTIONS
@@ -148,8 +179,9 @@ class PartWriter:
         if pending.is_rescore:
             self._replace(pending, table, rows)
         else:
-            self.lease.check()
-            if not storage.create_bytes(self.plan.part_uri(pending.shard), self._part_bytes(table)):
+            content = self._part_bytes(table)
+            self._watch.check()
+            if not storage.create_bytes(self.plan.part_uri(pending.shard), content):
                 raise self._conflict(pending)
             PartRecord.from_table(part_name(pending.shard), table).write(self.plan.output)
 

@@ -121,23 +121,21 @@ def _run_stages(
     plan = Plan.load(config.output)
 
     update_plan(plan, config, lease, progress)
-    writer = PartWriter(plan, run_settings.metadata, lease)
-    pending = writer.pending_shards()
-    stats.stage_s["list"] = stats.seconds
-    success_uri = storage.join(config.output, SUCCESS)
-    if not pending and storage.read_versioned(success_uri) is not None:
-        progress(Message(f"nothing to do: every listed file has its row in {config.output}"))
-        summary_uri = storage.join(config.output, SUMMARY)
-        return parse_record(summary_uri, storage.read_bytes(summary_uri))
+    with PartWriter(plan, run_settings.metadata, lease) as writer:
+        pending = writer.pending_shards()
+        stats.stage_s["list"] = stats.seconds
+        success_uri = storage.join(config.output, SUCCESS)
+        if not pending and storage.read_versioned(success_uri) is not None:
+            progress(Message(f"nothing to do: every listed file has its row in {config.output}"))
+            summary_uri = storage.join(config.output, SUMMARY)
+            return parse_record(summary_uri, storage.read_bytes(summary_uri))
 
-    storage.remove(success_uri)
-    score_pending_shards(pending, predict, writer, stats, progress)
-    stats.stage_s["write"] = writer.write_s
+        storage.remove(success_uri)
+        score_pending_shards(pending, predict, writer, stats, progress)
+        stats.stage_s["write"] = writer.write_s
 
-    totals = audit(plan, run_settings.settings, progress)
-    for record in totals.stale:
-        lease.check()
-        record.write(config.output)
+        totals = audit(plan, run_settings.settings, progress)
+        writer.write_records(totals.stale)
 
     summary = build_summary(plan, totals, stats, run_settings)
     write_summary(config, summary, totals, lease)
@@ -180,7 +178,7 @@ def _attempt(
     pending: Mapping[int, PendingShard], predict: Predict, writer: PartWriter, stats: RunStats, progress: Progress
 ) -> str:
     """Predict and write once; return the reason for missing rows, which counts only if shards remain pending."""
-    num_left = sum(shard.num_rows for shard in pending.values())
+    num_left, num_files = sum(shard.num_rows for shard in pending.values()), writer.plan.num_files
     try:
         for rows in _unwrap_errors(predict, [shard.uri for shard in pending.values()]):
             seen = set(stats.by_device_precision)
@@ -191,7 +189,7 @@ def _attempt(
             num_left -= rows.num_rows
             for device_precision in stats.by_device_precision.keys() - seen:
                 progress(Message(f"classifying on {device_precision}"))
-            progress(stats.report(num_left, writer.plan.num_files))
+            progress(stats.report(num_left, num_files))
     except RetryableError as failure:
         return str(failure)
     return "rows are missing"

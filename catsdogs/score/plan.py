@@ -22,6 +22,7 @@ from catsdogs import storage
 from catsdogs.errors import InputError, RunError
 from catsdogs.lease import LeaseClaim
 from catsdogs.schema import parquet_bytes, read_table
+from catsdogs.score.threads import map_in_threads
 
 MANIFEST, RESCORE, PLAN = "_manifest", "_redo", "_plan.json"
 RUN, SUMMARY, SUCCESS, REPORT, STATS = "_run.json", "_summary.json", "_SUCCESS", "_report.html", "_stats"
@@ -52,7 +53,7 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PendingShard:
     """The files of a shard to score, listed at `uri`: all of them, or the rows of its part to score again."""
 
@@ -140,14 +141,20 @@ class Plan:
             for shard, size in enumerate(self.sizes)
             if part_name(shard) not in finished
         }
-        for shard in self.rescore_shards():
-            files = read_files(self.rescore_uri(shard))
-            if shard in pending:  # its part was removed: score all its files, in the versions listed last
-                self.update_versions(shard, files, lease)
-                storage.remove(self.rescore_uri(shard))
-            else:
-                pending[shard] = PendingShard(shard, self.rescore_uri(shard), files.num_rows, is_rescore=True)
-        return pending
+        requests = map_in_threads(
+            lambda shard: self._read_request(shard, shard in pending, lease), self.rescore_shards()
+        )
+        return pending | {request.shard: request for request in requests if request is not None}
+
+    def _read_request(self, shard: int, is_pending: bool, lease: LeaseClaim) -> PendingShard | None:
+        """Read which rows of a part are to be scored again; None if its part was removed, so that all of them are."""
+        uri = self.rescore_uri(shard)
+        files = read_files(uri)
+        if not is_pending:
+            return PendingShard(shard, uri, files.num_rows, is_rescore=True)
+        self.update_versions(shard, files, lease)  # all files are scored in the versions listed last
+        storage.remove(uri)
+        return None
 
     def rescore_shards(self) -> list[int]:
         """Find the finished parts with rows to score again."""
