@@ -1,5 +1,6 @@
-"""Scoring runs of many shards: the plan is saved now and then, parts are committed concurrently."""
+"""Scoring runs of many shards: the plan is saved now and then, parts are committed and checked concurrently."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,13 +8,18 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from ray.util.state import list_tasks
 from scoring import ByteClassifier, check_output, part_names, read_rows, run_scoring, write_images
 
 from catsdogs import storage
+from catsdogs.config import VerifyConfig
 from catsdogs.errors import RunError
-from catsdogs.score import threads
+from catsdogs.progress import StageProgress
+from catsdogs.score import audit, listing_checks, threads, verify
 from catsdogs.score.plan import Plan
+from catsdogs.start import start_ray
 
 NUM_FILES = 240
 TIMEOUT_S = 30.0  # of a barrier that is never reached if calls run one after the other
@@ -198,3 +204,97 @@ def test_requests_to_score_rows_again_are_read_and_committed_concurrently(source
     monkeypatch.setattr(storage, "read_bytes", read)
     assert run_scoring(source, tmp_path / "out")[1] == ["a.jpg", "d.jpg", "g.jpg"]
     check_output(str(tmp_path / "out"), 7)
+
+
+# The audit
+
+
+@pytest.fixture(params=[1, 2, 32], ids=lambda size: f"range of {size}")
+def _range_size(request, monkeypatch):
+    """Check ranges of so many shards; the first difference must not depend on it."""
+    monkeypatch.setattr(audit, "SHARDS_PER_RANGE", request.param)
+
+
+def copy_shard(output: Path, shard: int, target: int) -> None:
+    """Replace the files of a shard by those of another one."""
+    for folder in (output, output / "_manifest"):
+        (folder / f"part-{target:05}.parquet").write_bytes((folder / f"part-{shard:05}.parquet").read_bytes())
+
+
+def lose_row(output: Path, shard: int) -> None:
+    path = output / f"part-{shard:05}.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+@pytest.mark.usefixtures("_range_size")
+def test_the_first_difference_is_reported(source, tmp_path):
+    output = tmp_path / "out"
+    run_scoring(source, output, shard_size=1)
+    lose_row(output, 5)
+    (output / "part-00006.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunError, match=r"part-00005.parquet: expected 1 rows, found 0"):
+        verify(VerifyConfig(output=str(output)))
+    copy_shard(output, 1, 3)
+    with pytest.raises(RunError, match=r"_manifest/part-00003.parquet: expected ascending paths, each once"):
+        verify(VerifyConfig(output=str(output)))
+    lose_row(output, 2)
+    with pytest.raises(RunError, match=r"part-00002.parquet: expected 1 rows, found 0"):
+        verify(VerifyConfig(output=str(output)))
+
+
+@pytest.mark.usefixtures("_range_size")
+def test_every_record_and_failed_row_is_found(tmp_path):
+    names = [f"{name}.jpg" for name in "abcdefg"]
+    (tmp_path / "m.txt").write_text("".join(f"{tmp_path}/in/{name}\n" for name in names))
+    write_images(tmp_path / "in", b="b", e="e")
+    run_scoring(tmp_path / "m.txt", tmp_path / "out", shard_size=1)
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    (tmp_path / "out" / "_stats" / "part-00004.json").unlink()
+    (tmp_path / "out" / "_stats" / "part-00006.json").write_text("{}")
+    events = []
+    summary, read = run_scoring(tmp_path / "m.txt", tmp_path / "out", progress=events.append, shard_size=1)
+    assert (summary["by_status"], read) == ({"not_found": 5, "ok": 2}, [])
+    page = (tmp_path / "out" / "_report.html").read_text()
+    shown = [page.index(f"in/{name}") for name in names if f"in/{name}" in page]
+    assert (len(shown), shown) == (5, sorted(shown))
+    done = [event.done for event in events if isinstance(event, StageProgress) and event.stage == "check"]
+    assert (done, done[-1]) == (sorted(done), 7)
+    check_output(str(tmp_path / "out"), 7)  # with all records
+
+
+@pytest.mark.parametrize("size", [1, 3, 32])
+@pytest.mark.parametrize("name", [b"d", b"d\xe9"], ids=["text", "bytes"])
+def test_a_path_in_two_of_several_listings_is_found(size, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(listing_checks, "SHARDS_PER_INTERVAL", size)
+    source, output = tmp_path / "in", tmp_path / "out"
+    for names in (["b", os.fsdecode(name), "f", "h"], ["a", "c", "e", "g"], ["ba", "e5", "g5", "z"]):
+        write_images(source, **dict.fromkeys(names, "x"))
+        run_scoring(source, output, shard_size=1)
+    check_output(str(output), 12)
+    copy_shard(output, 8, 10)  # in the third listing it is `ba`, out of order
+    with pytest.raises(RunError, match=r"part-00010.parquet: expected ascending paths"):
+        verify(VerifyConfig(output=str(output)))
+    copy_shard(output, 3, 10)  # `h`, which is in the first listing, too
+    copy_shard(output, 1, 5)
+    expected = "d%E9" if name != b"d" else "d"
+    with pytest.raises(RunError, match=rf"_manifest: '.*/in/{expected}\.jpg' is listed twice"):
+        verify(VerifyConfig(output=str(output)))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_large_plan_is_checked_by_ray_tasks(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "SHARDS_PER_RANGE", 2)
+    run_scoring(source, tmp_path / "threads", shard_size=1)
+    start_ray()
+    before = len(list_tasks(filters=[("name", "=", "check_range")], limit=10_000))
+    monkeypatch.setattr(audit, "MIN_SHARDS_FOR_TASKS", 7)
+    run_scoring(source, tmp_path / "tasks", shard_size=1)
+    check_output(str(tmp_path / "tasks"), 7)
+    names = ["listed", "rows", "by_status", "by_label", "unlisted"]
+    summaries = [json.loads((tmp_path / name / "_summary.json").read_text()) for name in ("threads", "tasks")]
+    assert len({json.dumps([summary[name] for name in names]) for summary in summaries}) == 1
+    lose_row(tmp_path / "tasks", 3)
+    (tmp_path / "tasks" / "_SUCCESS").unlink()
+    with pytest.raises(RunError, match=r"part-00003.parquet: expected 1 rows, found 0; remove it; finished parts"):
+        run_scoring(source, tmp_path / "tasks", shard_size=1)
+    assert len(list_tasks(filters=[("name", "=", "check_range")], limit=10_000)) - before >= 4

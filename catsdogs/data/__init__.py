@@ -32,6 +32,7 @@ from catsdogs.data.runtime import (
     warm_up_decoder,
     without_cluster_actors,
 )
+from catsdogs.data.tasks import can_run_tasks, map_in_tasks
 
 __all__ = [
     "CpuAllocation",
@@ -41,6 +42,7 @@ __all__ = [
     "EpochPlan",
     "allocate_cpus",
     "cache_decoded",
+    "can_run_tasks",
     "configure_ray_data",
     "count_decoders",
     "count_nodes",
@@ -50,6 +52,7 @@ __all__ = [
     "gpus_decode_jpegs",
     "iter_decoded_batches",
     "iter_epoch_batches",
+    "map_in_tasks",
     "pack_block",
     "quiet_ray_loggers",
     "read_and_decode",

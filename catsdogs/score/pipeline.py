@@ -14,9 +14,12 @@
         │   │   └── Classifier               ../classify.py        3 classify: pixels -> label and probabilities
         │   └── PartWriter                   parts.py              4 write: rows -> parts, each committed whole
         ├── audit                            audit.py              5 audit: every listed file has exactly one row
+        │   ├── check_range                  shard_checks.py       in threads, or for a large plan in Ray tasks
+        │   └── find_repeated                listing_checks.py     the same
         └── write_summary                    run_files.py          _summary.json, _report.html; then _SUCCESS
 
-The driver is the process that runs the command. Stages 2 and 3 run in Ray's processes, the others in the driver.
+The driver is the process that runs the command. Stages 2 and 3 run in Ray's processes, and 5 for a large plan; the
+others run in the driver.
 It may die at any moment: the same command resumes from what was written.
 
 A shard is a group of files, listed in its manifest; a part is the Parquet file of their rows.
@@ -134,7 +137,7 @@ def _run_stages(
         score_pending_shards(pending, predict, writer, stats, progress)
         stats.stage_s["write"] = writer.write_s
 
-        totals = audit(plan, run_settings.settings, progress)
+        totals = audit(plan, run_settings.settings, progress, data.map_in_tasks if data.can_run_tasks() else None)
         writer.write_records(totals.stale)
 
     summary = build_summary(plan, totals, stats, run_settings)

@@ -21,9 +21,9 @@ from catsdogs.errors import InputError
 from catsdogs.lease import LEASE, LeaseClaim
 from catsdogs.progress import StageProgress
 from catsdogs.schema import OK
-from catsdogs.score.audit import Totals
 from catsdogs.score.parts import NUM_BINS, count_values
 from catsdogs.score.plan import MANIFEST, REPORT, RUN, SUMMARY, Plan, parse_record
+from catsdogs.score.shard_checks import Totals
 
 MAX_SHOWN_CHARS = 60  # of a setting in a message
 COLUMN_STAGES = ("read", "decode", "model")  # stages whose seconds are columns of the rows
