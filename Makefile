@@ -4,10 +4,10 @@ BIN := .venv/bin
 # For bench and bench-full: a folder of photographs, and the weights as of `catsdogs train`.
 IMAGES ?= data/cats_and_dogs_filtered
 WEIGHTS ?= imagenet
-# For faults: the rows whose name contains this; or "planning"; or "cost". Empty: everything.
+# For faults: the rows whose name contains this; or "planning"; or "cost". For bench-scale: a check. Empty: everything.
 PART ?=
 
-.PHONY: demo test check format bench bench-full faults
+.PHONY: demo test check format bench bench-full bench-scale faults
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -31,6 +31,9 @@ bench: .venv/installed .venv/peers
 
 bench-full: .venv/installed .venv/peers
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.speed --images $(IMAGES) --weights $(WEIGHTS) --full
+
+bench-scale: .venv/installed
+	$(BIN)/python -m benchmarks.scale $(if $(PART),--only $(PART))
 
 faults: .venv/installed
 	$(BIN)/python -m benchmarks.faults --only '$(PART)'

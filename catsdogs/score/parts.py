@@ -174,8 +174,8 @@ class PartWriter:
     def _commit(self, pending: PendingShard, rows: pa.Table) -> None:
         schema = WITH_EMBEDDINGS if "embedding" in rows.column_names else PREDICTIONS
         table = rows.select(schema.names).sort_by("path").cast(schema)
-        planned = sorted(read_files(pending.uri)["path"].to_pylist())
-        assert table["path"].to_pylist() == planned, f"rows of shard {pending.shard} are not those of its plan"
+        planned = read_files(pending.uri).select(["path"]).sort_by("path")
+        assert table["path"].equals(planned["path"]), f"rows of shard {pending.shard} are not those of its plan"
         if pending.is_rescore:
             self._replace(pending, table, rows)
         else:

@@ -1,0 +1,63 @@
+"""Parts committed a second on an S3 server that answers each request 50 ms late."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.scale.generated import RUN_SETTINGS, NullClassifier, iter_entries
+from benchmarks.scale.store import LateStore
+from catsdogs import storage
+from catsdogs.lease import Lease
+from catsdogs.progress import silent
+from catsdogs.schema import parquet_bytes
+from catsdogs.score.parts import PartWriter
+from catsdogs.score.pipeline import score_pending_shards
+from catsdogs.score.plan import RUN, Plan, build_files_table
+from catsdogs.score.run_files import RunStats
+from catsdogs.score.threads import map_in_threads
+
+NUM_SHARDS, SHARD_SIZE = 1_500, 20
+DELAY_S = 0.05
+MIN_RATE = 100
+
+
+def check_commits(_: Path) -> Iterator[tuple[str, bool]]:
+    """Commit generated rows to the server, in a process of its own."""
+    with LateStore(DELAY_S) as store:
+        command = [sys.executable, "-m", "benchmarks.scale.commits", "s3://scale/out"]
+        environment = os.environ | store.environment
+        seconds = float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    rate = NUM_SHARDS / seconds
+    yield (
+        f"Parts committed on an S3 server with {DELAY_S * 1000:.0f} ms added to each request: {rate:.0f}/s "
+        f"(goal: at least {MIN_RATE}).",
+        rate >= MIN_RATE,
+    )
+
+
+def _commit(output: str) -> float:
+    """Commit all parts of a plan; return the seconds from the first row to the last commit."""
+    plan = Plan(output, [SHARD_SIZE] * NUM_SHARDS, [0], listing_cursor=None)
+    plan.save()
+    storage.write_bytes(storage.join(output, RUN), json.dumps(dict(RUN_SETTINGS.settings)).encode())
+    for _ in map_in_threads(lambda shard: _write_manifest(plan, shard), range(NUM_SHARDS)):
+        pass
+    classifier = NullClassifier(NUM_SHARDS * SHARD_SIZE, SHARD_SIZE)
+    with Lease(output, silent, "scoring run", "--output") as lease, PartWriter(plan, {}, lease) as writer:
+        pending = writer.pending_shards()
+        start_s = time.monotonic()
+        score_pending_shards(pending, classifier, writer, RunStats(), silent)
+        return time.monotonic() - start_s
+
+
+def _write_manifest(plan: Plan, shard: int) -> None:
+    files = build_files_table(iter_entries(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE), shard)
+    storage.write_bytes(plan.manifest_uri(shard), parquet_bytes(files))
+
+
+if __name__ == "__main__":
+    print(_commit(sys.argv[1]))
