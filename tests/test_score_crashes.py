@@ -27,7 +27,7 @@ from catsdogs.score import verify
 from catsdogs.score.plan import REPORT, SUMMARY
 from catsdogs.storage import writing
 
-EVERY = 7  # of a resume, each 7th crash point; the first one differs from state to state
+EVERY = 11  # of a resume, each 11th crash point; the first one differs from state to state
 TIMED = (LEASE, SUMMARY, REPORT)  # files with times in them
 OPERATIONS = ("link", "replace", "unlink", "fsync", "makedirs")
 

@@ -28,7 +28,7 @@ MIN_RATE = 100
 def check_commits(_: Path) -> Iterator[tuple[str, bool]]:
     """Commit generated rows to the server, in a process of its own."""
     with LateStore(DELAY_S) as store:
-        command = [sys.executable, "-m", "benchmarks.scale.commits", "s3://scale/out"]
+        command = [sys.executable, "-m", "benchmarks.scale.commits", "s3://scale/out", str(NUM_SHARDS)]
         environment = os.environ | store.environment
         seconds = float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     rate = NUM_SHARDS / seconds
@@ -39,14 +39,14 @@ def check_commits(_: Path) -> Iterator[tuple[str, bool]]:
     )
 
 
-def _commit(output: str) -> float:
+def _commit(output: str, num_shards: int) -> float:
     """Commit all parts of a plan; return the seconds from the first row to the last commit."""
-    plan = Plan(output, [SHARD_SIZE] * NUM_SHARDS, [0], listing_cursor=None)
+    plan = Plan(output, [SHARD_SIZE] * num_shards, [0], listing_cursor=None)
     plan.save()
     storage.write_bytes(storage.join(output, RUN), json.dumps(dict(RUN_SETTINGS.settings)).encode())
-    for _ in map_in_threads(lambda shard: _write_manifest(plan, shard), range(NUM_SHARDS)):
+    for _ in map_in_threads(lambda shard: _write_manifest(plan, shard), range(num_shards)):
         pass
-    classifier = NullClassifier(NUM_SHARDS * SHARD_SIZE, SHARD_SIZE)
+    classifier = NullClassifier(num_shards * SHARD_SIZE, SHARD_SIZE)
     with Lease(output, silent, "scoring run", "--output") as lease, PartWriter(plan, {}, lease) as writer:
         pending = writer.pending_shards()
         start_s = time.monotonic()
@@ -60,4 +60,4 @@ def _write_manifest(plan: Plan, shard: int) -> None:
 
 
 if __name__ == "__main__":
-    print(_commit(sys.argv[1]))
+    print(_commit(sys.argv[1], int(sys.argv[2])))
