@@ -51,5 +51,5 @@ def test_planning_and_memory_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SMALL", 10)
     monkeypatch.setattr(planning, "LARGE", 20)
     monkeypatch.setattr(memory, "NUM_FILES", 300)
-    assert re.match(r"Planning, .* [\d.]+ ms / ", [line for line, _ in planning.check_planning(tmp_path)][0])
-    assert re.match(r"Memory .* [\d.]+ MiB / ", [line for line, _ in memory.check_memory(tmp_path)][0])
+    assert re.match(r"Planning, .* [\d.]+ ms / ", next(line for line, _ in planning.check_planning(tmp_path)))
+    assert re.match(r"Memory .* [\d.]+ MiB / ", next(line for line, _ in memory.check_memory(tmp_path)))
