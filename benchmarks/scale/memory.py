@@ -13,8 +13,8 @@ from catsdogs.config import ScoreConfig
 from catsdogs.progress import silent
 from catsdogs.score.pipeline import run_pipeline
 
-SHARD_SIZE = 100
-NUM_FILES = 125_000
+SHARD_SIZE = 2_000
+NUM_FILES = 500_000
 GROWTH, MAX_RATIO = 8, 1.1
 
 
