@@ -5,7 +5,8 @@
     part-00042.parquet                      their rows; a shard is pending while its part is missing
     _manifest/_redo/part-00042.parquet      rows of a finished part to score again; removed once they are replaced
 
-To resume, a run lists these names; it reads no rows of finished parts.
+To resume, a run lists these names; it reads no rows of finished parts. A manifest whose shard `_plan.json` lacks is not
+in the plan: a listing was interrupted there, and the next one overwrites it.
 """
 
 import json
