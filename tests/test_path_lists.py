@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ from scoring import part_names, read_rows, run_scoring, write_images
 from web_server import Response, serve
 
 from catsdogs import storage
-from catsdogs.errors import InputError
+from catsdogs.errors import InputError, RunError
 from catsdogs.score import path_lists
 from catsdogs.score.path_lists import PathList, is_path_list
 
@@ -327,6 +329,27 @@ def test_a_folder_of_text_files_is_one_path_list(kind, tmp_path):
     write(tmp_path, f"in.{kind}/part-9.{kind}.gz", gzip.compress(f"{header}/z.jpg\n".encode()))
     write(tmp_path, f"in.{kind}/_SUCCESS", "")
     assert list(PathList(f"{tmp_path}/in.{kind}", SCHEMES)) == [*PATHS, "/z.jpg"]
+
+
+def test_one_file_of_a_folder_is_in_memory_at_a_time(tmp_path):
+    for i in range(8):
+        write(tmp_path, f"in.txt/part-{i}.txt", "".join(f"/{i}/{j:06d}-{'x' * 200}.jpg\n" for j in range(20_000)))
+    tracemalloc.start()
+    paths = PathList(f"{tmp_path}/in.txt")
+    assert all(previous < current for previous, current in pairwise(paths))
+    assert sum(1 for _ in paths) == 160_000
+    assert tracemalloc.get_traced_memory()[1] < 12 << 20  # a file has 4 MiB
+    tracemalloc.stop()
+
+
+def test_a_list_that_changes_between_its_iterations_is_an_error(tmp_path):
+    for i in range(2):
+        write(tmp_path, f"in.txt/part-{i}.txt", f"/{i}.jpg\n")
+    paths = PathList(f"{tmp_path}/in.txt")
+    assert list(paths) == list(paths) == ["/0.jpg", "/1.jpg"]
+    write(tmp_path, "in.txt/part-0.txt", "/2.jpg\n")
+    with pytest.raises(RunError, match=r"in\.txt/part-0\.txt changed while this path list was read"):
+        list(paths)
 
 
 @pytest.mark.parametrize("name", ["absent.parquet", "folder.parquet", "absent.txt"])

@@ -1,7 +1,7 @@
 """Stage 1, list: `--input` -> the plan. New files become new shards; rows of changed files are scored again.
 
 A first listing is compared with an empty plan. A folder is listed, and the plan read, in the order of `sort_key`, so
-memory does not grow with the number of files; a path list is read whole.
+memory does not grow with the number of files; a path list is sorted in memory, unless its paths ascend.
 
 Manifests are written concurrently. `_plan.json` is saved when they are there, after each shard of a small plan, else
 when 1% is new: it has the size of every shard, so that saving it for each would be quadratic. An interrupted listing

@@ -10,6 +10,7 @@ local, unless the user allows others; and what it unpacks to is limited.
 import codecs
 import csv
 import gzip
+import hashlib
 import io
 import itertools
 import zlib
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catsdogs import storage
-from catsdogs.errors import InputError
+from catsdogs.errors import InputError, RunError
 
 PARQUET = (".parquet",)
 CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -43,7 +44,7 @@ def is_path_list(uri: str) -> bool:
 
 
 class PathList:
-    """The paths in a path list, in its order. Its files are read once and stay in memory.
+    """The paths in a path list, in its order. Each iteration reads its files again; one at a time is in memory.
 
     Args:
         allow_schemes: schemes that paths may have beside that of the list, separated by commas.
@@ -51,17 +52,32 @@ class PathList:
     Raises:
         InputError: there is no such list, or it cannot be read; while iterating: a file of it cannot be parsed, or a
             path has another scheme.
+        RunError: while iterating: a file is not what an earlier iteration read.
     """
 
     def __init__(self, uri: str, allow_schemes: str | None = None) -> None:
         self._schemes = {storage.find_scheme(uri), *_parse_schemes(allow_schemes)}
-        self._files = list(_read_files(uri))
-        if not self._files:
+        # A remote file is read, not listed: a listing may not be permitted.
+        found = None if storage.is_local(uri) else storage.read_versioned(uri)
+        self._last_read = ("", b"") if found is None else (uri, found[0])
+        self._uris = _list_files(uri) if found is None else [uri]
+        self._digests: dict[str, bytes] = {}
+        if not self._uris:
             raise InputError(f"cannot read {uri}: expected a path list or a folder of path lists; check --input")
 
     def __iter__(self) -> Iterator[str]:
-        for uri, content in self._files:
-            yield from _iter_paths(uri, content, self._schemes)
+        for uri in self._uris:
+            yield from _iter_paths(uri, self._read(uri), self._schemes)
+
+    def _read(self, uri: str) -> bytes:
+        if self._last_read[0] != uri:
+            self._last_read = ("", b"")  # before the next file is in memory
+            self._last_read = (uri, storage.read_bytes(uri))
+        content = self._last_read[1]
+        digest = hashlib.sha256(content).digest()
+        if self._digests.setdefault(uri, digest) != digest:
+            raise RunError(f"{uri} changed while this path list was read: run again when it is complete")
+        return content
 
 
 def _parse_schemes(allow_schemes: str | None) -> list[str]:
@@ -72,20 +88,15 @@ def _parse_schemes(allow_schemes: str | None) -> list[str]:
     return schemes
 
 
-def _read_files(uri: str) -> Iterator[tuple[str, bytes]]:
-    """Read the file, or the files of the folder; a listing of a remote file may not be permitted."""
-    found = None if storage.is_local(uri) else storage.read_versioned(uri)
-    if found is not None:
-        yield uri, found[0]
-        return
+def _list_files(uri: str) -> list[str]:
+    """List the file, or the files of the folder."""
     extensions = next(kind for kind in (PARQUET, CSV, TEXT) if uri.lower().endswith(kind))
     listing = storage.Listing(uri, collect_folders=False, extensions=extensions)
-    for entry in listing:
-        if not any(name.startswith("_") for name in listing.relative(entry.path).split("/")):
-            yield entry.path, storage.read_bytes(entry.path)
+    paths = [entry.path for entry in listing]
     if listing.unlisted:
         path, reason = next(iter(listing.unlisted.items()))
         raise InputError(f"{uri}: cannot list {path} in this path list: {reason}")
+    return [path for path in paths if not any(name.startswith("_") for name in listing.relative(path).split("/"))]
 
 
 def _iter_paths(uri: str, content: bytes, schemes: set[str]) -> Iterator[str]:
