@@ -1,5 +1,6 @@
 """Scoring runs of many shards: the plan is saved now and then, parts are committed and checked concurrently."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from catsdogs.progress import StageProgress
 from catsdogs.score import audit, listing_checks, threads, verify
 from catsdogs.score.plan import Plan
 from catsdogs.start import start_ray
+from catsdogs.storage import retrying
 
 NUM_FILES = 240
 TIMEOUT_S = 30.0  # of a barrier that is never reached if calls run one after the other
@@ -155,6 +157,41 @@ def test_the_commits_that_run_at_ctrl_c_end_before_the_lease_is_returned(source,
     assert part_names(tmp_path / "out", 2) == ["g.jpg"]
     assert not (tmp_path / "out" / "_lease.json").exists()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("write")]
+
+
+def test_an_interrupted_command_does_not_wait_for_a_store_that_is_gone(monkeypatch):
+    errors, started = [], threading.Event()
+
+    async def fail():
+        started.set()
+        raise TimeoutError
+
+    def write():
+        try:
+            asyncio.run(retrying.with_retries(fail, fail))
+        except Exception as error:
+            errors.append(type(error))
+            raise
+
+    def interrupt_a_write():
+        with threads.WritePool() as pool:
+            pool.submit(0, write)
+            started.wait(TIMEOUT_S)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "GRACE_S", 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_a_write()
+    assert errors == [TimeoutError]  # not the error of a store that was waited for
+    with storage.limit_retries(60):
+        pass
+    results = iter([TimeoutError, TimeoutError, None])
+
+    async def recover():
+        if error := next(results):
+            raise error
+
+    assert asyncio.run(retrying.with_retries(recover, recover)) == (None, 2)
 
 
 def test_an_attempt_ends_when_its_commits_have_ended(source, tmp_path, monkeypatch):

@@ -9,9 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Self, TypeVar
 
+from catsdogs import storage
+
 MAX_WRITES = 32  # at once; 3 requests of 50 ms for each part are 200 parts/s
 MAX_WRITE_BYTES = 256 << 20  # of all content that is being written; one larger write is alone
 MAX_READS = 32  # at once
+GRACE_S = 10.0  # of writes that fail and are retried while an interrupted command waits for them
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -38,7 +41,7 @@ class WritePool:
     """Writes of a `with` block that run concurrently. Only the thread that owns the pool calls its methods.
 
     An error of a write is raised by the next `submit` or `wait`. No write runs any more when the block has ended, also
-    if an exception or Ctrl-C ends it.
+    if an exception or Ctrl-C ends it; then failed requests are retried for GRACE_S only.
     """
 
     def __init__(self) -> None:
@@ -54,7 +57,8 @@ class WritePool:
             if error_class is None:
                 self.wait()
         finally:
-            self._threads.shutdown()
+            with storage.limit_retries(GRACE_S):
+                self._threads.shutdown()
             for write in self._running:
                 if error := write.exception():
                     logger.debug("a write failed, too", exc_info=error)

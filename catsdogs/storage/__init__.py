@@ -29,6 +29,7 @@ from catsdogs.storage.limits import MAX_IMAGE_BYTES
 from catsdogs.storage.listing import Listing
 from catsdogs.storage.other_stores import SCHEMES
 from catsdogs.storage.reading import Fetched, read_bytes, read_versioned
+from catsdogs.storage.retrying import limit_retries
 from catsdogs.storage.uris import absolute, exists, find_scheme, is_local, join, list_names, local_path, parent_name
 from catsdogs.storage.writing import (
     create_bytes,
@@ -59,6 +60,7 @@ __all__ = [
     "is_local",
     "is_temporary",
     "join",
+    "limit_retries",
     "list_names",
     "listed_bytes",
     "local_path",

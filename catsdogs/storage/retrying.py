@@ -6,11 +6,13 @@ is raised. If the store responds to no request, the job stops.
 """
 
 import asyncio
+import contextlib
 import email.utils
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -107,6 +109,18 @@ class StoreHealth:
 
 
 store_health = StoreHealth()
+_last_retry_s = math.inf  # monotonic time after which nothing is retried
+
+
+@contextlib.contextmanager
+def limit_retries(seconds: float) -> Iterator[None]:
+    """Retry for these seconds only, in all threads: an interrupted command does not wait for a store that is gone."""
+    global _last_retry_s
+    before, _last_retry_s = _last_retry_s, time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _last_retry_s = before
 
 
 async def with_retries(
@@ -149,6 +163,8 @@ async def _wait_before_retry(
 ) -> None:
     """Sleep before the next attempt; raise if there is none."""
     now_s = time.monotonic()
+    if now_s > _last_retry_s:
+        raise error
     timeout_s = NO_RESPONSE_TIMEOUT_S if store_health.ever_responded else FIRST_RESPONSE_TIMEOUT_S
     silent_s = now_s - max(started_s, store_health.last_response_s)
     give_up = attempts >= MAX_ATTEMPTS and (
