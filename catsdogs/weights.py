@@ -172,17 +172,17 @@ def parse_torch_file(content: bytes, source: str) -> StateDict:
             f"{source} is not a state dict that loads with weights_only=True: {_explain(error)}"
         ) from error
     state_dict = _unwrap(loaded)
+    # A subclass of dict may have attributes from the file in place of methods.
+    items = list(dict.items(state_dict)) if isinstance(state_dict, dict) else []
     if not isinstance(state_dict, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in dict.items(state_dict)
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in items
     ):
-        names = (
-            [name for name in dict.keys(state_dict) if isinstance(name, str)] if isinstance(state_dict, dict) else []
-        )
+        names = [name for name, _ in items if isinstance(name, str)]
         keys = f" with the keys {format_names(names)}" if names else ""
         raise InputError(
             f"{source}: expected a state dict of tensors, got {type(state_dict).__name__}{keys}; {SAVE_TENSORS}"
         )
-    state_dict = dict(dict.items(state_dict))  # a subclass may have attributes from the file in place of methods
+    state_dict = dict(items)
     _check_tensors(state_dict, len(content), source)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
     return _strip_prefix(state, source)
