@@ -80,10 +80,10 @@ class LeaseClaim:
 class LeaseWatch:
     """Checks a lease from many threads, which together read it at most once in WATCH_S.
 
-    This is enough before a file is created on condition that it does not exist. Whoever has the lease by then, the
-    condition keeps what is there: a driver that lost the lease within the last second may create a part, but replaces
-    none. It is not enough before a file is replaced: if the next driver wrote it after the last check, its version is
-    the one that this driver reads and replaces. `LeaseClaim.write` therefore checks between the two.
+    This is enough before a file is created on condition that it does not exist. The condition keeps what is there,
+    whichever driver has the lease: one that lost it within the last second may create a part, but replaces none. It
+    is not enough before a file is replaced: if the next driver wrote it after the last check, its version is the one
+    that this driver reads and replaces. `LeaseClaim.write` therefore checks between the two.
     """
 
     def __init__(self, claim: LeaseClaim) -> None:

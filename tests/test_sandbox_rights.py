@@ -104,7 +104,7 @@ def test_the_child_runs_no_finalizer_of_the_parent():
 
 @linux_only
 def test_a_decoder_cannot_change_a_file_that_the_parent_has_mapped(tmp_path):
-    """Ray's object store is such a file: whoever changes an object's pickle runs code where it is read."""
+    """Ray's object store is such a file: code in a changed pickle of an object runs where it is read."""
     path = tmp_path / "objects"
     path.write_bytes(bytes(4096))
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 4096) as objects:

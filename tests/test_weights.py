@@ -310,7 +310,7 @@ def test_tensors_that_need_more_memory_than_the_file_or_are_not_dense_are_refuse
 
 
 def test_names_that_share_one_memory_are_refused(fresh, tmp_path):
-    shared = torch.zeros(10**5, dtype=torch.float16)  # each name would become a tensor of its own
+    shared = torch.zeros(10**5, dtype=torch.float16)  # each name would become a separate tensor
     file = pth({f"layer{i}.weight": shared for i in range(100)})(tmp_path)
     with pytest.raises(InputError, match=f"{file}: expected tensors of their own memory"):
         load_pretrained(fresh(2), str(file), ("a", "b"))

@@ -26,7 +26,7 @@ MIN_RATE = 100
 
 
 def check_commits(_: Path) -> Iterator[tuple[str, bool]]:
-    """Commit generated rows to the server, in a process of its own."""
+    """Commit generated rows to the server, in a separate process."""
     with LateStore(DELAY_S) as store:
         command = [sys.executable, "-m", "benchmarks.scale.commits", "s3://scale/out", str(NUM_SHARDS)]
         environment = os.environ | store.environment

@@ -19,7 +19,7 @@ GROWTH, MAX_RATIO = 8, 1.1
 
 
 def check_memory(work: Path) -> Iterator[tuple[str, bool]]:
-    """Compare the maximum memory of two runs, each in a process of its own."""
+    """Compare the maximum memory of two runs, each in a separate process."""
     few, many = (_measure(work, count) for count in (NUM_FILES, GROWTH * NUM_FILES))
     ratio = many / few
     yield (

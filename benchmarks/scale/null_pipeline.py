@@ -96,7 +96,7 @@ class NullClassifier(classify.Classifier):
 
 
 def measure(gpus: int, shards: int, jpeg_bytes: int, work: Path) -> Result:
-    """Run the dataset of `score` on a Ray of its own that counts GPUs that do not exist."""
+    """Run the dataset of `score` on a separate local Ray that counts GPUs that do not exist."""
     save_random(work / "model", CLASS_NAMES)
     uris = _write_manifests(work, shards)
     gpu_type = {"accelerator_type:H100": 1.0}

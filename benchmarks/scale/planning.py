@@ -1,6 +1,6 @@
 """Seconds to plan a shard, and the memory of the driver, at 10,000 and at 100,000 shards.
 
-Each plan is made in a process of its own, and its manifests are written one at a time: with more threads, the CPU time
+Each plan is made in a separate process, and its manifests are written one at a time: with more threads, the CPU time
 depends on how often they wait for the interpreter.
 """
 

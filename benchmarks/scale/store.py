@@ -23,7 +23,7 @@ STATUSES = {200: "OK", 204: "No Content", 404: "Not Found", 412: "Precondition F
 
 
 class LateStore:
-    """The server in a process of its own; `environment` points a client at it."""
+    """The server in a separate process; `environment` points a client at it."""
 
     def __init__(self, delay_s: float) -> None:
         self._command = [sys.executable, "-m", "benchmarks.scale.store", str(delay_s)]

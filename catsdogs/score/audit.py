@@ -24,7 +24,7 @@ from catsdogs.score.shard_checks import ShardRange, Totals, ascending_error, che
 from catsdogs.score.threads import map_in_threads
 
 SHARDS_PER_RANGE = 32  # a second of work, where a store answers in 50 ms
-NUM_THREADS = 4  # each holds the files of SHARDS_PER_READ shards
+NUM_THREADS = 4  # each reads the files of SHARDS_PER_READ shards at once
 MIN_SHARDS_FOR_TASKS = 256  # 2.5 million rows, which take this process a second
 
 T = TypeVar("T")
