@@ -15,6 +15,7 @@ not respond.
     writing.py       atomic and conditional writes
     objects.py       S3 operations
     s3.py            S3 client, requests and error classes
+    s3_gets.py       GETs of S3 objects, the short way
     other_stores.py  HTTP, and the other schemes of fsspec, with retries
     http_store.py    one request by HTTP
     http_listing.py  list a folder of a web server

@@ -1,11 +1,12 @@
 """The S3 client, its requests, and the classification of its errors.
 
 s3fs creates the client from the standard AWS chain. Every request goes through `request`, which retries it; the client
-itself does not retry.
+itself does not retry. GETs of objects take the short way of `s3_gets`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from botocore import exceptions
@@ -15,6 +16,9 @@ from botocore.parsers import ResponseParserError
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.storage.retrying import is_retryable, with_retries
 from catsdogs.text import format_reason
+
+if TYPE_CHECKING:
+    from catsdogs.storage.s3_gets import ObjectGets
 
 # Errors of any store: fsspec's are OSErrors, the S3 client's are botocore's.
 STORE_ERRORS = (OSError, ClientError, BotoCoreError)
@@ -74,6 +78,22 @@ def read_error_code(error: BaseException) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
+_clients: dict[asyncio.AbstractEventLoop, "tuple[Any, ObjectGets]"] = {}  # a forked process has another loop
+
+
+async def _open_client() -> "tuple[Any, ObjectGets]":
+    """Return the S3 client of the event loop that runs, and its GETs."""
+    from catsdogs.storage.s3_gets import ObjectGets  # here, because it takes 0.2 s
+
+    loop = asyncio.get_running_loop()
+    if loop not in _clients:
+        fs = fsspec.filesystem("s3", **S3_OPTIONS)
+        client = await fs.set_session()
+        if loop not in _clients:  # another request may have been first
+            _clients[loop] = client, await ObjectGets.open(client, fs.session)
+    return _clients[loop]
+
+
 async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | None = None, **parameters: Any) -> Any:
     """Make a request of a bucket, with retries.
 
@@ -87,11 +107,12 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     Raises:
         OSError, ClientError, BotoCoreError: from the client.
     """
-    client = await fsspec.filesystem("s3", **S3_OPTIONS).set_session()
+    client, gets = await _open_client()
 
     async def make_request() -> Any:
         try:
-            response: Response = await getattr(client, operation)(**parameters)
+            send = gets.get_object if operation == "get_object" else getattr(client, operation)
+            response: Response = await send(**parameters)
         except RuntimeError as error:  # botocore has no class for these errors
             if "Credentials were refreshed" in str(error):
                 raise exceptions.CredentialRetrievalError(provider="the AWS chain", error_msg=error) from error

@@ -1,0 +1,216 @@
+"""GETs of S3 objects without the layers of the client: the same requests, results and errors as through the client."""
+
+import base64
+import http.server
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+CONTENT = b"content"
+CRC32 = base64.b64encode(zlib.crc32(CONTENT).to_bytes(4, "big")).decode()
+CODE = """
+import json, sys
+from catsdogs import storage
+from catsdogs.errors import CatsdogsError
+from catsdogs.storage import Entry, retrying
+
+retrying.MAX_ATTEMPTS, retrying.MAX_DELAY_S = 2, 0.02
+for uri in json.loads(sys.argv[1]):
+    try:
+        file = storage.fetch([Entry(uri)])[0]
+        print(json.dumps([file.status, (file.content or b"").decode(), file.error, file.version, file.retries]))
+    except CatsdogsError as error:
+        print(json.dumps([str(error)]))
+"""
+
+
+class Store:
+    """A server that has every key; some keys of all buckets have other responses."""
+
+    def __init__(self, server: http.server.HTTPServer) -> None:
+        self.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        self.responses: dict[str, tuple[int, dict[str, str], bytes]] = {}  # by the last part of the path
+        self.region = ""  # other regions in a signature are refused
+        self.requests: list[tuple[str, dict[str, str]]] = []
+
+    def respond(self, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+        if "list-type" in path:  # the probe of a retry
+            return 200, {}, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+        self.requests.append((path, headers))
+        if self.region not in headers["authorization"]:
+            code = f"<Code>AuthorizationHeaderMalformed</Code><Region>{self.region}</Region>"
+            return 400, {"x-amz-bucket-region": self.region}, f"<Error>{code}</Error>".encode()
+        return self.responses.get(path.rpartition("/")[2], (200, {"ETag": '"e"'}, CONTENT))
+
+    def fetch(self, *uris: str, **environment: str) -> list[list[object]]:
+        """Read files, one after the other, in a process of its own."""
+        command = [sys.executable, "-c", CODE, json.dumps(uris)]
+        environment = {"AWS_ENDPOINT_URL_S3": self.endpoint} | environment
+        done = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    @property
+    def through_client(self) -> list[bool]:
+        return ["amz-sdk-invocation-id" in headers for _, headers in self.requests]
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status, headers, body = started.respond(self.path, headers)
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    started = Store(server)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield started
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+KEYS = [
+    "a.jpg",
+    "a b+c&d=e.jpg",
+    "a//b.jpg",
+    "/a.jpg",
+    "../a/./b.jpg",
+    "ä%20é.jpg",
+    "a?b#c.jpg",
+    "a\nb.jpg",
+    "a~'(1).jpg",
+]
+VOLATILE = {"amz-sdk-invocation-id", "amz-sdk-request", "authorization", "x-amz-date"}
+
+
+def test_a_get_has_the_address_and_the_headers_of_the_clients(store):
+    found = store.fetch(*(f"s3://bucket-{i}/{key}" for i, key in enumerate(KEYS) for _ in range(2)))
+    assert found == [["ok", "content", None, "e", 0]] * 2 * len(KEYS)
+    assert store.through_client == [True, False] * len(KEYS)
+    for (path, sent), (direct_path, direct) in zip(store.requests[::2], store.requests[1::2], strict=True):
+        assert direct_path == path
+        fixed = {name: value for name, value in sent.items() if name not in VOLATILE}
+        assert {name: value for name, value in direct.items() if name not in VOLATILE} == fixed
+        assert direct["authorization"].split("SignedHeaders")[0] == sent["authorization"].split("SignedHeaders")[0]
+
+
+def test_a_checksum_mode_that_the_user_sets_is_kept(store):
+    store.fetch("s3://bucket/a.jpg", "s3://bucket/a.jpg", AWS_RESPONSE_CHECKSUM_VALIDATION="when_required")
+    assert store.through_client == [True, False]
+    assert not any("x-amz-checksum-mode" in headers for _, headers in store.requests)
+
+
+def xml(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+
+
+RESPONSES = {
+    "refused": (403, {}, xml("AccessDenied")),
+    "refused-without-body": (403, {}, b""),
+    "gone": (404, {}, xml("NoSuchKey")),
+    "gone-without-body": (404, {}, b""),
+    "no-bucket": (404, {}, xml("NoSuchBucket")),
+    "archived": (403, {}, xml("InvalidObjectState")),
+    "precondition": (412, {}, xml("PreconditionFailed")),
+    "argument": (400, {}, xml("InvalidArgument")),
+    "error": (500, {}, xml("InternalError")),
+    "no-xml": (500, {}, b"<html>busy"),
+    "not-implemented": (501, {}, xml("NotImplemented")),
+    "expired": (400, {}, xml("ExpiredToken")),
+    "no-content": (204, {}, b""),
+    "no-etag": (200, {}, CONTENT),
+    "md5": (200, {"ETag": f'"{"0" * 32}"'}, CONTENT),
+    "crc32": (200, {"ETag": '"e"', "x-amz-checksum-crc32": CRC32}, CONTENT),
+    "wrong-crc32": (200, {"ETag": '"e"', "x-amz-checksum-crc32": "AAAAAA=="}, CONTENT),
+    "wrong-sha256": (200, {"ETag": '"e"', "x-amz-checksum-sha256": "AAAA"}, CONTENT),
+    "crc32-of-parts": (200, {"ETag": '"e"', "x-amz-checksum-crc32": "AAAAAA==-2"}, CONTENT),
+}
+
+
+def test_every_response_has_the_result_that_it_has_through_the_client(store):
+    store.responses = RESPONSES
+    through_client = store.fetch(*(f"s3://{name}/{name}" for name in RESPONSES))
+    assert sum(store.through_client) == len(RESPONSES)
+    store.requests.clear()
+    first, *direct = store.fetch("s3://bucket/a.jpg", *(f"s3://bucket/{name}" for name in RESPONSES))
+    assert first[0] == "ok"
+    found = dict(zip(RESPONSES, direct, strict=True))
+    assert found == dict(zip(RESPONSES, through_client, strict=True))
+    assert [found[name][0] for name in ("refused", "gone", "error", "crc32")] == [
+        *("access_denied", "not_found", "read_error", "ok")
+    ]
+    assert "did not match calculated checksum" in str(found["wrong-crc32"][2])
+    num_redirects = sum(status == 400 for status, _, _ in RESPONSES.values())
+    assert sum(store.through_client) <= 1 + 2 * num_redirects
+
+
+def test_a_bucket_in_another_region_is_redirected_by_the_client(store):
+    uris = ["s3://bucket/a.jpg"] * 3
+    store.fetch(*uris)
+    assert store.through_client == [True, False, False]
+    store.requests.clear()
+    store.region = "eu-west-3"
+    assert [row[:2] for row in store.fetch(*uris)] == [["ok", "content"]] * 3
+    assert store.through_client[-3:] == [True, False, False]
+    assert all("eu-west-3" in headers["authorization"] for _, headers in store.requests[-3:])
+
+
+def test_credentials_are_renewed(store, tmp_path):
+    """They are renewed before each request, because they expire in less than 10 minutes."""
+    program = tmp_path / "credentials.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import datetime, json, pathlib
+        count = pathlib.Path({str(tmp_path / "count")!r})
+        count.write_text(str(int(count.read_text()) + 1) if count.exists() else "1")
+        expiry = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
+        keys = dict(AccessKeyId="key" + count.read_text(), SecretAccessKey="secret", SessionToken="token")
+        print(json.dumps(dict(keys, Version=1, Expiration=expiry.isoformat())))
+        """)
+    )
+    config = tmp_path / "config"
+    config.write_text(f"[profile renewed]\ncredential_process = {sys.executable} {program}\n")
+    environment = {"AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "renewed", "AWS_ACCESS_KEY_ID": ""}
+    found = store.fetch(*["s3://bucket/a.jpg"] * 3, **environment)
+    assert [row[0] for row in found] == ["ok"] * 3
+    assert store.through_client == [True, False, False]
+    used = [headers["authorization"].split("/")[0].rpartition("=")[2] for _, headers in store.requests]
+    assert len(set(used)) == 3
+    assert {headers["x-amz-security-token"] for _, headers in store.requests} == {"token"}
+
+
+def test_the_proxy_of_the_environment_is_used(store):
+    found = store.fetch(
+        *["s3://bucket/a.jpg"] * 2,
+        AWS_ENDPOINT_URL_S3="http://store.invalid",
+        HTTP_PROXY=store.endpoint,
+        http_proxy=store.endpoint,
+        NO_PROXY="",
+        no_proxy="",
+    )
+    assert [row[0] for row in found] == ["ok"] * 2
+    assert store.through_client == [True, False]
+    assert [path for path, _ in store.requests] == ["http://store.invalid/bucket/a.jpg"] * 2
