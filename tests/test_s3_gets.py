@@ -1,9 +1,11 @@
 """GETs of S3 objects without the layers of the client: the same requests, results and errors as through the client."""
 
+import asyncio
 import base64
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,11 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore.awsrequest import AWSPreparedRequest
+
+from catsdogs.storage.s3_gets import ObjectGets
 
 CONTENT = b"content"
 CRC32 = base64.b64encode(zlib.crc32(CONTENT).to_bytes(4, "big")).decode()
@@ -121,6 +128,59 @@ def test_a_checksum_mode_that_the_user_sets_is_kept(store):
     store.fetch("s3://bucket/a.jpg", "s3://bucket/a.jpg", AWS_RESPONSE_CHECKSUM_VALIDATION="when_required")
     assert store.through_client == [True, False]
     assert not any("x-amz-checksum-mode" in headers for _, headers in store.requests)
+
+
+class SentError(Exception):
+    """Raised instead of sending a request."""
+
+
+class Recorder:
+    """An HTTP session that sends nothing."""
+
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+        self.scopes: list[list[str]] = []  # of the signatures
+
+    async def send(self, request: AWSPreparedRequest, **_: object) -> None:
+        self.urls.append(request.url)
+        self.scopes.append(re.findall("Credential=([^,]+)", str(request.headers["authorization"])))
+        raise SentError
+
+
+SETTINGS = {
+    "us-east-1": {},
+    "eu-central-1": {},
+    "accelerate": {"s3": {"use_accelerate_endpoint": True}},
+    "dual stack": {"s3": {"use_dualstack_endpoint": True}},
+    "path style": {"s3": {"addressing_style": "path"}},
+}
+
+
+@pytest.mark.parametrize("bucket", ["photos", "photos.example", "arn:aws:s3:eu-west-3:123456789012:accesspoint/photos"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_style_of_address_is_that_of_the_client(name, bucket, monkeypatch):
+    if name == "accelerate" and bucket != "photos":
+        pytest.skip("S3 Accelerate needs a plain name")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+
+    async def send_two() -> Recorder:
+        recorder = Recorder()
+        region = name if name in ("us-east-1", "eu-central-1") else "us-west-2"
+        config = AioConfig(region_name=region, **SETTINGS[name])
+        async with AioSession().create_client("s3", config=config) as client:
+            client.meta.events.register("before-send.s3.GetObject", recorder.send)
+            gets = ObjectGets(client, recorder)
+            for _ in range(2):
+                with pytest.raises(SentError):
+                    await gets.get_object(Bucket=bucket, Key="a b/c.jpg")
+                client.meta.events.unregister("before-send.s3.GetObject", recorder.send)
+        return recorder
+
+    recorder = asyncio.run(send_two())
+    assert recorder.urls[0].endswith("/a%20b/c.jpg")
+    assert recorder.urls[0] == recorder.urls[1]
+    assert recorder.scopes[0] == recorder.scopes[1] != []
 
 
 def xml(code: str) -> bytes:
