@@ -1,7 +1,9 @@
 """Storage through a proxy that injects faults between the client and the S3 server."""
 
 import asyncio
+import gc
 
+import fsspec
 import pytest
 from botocore.exceptions import ClientError
 
@@ -135,6 +137,14 @@ def test_a_listing_that_breaks_off_is_retried_and_never_cut_short(listed, bucket
     s3_proxy.reset(Fault("short", kinds={"list"}))
     with pytest.raises(RunError, match="cannot list"):
         list(Listing(f"s3://{bucket}/in"))
+
+
+def test_the_client_outlives_the_instances_that_fsspec_caches(listed):
+    assert [row.status for row in storage.fetch(listed[:1])] == ["ok"]
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    gc.collect()
+    assert [row.status for row in storage.fetch(listed)] == ["ok"] * 10
+    assert len(list(Listing(listed[0].path.rpartition("/")[0]))) == 10
 
 
 def test_an_object_over_the_limit_is_not_read(listed, s3_proxy):

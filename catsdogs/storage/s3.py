@@ -78,11 +78,12 @@ def read_error_code(error: BaseException) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-_clients: dict[asyncio.AbstractEventLoop, "tuple[Any, ObjectGets]"] = {}  # a forked process has another loop
+# A forked process has another loop. The file system is kept because it closes the client when it is collected.
+_clients: dict[asyncio.AbstractEventLoop, "tuple[Any, ObjectGets, Any]"] = {}
 
 
-async def _open_client() -> "tuple[Any, ObjectGets]":
-    """Return the S3 client of the event loop that runs, and its GETs."""
+async def _open_client() -> "tuple[Any, ObjectGets, Any]":
+    """Return the S3 client of the event loop that runs, its GETs, and its file system."""
     from catsdogs.storage.s3_gets import ObjectGets  # here, because it takes 0.2 s
 
     loop = asyncio.get_running_loop()
@@ -90,7 +91,7 @@ async def _open_client() -> "tuple[Any, ObjectGets]":
         fs = fsspec.filesystem("s3", **S3_OPTIONS)
         client = await fs.set_session()
         if loop not in _clients:  # another request may have been first
-            _clients[loop] = client, await ObjectGets.open(client, fs.session)
+            _clients[loop] = client, await ObjectGets.open(client, fs.session), fs
     return _clients[loop]
 
 
@@ -107,7 +108,7 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     Raises:
         OSError, ClientError, BotoCoreError: from the client.
     """
-    client, gets = await _open_client()
+    client, gets, _ = await _open_client()
 
     async def make_request() -> Any:
         try:

@@ -18,12 +18,16 @@ from botocore.httpchecksum import Crc32Checksum, Sha1Checksum, Sha256Checksum
 from botocore.parsers import create_parser
 from botocore.utils import get_environ_proxies
 
-from catsdogs.storage.s3 import Response
+from catsdogs.storage.s3 import Response, read_error_code
 
 SIGNATURE = "s3v4"
 TARGET = "catsdogs.target"  # in the context of a request of the client
 COPIED_HEADERS = ("User-Agent", "x-amz-checksum-mode")
-REDIRECTS = (301, 307, 400)  # 400 if the region of the signature is not that of the bucket
+# The address or the region of the signature is not that of the bucket.
+REDIRECTS = {
+    *("301", "302", "307", "PermanentRedirect", "TemporaryRedirect"),
+    *("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+}
 CHECKSUMS = {
     "x-amz-checksum-crc32": Crc32Checksum,
     "x-amz-checksum-sha1": Sha1Checksum,
@@ -71,9 +75,9 @@ class ObjectGets:
             response = await self._http.send(await route.sign(Key))
             if response.status_code < 300:
                 return _parse(response)
-            if response.status_code not in REDIRECTS:
-                raise await self._build_error(response)
-            response.raw.close()
+            error = await self._build_error(response)
+            if read_error_code(error) not in REDIRECTS:
+                raise error
             self._routes.pop(Bucket, None)
         found: Response = await self._client.get_object(Bucket=Bucket, Key=Key)
         return found
