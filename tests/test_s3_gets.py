@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import cProfile
 import http.server
 import json
 import os
@@ -15,9 +17,11 @@ from collections.abc import Iterator
 
 import pytest
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.awsrequest import AWSPreparedRequest
 
+from catsdogs.storage import s3, s3_gets
 from catsdogs.storage.s3_gets import ObjectGets
 
 CONTENT = b"content"
@@ -273,3 +277,66 @@ def test_the_proxy_of_the_environment_is_used(store):
     assert [row[0] for row in found] == ["ok"] * 2
     assert store.through_client == [True, False]
     assert [path for path, _ in store.requests] == ["http://store.invalid/bucket/a.jpg"] * 2
+
+
+def test_the_plain_client_can_be_selected(store):
+    found = store.fetch(*["s3://bucket/a.jpg"] * 3, CATSDOGS_PLAIN_S3="1")
+    assert found == [["ok", "content", None, "e", 0]] * 3
+    assert store.through_client == [True, True, True]
+
+
+class Calls:
+    """Stands for the store: it gets no request, and notes which came through the client."""
+
+    def __init__(self) -> None:
+        self.through_client: list[bool] = []
+        self.num_calls: list[int] = []  # of Python functions, before each request
+
+    async def send(self, request: AWSPreparedRequest, **_: object) -> None:
+        self.through_client.append("amz-sdk-invocation-id" in request.headers)
+        raise SentError
+
+
+async def get_twice(event: dict[str, object] | None = None) -> Calls:
+    """Get an object twice, if `event` is set after an event of another version of the client."""
+    calls = Calls()
+    async with AioSession().create_client("s3", region_name="us-east-1") as client:
+        client.meta.events.register("before-send.s3.GetObject", calls.send)
+        with pytest.MonkeyPatch.context() as patch:
+            if s3_gets.AIOHTTPSession is AIOHTTPSession:
+                patch.setattr(s3_gets, "AIOHTTPSession", lambda **_: contextlib.nullcontext(calls))
+            get_object = await s3.open_gets(client, AioSession())
+        if event is not None:
+            with contextlib.suppress(TypeError):  # of the client's handlers, which miss arguments, too
+                await client.meta.events.emit("before-sign.s3.GetObject", **event)
+        for _ in range(2):
+            with count_calls(calls.num_calls), pytest.raises(SentError):
+                await get_object(Bucket="photos", Key="a.jpg")
+    return calls
+
+
+@contextlib.contextmanager
+def count_calls(counts: list[int]) -> Iterator[None]:
+    profile = cProfile.Profile()
+    with profile:
+        yield
+    counts.append(sum(entry.callcount for entry in profile.getstats()))
+
+
+@pytest.mark.parametrize("name", ["AWSRequest", "AIOHTTPSession"])
+def test_a_class_of_another_version_of_the_client_is_not_used(name, monkeypatch, caplog):
+    monkeypatch.setattr(s3_gets, name, lambda: None)
+    assert asyncio.run(get_twice()).through_client == [True, True]
+    assert ["aiobotocore has changed" in record.message for record in caplog.records] == [True]
+
+
+def test_an_event_of_another_version_of_the_client_is_not_used(caplog):
+    assert asyncio.run(get_twice({"signature_version": "s3v4"})).through_client == [True, True]
+    assert ["aiobotocore has changed" in record.message for record in caplog.records] == [True]
+
+
+def test_the_client_still_makes_twice_as_many_calls():
+    """If this fails, the module is not worth its lines any more."""
+    calls = asyncio.run(get_twice())
+    assert calls.through_client == [True, False]
+    assert calls.num_calls[0] > 2 * calls.num_calls[1]

@@ -5,8 +5,9 @@ itself does not retry. GETs of objects take the short way of `s3_gets`.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 from botocore import exceptions
@@ -17,8 +18,7 @@ from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.storage.retrying import is_retryable, with_retries
 from catsdogs.text import format_reason
 
-if TYPE_CHECKING:
-    from catsdogs.storage.s3_gets import ObjectGets
+logger = logging.getLogger(__name__)
 
 # Errors of any store: fsspec's are OSErrors, the S3 client's are botocore's.
 STORE_ERRORS = (OSError, ClientError, BotoCoreError)
@@ -36,6 +36,7 @@ S3_OPTIONS: dict[str, Any] = {
 MISSING = {"404", "NoSuchKey", "NotFound"}
 REFUSED = {"403", "AccessDenied", "AllAccessDisabled", "Forbidden"}
 Response = dict[str, Any]
+GetObject = Callable[..., Awaitable[Response]]
 CREDENTIAL_CODES = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -79,20 +80,41 @@ def read_error_code(error: BaseException) -> str:
 
 
 # A forked process has another loop. The file system is kept because it closes the client when it is collected.
-_clients: dict[asyncio.AbstractEventLoop, "tuple[Any, ObjectGets, Any]"] = {}
+_clients: dict[asyncio.AbstractEventLoop, tuple[Any, GetObject, Any]] = {}
 
 
-async def _open_client() -> "tuple[Any, ObjectGets, Any]":
-    """Return the S3 client of the event loop that runs, its GETs, and its file system."""
-    from catsdogs.storage.s3_gets import ObjectGets  # here, because it takes 0.2 s
-
+async def _open_client() -> tuple[Any, GetObject, Any]:
+    """Return the S3 client of the event loop that runs, the function that requests objects, and its file system."""
     loop = asyncio.get_running_loop()
     if loop not in _clients:
         fs = fsspec.filesystem("s3", **S3_OPTIONS)
         client = await fs.set_session()
         if loop not in _clients:  # another request may have been first
-            _clients[loop] = client, await ObjectGets.open(client, fs.session), fs
+            _clients[loop] = client, await open_gets(client, fs.session), fs
     return _clients[loop]
+
+
+async def open_gets(client: Any, session: Any) -> GetObject:
+    """Return the function that requests objects like `client.get_object`.
+
+    Args:
+        session: of aiobotocore, which made the client.
+    """
+    try:
+        from catsdogs.storage.s3_gets import ObjectGets  # here, because it takes 0.2 s
+
+        gets = await ObjectGets.open(client, session)
+    except (ImportError, AttributeError, TypeError) as error:
+        log_incompatible(error)
+        get_object: GetObject = client.get_object
+        return get_object
+    return gets.get_object
+
+
+def log_incompatible(error: Exception) -> None:
+    """Log that GETs go through all layers of the client."""
+    logger.debug("a GET without the layers of the client", exc_info=True)
+    logger.warning("GETs of S3 objects take more CPU time, because aiobotocore has changed: %s", format_reason(error))
 
 
 async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | None = None, **parameters: Any) -> Any:
@@ -108,11 +130,11 @@ async def request(operation: str, read: Callable[[Response], Awaitable[Any]] | N
     Raises:
         OSError, ClientError, BotoCoreError: from the client.
     """
-    client, gets, _ = await _open_client()
+    client, get_object, _ = await _open_client()
 
     async def make_request() -> Any:
         try:
-            send = gets.get_object if operation == "get_object" else getattr(client, operation)
+            send = get_object if operation == "get_object" else getattr(client, operation)
             response: Response = await send(**parameters)
         except RuntimeError as error:  # botocore has no class for these errors
             if "Credentials were refreshed" in str(error):
