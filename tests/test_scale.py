@@ -6,7 +6,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from benchmarks.scale import commits, memory, planning
+from benchmarks.scale import commits, listing, memory, planning
 from benchmarks.scale.store import LateStore
 
 
@@ -44,6 +44,12 @@ def test_commits_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(commits, "NUM_SHARDS", 30)
     ((line, _),) = commits.check_commits(tmp_path)
     assert re.match(r"Parts committed on an S3 server with 50 ms added to each request: \d+/s", line)
+
+
+def test_listing_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "NUM_KEYS", 20_001)
+    ((line, _),) = listing.check_listing(tmp_path)  # checks the keys, too
+    assert re.match(r"Keys listed on an S3 server with 50 ms added to each page: [\d,]+/s in ranges, [\d,]+/s", line)
 
 
 @pytest.mark.slow

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from benchmarks.scale.auditing import check_audit
 from benchmarks.scale.commits import check_commits
+from benchmarks.scale.listing import check_listing
 from benchmarks.scale.memory import check_memory
 from benchmarks.scale.planning import check_planning
 from benchmarks.speed.checks import Checks
 
 # Each yields lines, and whether the goal of each was reached.
 CHECKS: dict[str, Callable[[Path], Iterator[tuple[str, bool]]]] = {
+    "listing": check_listing,
     "planning": check_planning,
     "commits": check_commits,
     "audit": check_audit,

@@ -3,12 +3,14 @@
 moto takes several milliseconds of CPU a request, so that it, not the driver, would be measured. This one keeps objects
 in memory; it has the requests of `catsdogs.storage`, with their conditions. It checks no signature.
 
-python -m benchmarks.scale.store 0.05      prints its port
+python -m benchmarks.scale.store 0.05 100000      prints its port; 100,000 objects are there
 """
 
 import asyncio
+import bisect
 import contextlib
 import hashlib
+import itertools
 import subprocess
 import sys
 from typing import Self
@@ -17,16 +19,21 @@ from xml.sax.saxutils import escape
 
 from benchmarks.faults.store import CREDENTIALS
 from benchmarks.faults.wire import Head, encode_head, read_body
+from benchmarks.scale.generated import path_of
 
 PAGE_KEYS = 1000
 STATUSES = {200: "OK", 204: "No Content", 404: "Not Found", 412: "Precondition Failed"}
 
 
 class LateStore:
-    """The server in a separate process; `environment` points a client at it."""
+    """The server in a separate process; `environment` points a client at it.
 
-    def __init__(self, delay_s: float) -> None:
-        self._command = [sys.executable, "-m", "benchmarks.scale.store", str(delay_s)]
+    Args:
+        num_objects: that are there at the start, with the names of `generated.path_of`.
+    """
+
+    def __init__(self, delay_s: float, num_objects: int = 0) -> None:
+        self._command = [sys.executable, "-m", "benchmarks.scale.store", str(delay_s), str(num_objects)]
 
     def __enter__(self) -> Self:
         """Start the server."""
@@ -43,9 +50,10 @@ class LateStore:
 
 
 class _Server:
-    def __init__(self, delay_s: float) -> None:
+    def __init__(self, delay_s: float, num_objects: int) -> None:
         self._delay_s = delay_s
-        self._objects: dict[str, tuple[bytes, str]] = {}  # content and etag, by /bucket/key
+        self._names = [path_of(i).removeprefix("s3:/") for i in range(num_objects)]  # /bucket/key, sorted
+        self._objects = dict.fromkeys(self._names, (b"", "0" * 32))  # content and etag
 
     async def run(self) -> None:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -79,7 +87,8 @@ class _Server:
         if method == "PUT":
             return self._put(name, head, body, etag)
         if method == "DELETE":
-            self._objects.pop(name, None)
+            if self._objects.pop(name, None):
+                del self._names[bisect.bisect_left(self._names, name)]
             return 204, b"", ""
         return (200, content, etag) if etag else (404, _error("NoSuchKey"), "")
 
@@ -87,6 +96,8 @@ class _Server:
         expected = head.get("if-match").strip('"')
         if (head.get("if-none-match") and etag) or (expected and expected != etag):
             return (412, _error("PreconditionFailed"), "")
+        if name not in self._objects:
+            bisect.insort(self._names, name)
         self._objects[name] = body, hashlib.md5(body, usedforsecurity=False).hexdigest()
         return 200, b"", self._objects[name][1]
 
@@ -94,9 +105,14 @@ class _Server:
         """Format a page of a listing; `/` is its only delimiter."""
         prefix, after = query.get("prefix", ""), query.get("continuation-token", query.get("start-after", ""))
         start = f"/{bucket}/{prefix}"
-        names = {self._group(name[len(start) :], query) for name in self._objects if name.startswith(start)}
-        found = sorted(prefix + name for name in names)
-        found = [key for key in found if key > after]
+        first = max(bisect.bisect_left(self._names, start), bisect.bisect_right(self._names, f"/{bucket}/{after}"))
+        found: list[str] = []
+        for name in itertools.islice(self._names, first, None):
+            key = prefix + self._group(name[len(start) :], query)
+            if not name.startswith(start) or len(found) > PAGE_KEYS:
+                break
+            if key > after and key not in found[-1:]:
+                found.append(key)
         page, rest = found[:PAGE_KEYS], found[PAGE_KEYS:]
         items = [f"<CommonPrefixes><Prefix>{escape(key)}</Prefix></CommonPrefixes>" for key in page if key[-1:] == "/"]
         items += [f"<Contents><Key>{escape(key)}</Key></Contents>" for key in page if key[-1:] != "/"]
@@ -115,4 +131,4 @@ def _error(code: str) -> bytes:
 
 
 if __name__ == "__main__":
-    asyncio.run(_Server(float(sys.argv[1])).run())
+    asyncio.run(_Server(float(sys.argv[1]), int(sys.argv[2])).run())

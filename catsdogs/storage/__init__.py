@@ -13,18 +13,21 @@ not respond.
     reading.py       read a file: the content, or a status
     fetching.py      read the files of a task, ahead and within its limits
     writing.py       atomic and conditional writes
-    objects.py       S3 operations
+    objects.py       read and write S3 objects
+    s3_listing.py    list S3 prefixes
+    s3_ranges.py     list several ranges of a large prefix at once
     s3.py            S3 client, requests and error classes
     s3_gets.py       GETs of S3 objects, the short way
     other_stores.py  HTTP, and the other schemes of fsspec, with retries
     http_store.py    one request by HTTP
     http_listing.py  list a folder of a web server
     retrying.py      which requests are retried, and for how long
-    event_loop.py    where requests run
+    event_loop.py    where requests run, and what a process that ends does not wait for
     limits.py        limits of size and time
 """
 
 from catsdogs.storage.entries import EXTENSIONS, Entry, build_files_table
+from catsdogs.storage.event_loop import call_in_thread
 from catsdogs.storage.fetching import fetch, fetch_ahead, listed_bytes
 from catsdogs.storage.limits import MAX_IMAGE_BYTES
 from catsdogs.storage.listing import Listing
@@ -53,6 +56,7 @@ __all__ = [
     "Listing",
     "absolute",
     "build_files_table",
+    "call_in_thread",
     "create_bytes",
     "exists",
     "fetch",

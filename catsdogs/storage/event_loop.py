@@ -1,6 +1,7 @@
-"""Run coroutines of requests on the event loop of fsspec, which has a thread of its own."""
+"""Run coroutines of requests on the event loop of fsspec, which has a thread of its own; and functions in threads."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -44,4 +45,18 @@ async def _run(coroutine: Coroutine[Any, Any, T], deadline_s: float) -> T:
         if not timeout.expired():
             raise
         raise TimeoutError(f"it took more than {deadline_s:g} s") from error
+    return result
+
+
+def call_in_thread(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Call a function in a thread of its own, for which a process that ends does not wait."""
+    result: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the result raises it
+            result.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
     return result

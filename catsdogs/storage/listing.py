@@ -21,9 +21,10 @@ from catsdogs.progress import Progress, StageProgress, silent
 from catsdogs.storage.entries import EXTENSIONS, Entry, is_hidden, is_listed
 from catsdogs.storage.http_listing import list_files
 from catsdogs.storage.http_store import is_http
-from catsdogs.storage.objects import find_object, list_objects
 from catsdogs.storage.other_stores import call, filesystem
 from catsdogs.storage.s3 import split_s3, to_store_error
+from catsdogs.storage.s3_listing import find_object
+from catsdogs.storage.s3_ranges import list_objects_in_ranges
 from catsdogs.storage.uris import folder_name, is_local, local_path, local_uri, quoted_uri
 
 REPORT_EVERY = 1000  # files; also a page of S3
@@ -159,7 +160,8 @@ class Listing:
         bucket, prefix = split_s3(self.root)
         prefix = f"{prefix}/" if prefix else ""
         found = False
-        for item in list_objects(self.root, bucket, prefix, split_s3(self.start_after)[1] if self.start_after else ""):
+        start_after = split_s3(self.start_after)[1] if self.start_after else ""
+        for item in list_objects_in_ranges(self.root, bucket, prefix, start_after):
             found = True
             *parts, name = item["Key"][len(prefix) :].split("/")
             if any(is_hidden(part) for part in parts):

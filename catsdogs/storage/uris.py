@@ -7,9 +7,9 @@ import urllib.parse
 from catsdogs.errors import InputError
 from catsdogs.storage.http_listing import list_page
 from catsdogs.storage.http_store import is_http
-from catsdogs.storage.objects import find_object, list_names_under
 from catsdogs.storage.other_stores import call, filesystem, url_exists
 from catsdogs.storage.s3 import STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
+from catsdogs.storage.s3_listing import find_object, list_names_under
 
 # Parameters of a query with credentials: the signature of a presigned URL of S3, Google or Azure, tokens, API keys.
 CREDENTIALS = re.compile(
