@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -59,16 +60,21 @@ def print_error(text: str) -> None:
 
 
 class Display:
-    """Shows progress: bars on a terminal, else a line every few seconds."""
+    """Shows progress: bars on a terminal, else a line every few seconds. Any thread may call it."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._bars: dict[str, Any] = {}
         self._last_line_s: dict[str, float] = {}
         self._stages: set[str] = set()  # that were shown
+        self._lock = threading.Lock()
 
     def __call__(self, event: StageProgress | Message) -> None:
         """Show one event."""
+        with self._lock:
+            self._show(event)
+
+    def _show(self, event: StageProgress | Message) -> None:
         if isinstance(event, Message):
             self._print(event.text)
             return

@@ -16,6 +16,7 @@ from catsdogs.progress import Progress, silent
 from catsdogs.schema import PREDICTIONS, read_table
 from catsdogs.score import verify
 from catsdogs.score.pipeline import run_pipeline
+from catsdogs.score.plan import PendingShard
 from catsdogs.score.run_files import RunSettings
 
 CLASS_NAMES = ["a", "b"]
@@ -40,9 +41,9 @@ class ByteClassifier:
     def __init__(self) -> None:
         self.paths: list[str] = []
 
-    def __call__(self, manifest_uris: Sequence[str]) -> Iterator[pa.Table]:
-        for uri in manifest_uris:
-            rows = read_table(storage.read_bytes(uri)).to_pylist()
+    def __call__(self, shards: Sequence[PendingShard]) -> Iterator[pa.Table]:
+        for shard in shards:
+            rows = read_table(storage.read_bytes(shard.uri)).to_pylist()
             for start in range(0, len(rows), 2):
                 yield pa.Table.from_pylist([self._row(row) for row in rows[start : start + 2]], schema=COLUMNS)
 

@@ -138,8 +138,8 @@ def test_only_a_few_parts_wait_to_be_committed(limit, value, expected, source, t
 
 def test_the_commits_that_run_at_ctrl_c_end_before_the_lease_is_returned(source, tmp_path, monkeypatch):
     class Interrupted(ByteClassifier):
-        def __call__(self, manifest_uris):
-            yield from super().__call__(manifest_uris)
+        def __call__(self, shards):
+            yield from super().__call__(shards)
             started.wait(TIMEOUT_S)
             raise KeyboardInterrupt
 
@@ -200,9 +200,9 @@ def test_an_attempt_ends_when_its_commits_have_ended(source, tmp_path, monkeypat
     class Dropping(ByteClassifier):
         num_calls = 0
 
-        def __call__(self, manifest_uris):
+        def __call__(self, shards):
             self.num_calls += 1
-            for rows in super().__call__(manifest_uris):
+            for rows in super().__call__(shards):
                 if self.num_calls > 1 or not rows["path"][0].as_py().endswith("a.jpg"):
                     yield rows
 

@@ -76,8 +76,8 @@ class Failing(ByteClassifier):
         self._num_rows = num_rows
         self._error = error or NodeDiedError("node lost\nworker died")
 
-    def __call__(self, manifest_uris):
-        for i, rows in enumerate(super().__call__(manifest_uris)):
+    def __call__(self, shards):
+        for i, rows in enumerate(super().__call__(shards)):
             if i * 2 >= self._num_rows:
                 raise self._error
             yield rows
@@ -135,8 +135,8 @@ class Dropping(ByteClassifier):
 
     dropped = False
 
-    def __call__(self, manifest_uris):
-        for rows in super().__call__(manifest_uris):
+    def __call__(self, shards):
+        for rows in super().__call__(shards):
             keep = [not path.endswith("/e.jpg") or self.dropped for path in rows["path"].to_pylist()]
             self.dropped = self.dropped or not all(keep)
             yield rows.filter(pa.array(keep))
@@ -213,9 +213,9 @@ def test_retry_failed_reads_failed_rows_only(source, tmp_path):
 
 def test_a_retried_file_does_not_count_as_changed_in_the_next_listing(source, tmp_path):
     class Changing(ByteClassifier):
-        def __call__(self, manifest_uris):
+        def __call__(self, shards):
             write_images(source, c="replaced while it was scored")
-            return super().__call__(manifest_uris)
+            return super().__call__(shards)
 
     run_scoring(source, tmp_path / "out", classifier=Changing())
     assert read_summary(tmp_path / "out")["by_status"] == {"changed": 1, "ok": 6}
@@ -238,9 +238,9 @@ def test_a_file_that_fails_again_does_not_count_as_changed_in_the_next_listing(s
 
 def test_a_file_that_a_retry_cannot_read_keeps_its_listed_version(source, tmp_path):
     class Losing(ByteClassifier):
-        def __call__(self, manifest_uris):
+        def __call__(self, shards):
             (source / "c.jpg").unlink(missing_ok=True)
-            return super().__call__(manifest_uris)
+            return super().__call__(shards)
 
     run_scoring(source, tmp_path / "out", classifier=Losing())
     before = pq.read_table(tmp_path / "out" / "_manifest" / "part-00000.parquet")
@@ -431,8 +431,8 @@ def test_a_full_disk_ends_the_run_without_partial_files_and_a_later_run_resumes(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     class FillingDisk(ByteClassifier):
-        def __call__(self, manifest_uris):
-            for i, rows in enumerate(super().__call__(manifest_uris)):
+        def __call__(self, shards):
+            for i, rows in enumerate(super().__call__(shards)):
                 if i == 3:
                     wait_for_commit(tmp_path / "out", 0)
                     monkeypatch.setattr(os, "fsync", full)
@@ -699,8 +699,8 @@ def test_a_driver_without_its_lease_commits_no_part(source, tmp_path, monkeypatc
     monkeypatch.setattr(lease_module, "WATCH_S", 0.0)
 
     class Overtaken(ByteClassifier):
-        def __call__(self, manifest_uris):
-            for i, rows in enumerate(super().__call__(manifest_uris)):
+        def __call__(self, shards):
+            for i, rows in enumerate(super().__call__(shards)):
                 if i == 3:
                     wait_for_commit(tmp_path / "out", 0)
                     lease = json.loads((tmp_path / "out" / "_lease.json").read_text())
@@ -715,8 +715,8 @@ def test_a_driver_without_its_lease_commits_no_part(source, tmp_path, monkeypatc
 
 def test_a_part_that_another_driver_wrote_is_not_replaced(source, tmp_path):
     class Raced(ByteClassifier):
-        def __call__(self, manifest_uris):
-            for rows in super().__call__(manifest_uris):
+        def __call__(self, shards):
+            for rows in super().__call__(shards):
                 (tmp_path / "out" / "part-00001.parquet").write_bytes(b"another driver's")
                 yield rows
 
@@ -782,8 +782,8 @@ def interrupted(source, output):
     """Score until the second part, and return `_run.json`."""
 
     class Interrupted(ByteClassifier):
-        def __call__(self, manifest_uris):
-            yield from itertools.islice(super().__call__(manifest_uris), 3)
+        def __call__(self, shards):
+            yield from itertools.islice(super().__call__(shards), 3)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

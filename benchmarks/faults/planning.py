@@ -20,7 +20,7 @@ from catsdogs.schema import PREDICTIONS, parquet_bytes
 from catsdogs.score.audit import audit
 from catsdogs.score.parts import PartRecord
 from catsdogs.score.pipeline import run_pipeline
-from catsdogs.score.plan import MANIFEST, RUN, STATS, Plan, build_files_table, part_name
+from catsdogs.score.plan import MANIFEST, RUN, STATS, PendingShard, Plan, build_files_table, part_name
 from catsdogs.score.run_files import RunSettings
 
 NUM_SHARDS, SHARD_SIZE, OPEN_EVERY = 10_000, 10_000, 100
@@ -37,8 +37,8 @@ class _StoppingScorer:
 
     num_open = 0
 
-    def __call__(self, uris: Sequence[str]) -> Iterator[pa.Table]:
-        self.num_open = len(uris)
+    def __call__(self, shards: Sequence[PendingShard]) -> Iterator[pa.Table]:
+        self.num_open = len(shards)
         raise _PlannedError
 
 

@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.scale.generated import RUN_SETTINGS, NullClassifier, iter_entries
+from benchmarks.scale.generated import FOLDER, RUN_SETTINGS, NullClassifier, iter_entries
 from benchmarks.scale.store import LateStore
 from catsdogs import storage
+from catsdogs.config import ScoreConfig
 from catsdogs.lease import Lease
 from catsdogs.progress import silent
 from catsdogs.schema import parquet_bytes
+from catsdogs.score.attempts import score_pending_shards
+from catsdogs.score.background import BackgroundListing
 from catsdogs.score.parts import PartWriter
-from catsdogs.score.pipeline import score_pending_shards
 from catsdogs.score.plan import RUN, Plan, build_files_table
 from catsdogs.score.run_files import RunStats
 from catsdogs.score.threads import map_in_threads
@@ -47,10 +49,15 @@ def _commit(output: str, num_shards: int) -> float:
     for _ in map_in_threads(lambda shard: _write_manifest(plan, shard), range(num_shards)):
         pass
     classifier = NullClassifier(num_shards * SHARD_SIZE, SHARD_SIZE)
-    with Lease(output, silent, "scoring run", "--output") as lease, PartWriter(plan, {}, lease) as writer:
-        pending = writer.pending_shards()
+    config = ScoreConfig(input=FOLDER, checkpoint="none", output=output)
+    with (
+        Lease(output, silent, "scoring run", "--output") as lease,
+        BackgroundListing(plan, config, lease, silent) as listing,  # finds the plan complete
+        PartWriter(output, {}, lease) as writer,
+    ):
+        pending = listing.wait_for_shards(writer)
         start_s = time.monotonic()
-        score_pending_shards(pending, classifier, writer, RunStats(), silent)
+        score_pending_shards(pending, listing, classifier, writer, RunStats(), silent)
         return time.monotonic() - start_s
 
 

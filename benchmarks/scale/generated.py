@@ -1,6 +1,5 @@
 """Generated files and rows: a listing without storage, and a classifier that reads nothing."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import pyarrow as pa
 
 from catsdogs import storage
 from catsdogs.schema import OK, PREDICTIONS
+from catsdogs.score.plan import PendingShard
 from catsdogs.score.run_files import RunSettings
 
 FOLDER = "s3://photos/2026"
@@ -35,18 +35,17 @@ class GeneratedListing(storage.Listing):
 
 
 class NullClassifier:
-    """Yields the rows of each shard at once; it knows the files of a manifest from its number."""
+    """Yields the rows of each shard at once; it knows its files from its number."""
 
     def __init__(self, num_files: int, shard_size: int) -> None:
         self._num_files = num_files
         self._shard_size = shard_size
 
-    def __call__(self, manifest_uris: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield one table a manifest."""
-        for uri in manifest_uris:
-            (number,) = re.findall(r"part-(\d+)\.parquet$", uri)
-            first = int(number) * self._shard_size
-            yield build_rows(first, min(first + self._shard_size, self._num_files), int(number))
+    def __call__(self, shards: Sequence[PendingShard]) -> Iterator[pa.Table]:
+        """Yield one table a shard."""
+        for pending in shards:
+            first = pending.shard * self._shard_size
+            yield build_rows(first, min(first + self._shard_size, self._num_files), pending.shard)
 
 
 def build_rows(first: int, end: int, shard: int) -> pa.Table:

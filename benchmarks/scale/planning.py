@@ -20,7 +20,7 @@ from catsdogs.config import ScoreConfig
 from catsdogs.lease import Lease
 from catsdogs.progress import silent
 from catsdogs.score import threads
-from catsdogs.score.listing import update_plan
+from catsdogs.score.listing import PlanUpdate
 from catsdogs.score.plan import Plan
 
 SMALL, LARGE = 10_000, 100_000  # shards of one file
@@ -69,7 +69,8 @@ def _plan(output: str, num_shards: int) -> None:
     plan = Plan(output)
     with Lease(output, silent, "scoring run", "--output") as lease:
         start_s, start_cpu_s = time.monotonic(), time.process_time()
-        update_plan(plan, config, lease, silent)
+        with PlanUpdate(plan, config, lease, silent) as update:
+            update.run()
         wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - start_cpu_s
     print(json.dumps({"shards": len(plan.sizes), "wall_s": wall_s, "cpu_s": cpu_s, "max_bytes": read_max_bytes()}))
 

@@ -6,48 +6,30 @@ memory does not grow with the number of files; a path list is sorted in memory, 
 Manifests are written concurrently. `_plan.json` is saved when they are there, after each shard of a small plan, else
 when 1% is new: it has the size of every shard, so that saving it for each would be quadratic. An interrupted listing
 resumes where the plan was saved last, and overwrites the manifests that follow; it starts again if there is a
-`--limit`.
+`--limit`. So only shards of the saved plan may be scored while a listing runs (`background.py`), and none if there is
+a `--limit`.
 """
 
 import heapq
 import itertools
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any, NamedTuple, Self
 
 from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
 from catsdogs.lease import LeaseClaim
 from catsdogs.progress import Message, Progress
-from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes
-from catsdogs.score.parts import read_records, read_tables
+from catsdogs.schema import parquet_bytes
 from catsdogs.score.path_lists import PathList, is_path_list
-from catsdogs.score.plan import SUCCESS, Plan, build_files_table, part_name, read_files
-from catsdogs.score.threads import WritePool, map_in_threads
+from catsdogs.score.plan import SUCCESS, Plan, build_files_table, read_files
+from catsdogs.score.threads import GRACE_S, WritePool, map_in_threads
 
 SAVE_EVERY = 0.01  # of the shards of the plan
 MANIFEST_READERS = 4  # threads, for all listings of a plan together; each reads up to two manifests ahead
-PART_READERS = 8  # threads that search parts for failed rows; a part is read whole
-
-
-def update_plan(plan: Plan, config: ScoreConfig, lease: LeaseClaim, progress: Progress) -> None:
-    """List the input and save in the plan what is new.
-
-    A complete plan that is not scored yet is not listed again. With `retry_failed`, no complete plan is; its rows with
-    a retryable status are requested again. InputError if the input cannot be listed or has no images.
-    """
-    is_listed = plan.listing_cursor is None and plan.sizes and not plan.relisting
-    succeeded = storage.read_versioned(storage.join(plan.output, SUCCESS)) is not None
-    if not is_listed or (succeeded and not config.retry_failed):
-        PlanUpdate(plan, config, lease, progress).run()
-    if config.retry_failed:
-        _request_rescore_of_failed_rows(plan, lease)
 
 
 def sort_key(path: str) -> bytes:
@@ -96,7 +78,11 @@ def _iter_shards(plan: Plan, first: int, end: int, num_readers: int) -> Iterator
 
 
 class PlanUpdate:
-    """Compares one listing of the input with the plan, and saves the differences."""
+    """Compares one listing of the input with the plan, and saves the differences.
+
+    A `with` block waits at its end for the writes that run, and no other begins: a thread may call `run`, and be left
+    behind when the block ends.
+    """
 
     def __init__(self, plan: Plan, config: ScoreConfig, lease: LeaseClaim, progress: Progress) -> None:
         self._plan = plan
@@ -108,8 +94,34 @@ class PlanUpdate:
         self._num_changed = 0
         self._num_unsaved = 0  # shards, or lists of changed files, that the saved plan does not cover
         self._writes = WritePool()
+        self._is_stopped = False
+        self._stop_lock = threading.Lock()  # held while something is saved
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with storage.limit_retries(GRACE_S), self._stop_lock:
+            self._is_stopped = True
+        self._writes.__exit__(*error)
+
+    def run(self) -> None:
+        """List the input and save what is new; write nothing if nothing is.
+
+        A complete plan that is not scored yet is not listed again; with `retry_failed`, no complete plan is.
+        InputError if the input cannot be listed or has no images.
+        """
+        plan = self._plan
+        is_listed = plan.listing_cursor is None and plan.sizes and not plan.relisting
+        succeeded = storage.read_versioned(storage.join(plan.output, SUCCESS)) is not None
+        if not is_listed or (succeeded and not self._config.retry_failed):
+            self._list()
+
+    def _restore(self) -> None:
+        """Restore the state of an interrupted listing, if there is one."""
+        plan = self._plan
         self._has_started = plan.listing_cursor is not None and bool(plan.listing_first_shards)
-        if self._has_started and config.limit is not None:  # how many files precede the cursor is unknown: restart
+        if self._has_started and self._config.limit is not None:  # how many files precede the cursor is unknown
             del plan.sizes[plan.listing_first_shards[-1] :]
             plan.listing_cursor = ""
         self._other_files = Counter(plan.other_files if plan.listing_cursor else {})  # before the cursor
@@ -117,12 +129,8 @@ class PlanUpdate:
         self._planned = iter_planned_files(plan, num_shards)
         self._next_planned = next(self._planned, None)
 
-    def run(self) -> None:
-        """List the input and save the differences; write nothing if there are none."""
-        with self._writes:
-            self._run()
-
-    def _run(self) -> None:
+    def _list(self) -> None:
+        self._restore()
         plan = self._plan
         source, start_after = self._config.input, plan.listing_cursor or ""
         listing = storage.Listing(source, self._progress, start_after=start_after, collect_folders=False)
@@ -132,6 +140,8 @@ class PlanUpdate:
             if max(len(self._new), self._num_changed) >= self._config.shard_size:
                 plan.other_files = dict(self._other_files + listing.other_files)
                 self._save(entry.path)
+            if self._is_stopped:
+                return
         for path, reason in listing.unlisted.items():
             self._progress(Message(f"could not list {path}: {reason}"))
         if not plan.sizes and not self._new:
@@ -160,6 +170,11 @@ class PlanUpdate:
 
     def _save(self, listing_cursor: str | None) -> None:
         """Write the differences found so far, and save the plan if it is time."""
+        with self._stop_lock:
+            if not self._is_stopped:
+                self._save_unless_stopped(listing_cursor)
+
+    def _save_unless_stopped(self, listing_cursor: str | None) -> None:
         plan = self._plan
         if not self._has_started:
             self._start()
@@ -202,27 +217,3 @@ class PlanUpdate:
         storage.remove(storage.join(plan.output, SUCCESS))
         plan.listing_first_shards.append(len(plan.sizes))
         self._has_started = True
-
-
-def _request_rescore_of_failed_rows(plan: Plan, lease: LeaseClaim) -> None:
-    """Request that the rows of finished parts with a retryable status are scored again."""
-    finished = set(storage.list_names(plan.output))
-    shards = [shard for shard in range(len(plan.sizes)) if part_name(shard) in finished]
-    records = map_in_threads(lambda shard: read_records(plan.output, [shard])[0], shards)
-    searched = (
-        shard
-        for shard, record in zip(shards, records, strict=True)
-        if record is None or set(RETRYABLE_STATUSES) & set(record.by_status)
-    )
-    for _ in map_in_threads(partial(_request_rescore_of_part, plan, lease), searched, PART_READERS):
-        pass
-
-
-def _request_rescore_of_part(plan: Plan, lease: LeaseClaim, shard: int) -> None:
-    rows = next(read_tables([plan.part_uri(shard)], ["path", "status"]))
-    failed = rows.filter(pc.is_in(rows["status"], pa.array(RETRYABLE_STATUSES)))
-    if failed.num_rows:
-        lease.check()
-        storage.remove(storage.join(plan.output, SUCCESS))
-        files = build_files_table(map(storage.Entry, failed["path"].to_pylist()), shard)
-        plan.request_rescore(shard, files, lease)

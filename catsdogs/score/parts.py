@@ -112,8 +112,8 @@ class PartWriter:
     a part cannot be written; it is raised by the next call of any method.
     """
 
-    def __init__(self, plan: Plan, metadata: Mapping[str, str], lease: LeaseClaim) -> None:
-        self.plan = plan
+    def __init__(self, output: str, metadata: Mapping[str, str], lease: LeaseClaim) -> None:
+        self.plan = Plan(output)  # as it was saved when `pending_shards` read it
         self._metadata = dict(metadata)
         self.lease = lease
         self._watch = LeaseWatch(lease)
@@ -132,11 +132,12 @@ class PartWriter:
         """Number of commits that have ended."""
         return self._writes.num_done
 
-    def pending_shards(self) -> dict[int, PendingShard]:
-        """Wait for all commits, and find the shards to score."""
+    def pending_shards(self, with_rescores: bool = True) -> dict[int, PendingShard]:
+        """Wait for all commits, read the saved plan, and find its shards to score."""
         self._wait()
         self.lease.check()
-        return self.plan.pending_shards(self.lease)
+        self.plan = Plan.load(self.plan.output)
+        return self.plan.pending_shards(self.lease, with_rescores)
 
     def add(self, rows: pa.Table, pending: Mapping[int, PendingShard]) -> None:
         """Add rows of pending shards, in any order; start to commit the parts that are complete."""

@@ -5,8 +5,9 @@
         ├── check_output                     run_files.py          empty, or the output of an earlier run?
         ├── Lease                            ../lease.py           one driver at a time
         ├── check_run_settings               run_files.py          same model and settings as before?
-        ├── update_plan                      listing.py            1 list: --input -> plan.py, the files of each part
-        ├── score_pending_shards                                   until no shard of the plan is pending:
+        ├── BackgroundListing                background.py         1 list: in a thread
+        │   └── PlanUpdate                   listing.py            --input -> plan.py, the files of each part
+        ├── score_pending_shards             attempts.py           until all is listed, and no shard is pending:
         │   ├── predict_rows
         │   │   ├── DecodeForInference       ../data/decode.py     2 read and decode: files -> pixels
         │   │   │   ├── storage.fetch_ahead  ../storage/fetching.py  file -> bytes, or the status of a failed read
@@ -26,9 +27,7 @@ A shard is a group of files, listed in its manifest; a part is the Parquet file 
 """
 
 import dataclasses
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,11 +41,12 @@ from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
 from catsdogs.lease import Lease, LeaseClaim
 from catsdogs.progress import Message, Progress, StallReporter, silent
-from catsdogs.ray_errors import RetryableError, unwrap_ray_error
+from catsdogs.score.attempts import Predict, score_pending_shards
 from catsdogs.score.audit import audit
-from catsdogs.score.listing import update_plan
+from catsdogs.score.background import BackgroundListing
 from catsdogs.score.parts import PASSTHROUGH_COLUMNS, PartWriter
 from catsdogs.score.plan import MANIFEST, RESCORE, STATS, SUCCESS, SUMMARY, PendingShard, Plan, parse_record
+from catsdogs.score.rescoring import request_rescore_of_failed_rows
 from catsdogs.score.run_files import (
     RunSettings,
     RunStats,
@@ -54,18 +54,10 @@ from catsdogs.score.run_files import (
     build_summary,
     check_output,
     check_run_settings,
-    record_environment,
     restore_precision,
     write_summary,
 )
 from catsdogs.start import start_ray
-
-logger = logging.getLogger(__name__)
-MAX_ATTEMPTS_WITHOUT_COMMIT = 3  # in a row
-
-# Takes URIs of manifests and yields the rows of their files, in any order: the columns of the output,
-# PASSTHROUGH_COLUMNS, `device_precision` and `model_s`.
-Predict = Callable[[Sequence[str]], Iterator[pa.Table]]
 
 
 def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -122,11 +114,12 @@ def _run_stages(
         storage.remove_temporaries(storage.join(config.output, *folder))
     stats = RunStats()
     plan = Plan.load(config.output)
-
-    update_plan(plan, config, lease, progress)
-    with PartWriter(plan, run_settings.metadata, lease) as writer:
-        pending = writer.pending_shards()
-        stats.stage_s["list"] = stats.seconds
+    writer = PartWriter(config.output, run_settings.metadata, lease)
+    with BackgroundListing(plan, config, lease, progress) as listing, writer:
+        if config.retry_failed:
+            listing.wait()
+            request_rescore_of_failed_rows(plan, lease)
+        pending = listing.wait_for_shards(writer)
         success_uri = storage.join(config.output, SUCCESS)
         if not pending and storage.read_versioned(success_uri) is not None:
             progress(Message(f"nothing to do: every listed file has its row in {config.output}"))
@@ -134,8 +127,8 @@ def _run_stages(
             return parse_record(summary_uri, storage.read_bytes(summary_uri))
 
         storage.remove(success_uri)
-        score_pending_shards(pending, predict, writer, stats, progress)
-        stats.stage_s["write"] = writer.write_s
+        score_pending_shards(pending, listing, predict, writer, stats, progress)
+        stats.stage_s["list"], stats.stage_s["write"] = listing.seconds, writer.write_s
 
         totals = audit(plan, run_settings.settings, progress, data.map_in_tasks if data.can_run_tasks() else None)
         writer.write_records(totals.stale)
@@ -146,86 +139,16 @@ def _run_stages(
     return summary
 
 
-def score_pending_shards(
-    pending: Mapping[int, PendingShard], predict: Predict, writer: PartWriter, stats: RunStats, progress: Progress
-) -> None:
-    """Predict and write until no shard is pending; RunError if several attempts in a row finished no part."""
-    if pending:
-        _report_pending(writer.plan, pending, progress)
-    num_failures: Counter[int] = Counter()  # attempts that left a shard incomplete: it goes last in the next
-    attempts_without_commit = 0
-    while pending:
-        num_committed = writer.num_committed
-        order = sorted(pending, key=lambda shard: (num_failures[shard], shard))
-        reason = _attempt({shard: pending[shard] for shard in order}, predict, writer, stats, progress)
-        for shard, tables in writer.drop_incomplete().items():
-            num_failures[shard] += 1
-            for rows in tables:
-                stats.remove(rows)
-        attempts_without_commit = 0 if writer.num_committed > num_committed else attempts_without_commit + 1
-        if attempts_without_commit == MAX_ATTEMPTS_WITHOUT_COMMIT:
-            raise RunError(f"{attempts_without_commit} attempts in a row finished no part, the last one: {reason}")
-        pending = writer.pending_shards()
-        if pending:
-            progress(Message(f"{reason}: trying again, {len(pending)} parts are pending"))
-
-
-def _report_pending(plan: Plan, pending: Mapping[int, PendingShard], progress: Progress) -> None:
-    num_files = sum(shard.num_rows for shard in pending.values())
-    num_parts = len(plan.sizes)
-    finished = f", {num_parts - len(pending)} of {num_parts} parts are finished" if len(pending) < num_parts else ""
-    progress(Message(f"{num_files:,} of {plan.num_files:,} files to score{finished}"))
-
-
-def _attempt(
-    pending: Mapping[int, PendingShard], predict: Predict, writer: PartWriter, stats: RunStats, progress: Progress
-) -> str:
-    """Predict and write once; return the reason for missing rows, which counts only if shards remain pending."""
-    num_left, num_files = sum(shard.num_rows for shard in pending.values()), writer.plan.num_files
-    try:
-        for rows in _unwrap_errors(predict, [shard.uri for shard in pending.values()]):
-            seen = set(stats.by_device_precision)
-            if not seen:
-                _record_environment(rows, writer, progress)
-            stats.add(rows)
-            writer.add(rows, pending)
-            num_left -= rows.num_rows
-            for device_precision in stats.by_device_precision.keys() - seen:
-                progress(Message(f"classifying on {device_precision}"))
-            progress(stats.report(num_left, num_files))
-    except RetryableError as failure:
-        return str(failure)
-    return "rows are missing"
-
-
-def _record_environment(rows: pa.Table, writer: PartWriter, progress: Progress) -> None:
-    """Record how the first rows of this command were computed, before a part has them."""
-    output = writer.plan.output
-    changes = record_environment(output, rows["device_precision"][0].as_py(), writer.lease)
-    if changes:
-        progress(Message(f"results may differ slightly from those of the parts in {output}: {changes}"))
-
-
-def _unwrap_errors(predict: Predict, manifest_uris: Sequence[str]) -> Iterator[pa.Table]:
-    """Predict, and unwrap the exceptions of stages 2 and 3: only these can be retryable."""
-    try:
-        yield from predict(manifest_uris)
-    except Exception as error:
-        logger.debug("an attempt failed", exc_info=True)
-        cause = unwrap_ray_error(error)
-        raise cause from (error.__cause__ if cause is error else None)
-
-
 def predict_rows(
-    config: ScoreConfig, checkpoint: CheckpointFiles, progress: Progress, manifest_uris: Sequence[str]
+    config: ScoreConfig, checkpoint: CheckpointFiles, progress: Progress, shards: Sequence[PendingShard]
 ) -> Iterator[pa.Table]:
-    """Read, decode and classify the files of manifests with Ray Data; start Ray if it does not run."""
+    """Read, decode and classify the files of shards with Ray Data; start Ray if it does not run."""
     start_ray()
     config = dataclasses.replace(config, precision=restore_precision(config))
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
     progress(Message(options.describe_start()))
     decode_stage = options.build_decode_stage(config.max_pixels)
-    decoded = data.read_and_decode_manifests(manifest_uris, decode_stage, options.cpus.decode)
+    decoded = data.read_and_decode_manifests([shard.uri for shard in shards], decode_stage, options.cpus.decode)
     classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings)
     stalls = StallReporter(progress, options.describe_wait)
     with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:

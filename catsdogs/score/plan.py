@@ -134,17 +134,16 @@ class Plan:
         """Return the URI of a shard's part."""
         return storage.join(self.output, part_name(shard))
 
-    def pending_shards(self, lease: LeaseClaim) -> dict[int, PendingShard]:
-        """Find the shards to score, by number."""
+    def pending_shards(self, lease: LeaseClaim, with_rescores: bool) -> dict[int, PendingShard]:
+        """Find the shards to score, by number; those of finished parts only `with_rescores`."""
         finished = set(storage.list_names(self.output))
         pending = {
             shard: PendingShard(shard, self.manifest_uri(shard), size, is_rescore=False)
             for shard, size in enumerate(self.sizes)
             if part_name(shard) not in finished
         }
-        requests = map_in_threads(
-            lambda shard: self._read_request(shard, shard in pending, lease), self.rescore_shards()
-        )
+        shards = self.rescore_shards() if with_rescores else []
+        requests = map_in_threads(lambda shard: self._read_request(shard, shard in pending, lease), shards)
         return pending | {request.shard: request for request in requests if request is not None}
 
     def _read_request(self, shard: int, is_pending: bool, lease: LeaseClaim) -> PendingShard | None:

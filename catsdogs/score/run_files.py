@@ -154,13 +154,13 @@ class RunStats:
         self.by_status.subtract(count_values(rows["status"]))
         self.by_device_precision.subtract(count_values(rows["device_precision"]))
 
-    def report(self, num_left: int, num_files: int) -> StageProgress:
-        """Build the progress of the run."""
+    def report(self, num_left: int, num_files: int, note: str = "") -> StageProgress:
+        """Build the progress of the run; `note` comes last."""
         rate = max(self.num_rows, 1) / self.seconds
         failures = self.by_status | Counter(retries=self.num_retries)
         notes = [f"{rate:.1f} img/s"]
         notes += [f"{name} {count:,}" for name, count in sorted(failures.items()) if name != OK and count]
-        notes += [f"ETA {datetime.timedelta(seconds=round(num_left / rate))}"]
+        notes += [f"ETA {datetime.timedelta(seconds=round(num_left / rate))}", *([note] if note else [])]
         return StageProgress("score", num_files - num_left, num_files, "  ".join(notes))
 
     def summarize(self) -> dict[str, Any]:
