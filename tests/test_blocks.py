@@ -69,6 +69,9 @@ def test_batches_do_not_depend_on_the_size_of_a_block(seed, monkeypatch):
         monkeypatch.setattr(blocks, "MAX_BLOCK_ROWS", max_rows)
         assert split_batches(files, min_blocks=1) == expected
         assert split_batches(files, min_blocks=20) == expected
+    for rows in (BATCH_SIZE, 3 * BATCH_SIZE):  # tasks that read a part of a manifest each
+        parts = [files.slice(start, rows) for start in range(0, files.num_rows, rows)]
+        assert [batch for part in parts for batch in split_batches(part, min_blocks=1)] == expected
 
 
 def make_batches(*num_rows, num_bytes=8):

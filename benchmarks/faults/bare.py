@@ -86,7 +86,7 @@ def main() -> None:
     stage = DecodeInProcess(**vars(stage))
     manifest = f"{config.output}/_files.parquet"
     storage.write_bytes(manifest, parquet_bytes(files))
-    decoded = data.read_and_decode_manifests([manifest], stage, options.cpus.decode)
+    decoded = data.read_and_decode_manifests({manifest: files.num_rows}, stage, options.cpus.decode)
     predictions = add_classifier(decoded, stage, options)
     with data.quiet_ray_loggers(), data.without_cluster_actors():
         write_rows(iter_predictions(predictions), Path(config.output))

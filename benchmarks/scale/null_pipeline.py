@@ -132,7 +132,7 @@ def _build_dataset(uris: Sequence[str], gpus: int, jpeg_bytes: int, checkpoint: 
         gpu_decodes=True,
     )
     stage = NullDecode(**vars(options.build_decode_stage(max_pixels=10**8)), jpeg_bytes=jpeg_bytes)
-    decoded = data.read_and_decode_manifests(uris, stage, options.cpus.decode)
+    decoded = data.read_and_decode_manifests(dict.fromkeys(uris, SHARD_ROWS), stage, options.cpus.decode)
     with mock.patch.object(classify, "Classifier", NullClassifier):
         return classify.add_classifier(decoded, stage, options, PASSTHROUGH_COLUMNS)
 

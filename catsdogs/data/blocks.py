@@ -1,6 +1,6 @@
-"""Large blocks for models on GPUs: Ray Data takes about 9 ms of its driver for each block, whatever its size.
+"""Large blocks for models on GPUs: Ray Data takes about 10 ms of its driver for each block, whatever its size.
 
-    split_files         listed files -> blocks, each decoded by one task
+    find_block_rows, split_files    listed files -> blocks, each decoded by one task
     join_batches        batches that a task decodes -> blocks, each classified by one call
     pack_block, unpack_blocks    a block <-> one row of Ray Data
 
@@ -22,22 +22,31 @@ MAX_BLOCK_S = 2.0  # after it, a block is passed on: files may be slow to read o
 PACKED = "packed"
 
 
-def split_files(files: pa.Table, batch_size: int, min_blocks: int) -> list[pa.Table]:
-    """Split listed files into blocks of whole batches.
-
-    A batch of more than MAX_BLOCK_BYTES is split into smaller ones, a block each. So batches depend on the files alone,
-    not on the number of rows of a block.
+def find_block_rows(num_rows: int, batch_size: int, min_blocks: int) -> int:
+    """Return the rows of a block of whole batches.
 
     Args:
+        num_rows: of all blocks together.
         min_blocks: if there are enough files, so that small inputs also keep all CPUs busy.
     """
-    batches = -(-files.num_rows // (batch_size * min_blocks))
-    max_rows = max(batch_size, min(MAX_BLOCK_ROWS // batch_size, batches) * batch_size)
+    batches = -(-num_rows // (batch_size * min_blocks))
+    return max(batch_size, min(MAX_BLOCK_ROWS // batch_size, batches) * batch_size)
+
+
+def split_files(files: pa.Table, batch_size: int, min_blocks: int) -> list[pa.Table]:
+    """Split listed files into blocks of whole batches; `min_blocks` as `find_block_rows` has it.
+
+    A batch of more than MAX_BLOCK_BYTES is split into smaller ones, a block each, and the next batch begins where it
+    ends. So batches depend on the files alone, not on the number of rows of a block, and files may be split in parts of
+    whole batches.
+    """
+    max_rows = find_block_rows(files.num_rows, batch_size, min_blocks)
     sizes = pc.fill_null(files["size_bytes"], 0).to_numpy()
     blocks: list[pa.Table] = []
     start = 0
     while start < files.num_rows:
-        ends = np.cumsum(sizes[start : start + max_rows])
+        is_split = start % batch_size
+        ends = np.cumsum(sizes[start : start + (batch_size - is_split if is_split else max_rows)])
         rows = int(np.searchsorted(ends, MAX_BLOCK_BYTES, side="right"))
         if rows < len(ends):
             rows = max(1, rows // batch_size * batch_size or rows)

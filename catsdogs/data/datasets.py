@@ -1,7 +1,7 @@
 """Datasets of decoded batches, for validation, evaluation, scoring and the epochs of training."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from catsdogs import storage
-from catsdogs.data.blocks import join_batches, pack_block, split_files, unpack_blocks
+from catsdogs.data.blocks import find_block_rows, join_batches, pack_block, split_files, unpack_blocks
 from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForInference, DecodeForTraining
 from catsdogs.data.decoded_cache import AugmentCached, DecodedCache
 from catsdogs.data.runtime import configure_ray_data
@@ -46,7 +46,7 @@ def _decode_files(stage: DecodeForInference, files: pa.Table) -> list[pa.Table]:
 def read_and_decode(files: pa.Table, stage: DecodeForInference, num_cpus: float, ordered: bool = False) -> Dataset:
     """Build a dataset of decoded files; its blocks are batches, or large blocks that are packed."""
     if stage.large_blocks:
-        blocks = _split_and_pack(stage.batch_size, _min_blocks(num_cpus), files)
+        blocks = [pack_block(block) for block in split_files(files, stage.batch_size, _min_blocks(num_cpus))]
     else:
         blocks = stage.split_into_blocks(files)
     return _decode(configure_ray_data(ray.data.from_arrow(blocks), ordered), stage, num_cpus)
@@ -68,29 +68,40 @@ def _decode(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Datas
 
 @dataclass(frozen=True)
 class _DecodePacked:
-    """Callable for map_batches that decodes a packed block of files to packed blocks of rows."""
+    """Callable for map_batches that decodes files to packed blocks of rows.
+
+    Its block is a packed block of files, or a row that says which rows of a manifest they are.
+    """
 
     stage: DecodeForInference
 
-    def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
-        for files in unpack_blocks(packed):
-            for block in join_batches(self.stage(files)):
-                yield pack_block(block)
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        is_slice = "manifest" in block.column_names
+        for files in _read_slice(block, self.stage.batch_size) if is_slice else unpack_blocks(block):
+            for rows in join_batches(self.stage(files)):
+                yield pack_block(rows)
+
+
+def _slice_manifest(uri: str, num_rows: int, max_rows: int) -> list[pa.Table]:
+    starts = range(0, num_rows, max_rows)
+    return [pa.table({"manifest": [uri], "start": [start], "max_rows": [max_rows]}) for start in starts]
+
+
+def _read_slice(block: pa.Table, batch_size: int) -> list[pa.Table]:
+    (row,) = block.to_pylist()
+    files = _read_manifest(row["manifest"]).slice(row["start"], row["max_rows"])
+    return split_files(files, batch_size, min_blocks=1)
 
 
 class ManifestDatasource(Datasource):
     """Manifests, the Parquet files that list the images of a shard; each is read by one task.
 
     Unlike `read_parquet`, it reads through `storage`, which distinguishes a failure of the store from a damaged file.
-
-    Args:
-        split: splits the rows of a manifest into blocks.
     """
 
-    def __init__(self, uris: Sequence[str], split: Callable[[pa.Table], list[pa.Table]]) -> None:
+    def __init__(self, uris: Sequence[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._uris = uris
-        self._split = split
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -99,34 +110,33 @@ class ManifestDatasource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(partial(_read_manifest, uri, self._split), unknown) for uri in self._uris]
+        return [ReadTask(partial(_read_manifests, [uri]), unknown) for uri in self._uris]
 
 
-def _read_manifest(uri: str, split: Callable[[pa.Table], list[pa.Table]]) -> list[pa.Table]:
-    return split(read_table(storage.read_bytes(uri)))
+def _read_manifests(uris: Sequence[str]) -> list[pa.Table]:
+    return [_read_manifest(uri) for uri in uris]
 
 
-def _keep_whole(files: pa.Table) -> list[pa.Table]:
-    return [files]
+def _read_manifest(uri: str) -> pa.Table:
+    return read_table(storage.read_bytes(uri))
 
 
-def _split_and_pack(batch_size: int, min_blocks: int, files: pa.Table) -> list[pa.Table]:
-    return [pack_block(block) for block in split_files(files, batch_size, min_blocks)]
+def read_and_decode_manifests(manifests: Mapping[str, int], stage: DecodeForInference, num_cpus: float) -> Dataset:
+    """Build a dataset as `read_and_decode` does, of the files that manifests list.
 
-
-def read_and_decode_manifests(uris: Sequence[str], stage: DecodeForInference, num_cpus: float) -> Dataset:
-    """Build a dataset as `read_and_decode` does, of the files that manifests list."""
+    Args:
+        manifests: the number of files of each, by URI.
+    """
     if not stage.large_blocks:
-        source = ManifestDatasource(uris, _keep_whole)
-        listed: Dataset = ray.data.read_datasource(source, override_num_blocks=len(uris))
+        listed: Dataset = ray.data.read_datasource(ManifestDatasource([*manifests]), override_num_blocks=len(manifests))
         files = configure_ray_data(listed).repartition(target_num_rows_per_block=stage.block_rows)
         return _decode(files, stage, num_cpus)
-    split = partial(_split_and_pack, stage.batch_size, -(-_min_blocks(num_cpus) // len(uris)))
-    # Half the CPUs of a decoding task: Ray Data would fuse the two if they reserved the same.
-    listed = ray.data.read_datasource(
-        ManifestDatasource(uris, split), override_num_blocks=len(uris), num_cpus=round(num_cpus / 2, 4)
-    )
-    return _decode(configure_ray_data(listed), stage, num_cpus)
+    # The decoding tasks read the manifests: other tasks for it would cost the driver as much again.
+    min_blocks = -(-_min_blocks(num_cpus) // len(manifests))
+    slices: list[pa.Table] = []
+    for uri, num_rows in manifests.items():
+        slices += _slice_manifest(uri, num_rows, find_block_rows(num_rows, stage.batch_size, min_blocks))
+    return _decode(configure_ray_data(ray.data.from_arrow(slices)), stage, num_cpus)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,8 @@ def predict_rows(
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
     progress(Message(options.describe_start()))
     decode_stage = options.build_decode_stage(config.max_pixels)
-    decoded = data.read_and_decode_manifests([shard.uri for shard in shards], decode_stage, options.cpus.decode)
+    manifests = {shard.uri: shard.num_rows for shard in shards}
+    decoded = data.read_and_decode_manifests(manifests, decode_stage, options.cpus.decode)
     classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings)
     stalls = StallReporter(progress, options.describe_wait)
     with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
