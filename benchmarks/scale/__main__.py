@@ -14,6 +14,7 @@ from benchmarks.scale.auditing import check_audit
 from benchmarks.scale.commits import check_commits
 from benchmarks.scale.listing import check_listing
 from benchmarks.scale.memory import check_memory
+from benchmarks.scale.null_pipeline import check_null_pipeline
 from benchmarks.scale.planning import check_planning
 from benchmarks.speed.checks import Checks
 
@@ -24,6 +25,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[tuple[str, bool]]]] = {
     "commits": check_commits,
     "audit": check_audit,
     "memory": check_memory,
+    "pipeline": check_null_pipeline,
 }
 IN_MEMORY = Path("/dev/shm")  # a disk would make the driver wait for it
 

@@ -8,6 +8,7 @@ line for each number of GPUs.
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +32,9 @@ SHARD_ROWS = 10_000  # as `--shard-size`
 JPEG_BYTES = 41_000  # the mean of the photographs of `cats_and_dogs_filtered`
 NUM_DECODERS = 2
 CLASS_NAMES = ("cats", "dogs")
-WARM_UP_SHARE = 0.3  # of the rows: until all actors have started
+WARM_UP_SHARE = 0.3  # of the rows
+START_S = 600  # in which all actors start; else a few of them get most blocks while the others take the CPU to start
+MANY_GPUS = 32  # that the goal of speed is for
 MIN_BLOCK_ROWS, MAX_DRIVER_MS, MIN_ROWS_PER_S = 2000, 12.0, 100_000.0
 
 
@@ -53,8 +56,8 @@ class Result:
 
     @property
     def is_good(self) -> bool:
-        """Whether the goals are reached; that of speed is for 32 GPUs and no JPEGs."""
-        is_fast = self.rows_per_s >= MIN_ROWS_PER_S or self.gpus < 32 or self.jpeg_bytes > 0
+        """Whether the goals are reached; that of speed is for MANY_GPUS and no JPEGs."""
+        is_fast = self.rows_per_s >= MIN_ROWS_PER_S or self.gpus < MANY_GPUS or self.jpeg_bytes > 0
         return is_fast and self.driver_ms <= MAX_DRIVER_MS and float(np.median(self.rows_per_call)) >= MIN_BLOCK_ROWS
 
 
@@ -132,6 +135,7 @@ def _build_dataset(uris: Sequence[str], gpus: int, jpeg_bytes: int, checkpoint: 
         gpu_decodes=True,
     )
     stage = NullDecode(**vars(options.build_decode_stage(max_pixels=10**8)), jpeg_bytes=jpeg_bytes)
+    ray.data.DataContext.get_current().wait_for_min_actors_s = START_S
     decoded = data.read_and_decode_manifests(dict.fromkeys(uris, SHARD_ROWS), stage, options.cpus.decode)
     with mock.patch.object(classify, "Classifier", NullClassifier):
         return classify.add_classifier(decoded, stage, options, PASSTHROUGH_COLUMNS)
@@ -151,12 +155,24 @@ def _run(dataset: ray.data.Dataset, gpus: int, jpeg_bytes: int, num_rows: int) -
     return Result(gpus, jpeg_bytes, rows, calls, round(rate), round(driver_ms, 1))
 
 
+def check_null_pipeline(_: Path) -> Iterator[tuple[str, bool]]:
+    """Measure MANY_GPUS in a separate process."""
+    command = [sys.executable, "-m", "benchmarks.scale.null_pipeline", "--gpus", str(MANY_GPUS)]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.splitlines()[-1])
+    yield (
+        f"The dataset of `score` with {MANY_GPUS} pretended GPUs: {found['rows_per_s']:,} rows/s (goal: at least "
+        f"{MIN_ROWS_PER_S:,.0f}), {found['rows_per_call']:,.0f} rows a block (at least {MIN_BLOCK_ROWS:,}), "
+        f"{found['driver_ms']} ms of CPU time of the driver a block (at most {MAX_DRIVER_MS:.0f}).",
+        found["good"],
+    )
+
+
 def main() -> int:
     """Measure, and return 1 if a goal is missed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scale.null_pipeline", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[2, 32])
+    parser.add_argument("--gpus", type=int, nargs="+", default=[2, MANY_GPUS])
     parser.add_argument("--shards", type=int, default=100, help=f"of {SHARD_ROWS:,} rows")
     parser.add_argument("--jpeg-bytes", type=int, default=0, help=f"of each file; of photographs {JPEG_BYTES:,}")
     options = parser.parse_args()
