@@ -15,7 +15,7 @@ from catsdogs.data import runtime
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.progress import silent
-from catsdogs.schema import FILES, LABELLED_FILES
+from catsdogs.schema import FILES, LABELLED_FILES, parquet_bytes
 from catsdogs.start import start_ray
 from catsdogs.storage import fetching, limits
 
@@ -61,6 +61,26 @@ def test_the_callers_settings_stay_as_they_are(ray_cluster, tmp_path):
     assert DataContext.get_current() is context
     assert str(context) == before
     assert [logger.level for logger in loggers] == levels
+
+
+def test_large_blocks_have_every_file_of_the_manifests_once(ray_cluster, tmp_path):
+    start_ray()
+    (tmp_path / "in").mkdir()
+    for i in range(7):
+        (tmp_path / "in" / f"{i}.jpg").write_bytes(encode(solid((i, 2, 3))))
+    entries = list(storage.Listing(str(tmp_path / "in")))
+    manifests = {}
+    for name, listed in {"first": entries[:5], "second": entries[5:]}.items():
+        (tmp_path / name).write_bytes(parquet_bytes(storage.build_files_table(listed)))
+        manifests[str(tmp_path / name)] = len(listed)
+    stage = data.DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=2, large_blocks=True)
+    with data.quiet_ray_loggers():
+        packed = data.read_and_decode_manifests(manifests, stage, 1.0).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        )
+        blocks = [block["path"].to_pylist() for one in packed for block in data.unpack_blocks(one)]
+    paths = [entry.path for entry in entries]
+    assert sorted(blocks) == [paths[0:2], paths[2:4], paths[4:5], paths[5:7]]
 
 
 def test_each_dataset_has_its_own_settings(ray_cluster):
