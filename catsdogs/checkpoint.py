@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from catsdogs import __version__, storage
@@ -148,12 +149,12 @@ def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape], sour
         )
 
 
-def check_values(state_dict: "Mapping[str, torch.Tensor]", source: str) -> None:
-    """Raise an InputError if a tensor has NaN or infinity, or a BatchNorm has a negative variance."""
+def check_values(state_dict: Mapping[str, Any], source: str) -> None:
+    """Raise an InputError if a tensor or array has NaN or infinity, or a BatchNorm has a negative variance."""
     damaged = [
         name
         for name, tensor in state_dict.items()
-        if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any())
+        if not np.isfinite(np.asarray(tensor)).all() or (name.endswith("running_var") and (tensor < 0).any())
     ]
     if damaged:
         raise InputError(

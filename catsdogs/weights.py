@@ -1,25 +1,24 @@
-"""Load the initial weights of a training run.
+"""Read, check and load the initial weights of a training run.
 
 Weights come from many programs. Only the tensors count: nested dicts are unwrapped, prefixes of keys removed, and a
-head that does not fit is replaced.
+head that does not fit is replaced. The driver reads and checks them, without torch where that is possible; each worker
+loads them.
 """
 
-import argparse
 import hashlib
-import io
+import os
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from catsdogs import storage
 from catsdogs.checkpoint import (
     BATCH_COUNTER,
     HEAD,
     WEIGHTS,
+    Shape,
     check_shapes,
     check_values,
     format_keys,
@@ -29,31 +28,130 @@ from catsdogs.checkpoint import (
 )
 from catsdogs.errors import InputError
 from catsdogs.labels import normalize_name
-from catsdogs.resnet import ResNet50
+from catsdogs.safetensors_arrays import parse_safetensors_arrays
 from catsdogs.text import format_names, format_reason
+
+if TYPE_CHECKING:
+    import torch
+
+    from catsdogs.resnet import ResNet50
 
 # torchvision's ResNet50_Weights.IMAGENET1K_V2.
 IMAGENET_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
 IMAGENET_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
+IMAGENET, NONE = "imagenet", "none"  # values of --weights
+NUM_IMAGENET_CLASSES = 1000
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: .pth.tar
 FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")  # of this program, timm and Hugging Face
-# Where programs nest the state dict of a model: torch's examples, timm, Lightning, DeepSpeed; EMA only without others.
-NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema")
-MAX_NESTS = 3
 COMPILED = "_orig_mod."  # torch.compile puts it before the names of the module that it wraps
 STEM = "conv1.weight"  # with its prefix, the key of the first convolution
 BLOCK = re.compile(r"(^|\.)layer\d\.\d+\.$")
 LAYERS = {name.partition(".")[0] for name in list_shapes(1)}
-ZIP_MAGIC = b"PK\x03\x04"
-SAVE_TENSORS = "save the tensors alone: torch.save(model.state_dict(), FILE)"
 
-StateDict = dict[str, torch.Tensor]
+T = TypeVar("T")
+StateDict = dict[str, "torch.Tensor"]
+Shapes = dict[str, Shape]
 
 
-def load_pretrained(model: ResNet50, weights: str, class_names: tuple[str, ...]) -> str:
-    """Load the initial weights, the head only if it has the same classes; return a message for the user.
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """The file of `--weights`, which can be sent to workers that do not see it.
+
+    Attributes:
+        source: the value of `--weights`.
+        uri: of the file.
+        head_names: class names of its head if known.
+    """
+
+    source: str
+    uri: str
+    content: bytes
+    head_names: tuple[str, ...] | None = None
+
+    def check(self, class_names: tuple[str, ...]) -> str:
+        """Check that the weights fit a model of these classes; return a message for the user.
+
+        Raises:
+            InputError: the weights are damaged or do not fit.
+        """
+        if self.source == IMAGENET:  # known by its SHA-256
+            return f"weights from {IMAGENET}; {_describe_new_head(class_names, NUM_IMAGENET_CLASSES)}"
+        tensors = self._parse_arrays()
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        left_out = _list_other_layers(shapes)
+        kept, own_head = self._select(shapes, class_names)
+        check_shapes(list_shapes(len(class_names)), {name: shapes[name] for name in kept} | own_head, self.source)
+        check_values({name: tensors[name] for name in kept}, self.source)
+        note = f"; left out: {format_keys(left_out)}" if left_out else ""
+        if not own_head:
+            return f"weights and head from {self.source}{note}"
+        num_classes = shapes[f"{HEAD}.bias"][0] if f"{HEAD}.bias" in shapes else None
+        return f"weights from {self.source}; {_describe_new_head(class_names, num_classes)}{note}"
+
+    def load(self, model: "ResNet50", class_names: tuple[str, ...]) -> None:
+        """Load the weights into a model, the head only if it has the same classes; raises as `check`."""
+        state = self.parse()
+        kept, own_head = self._select({name: tuple(tensor.shape) for name, tensor in state.items()}, class_names)
+        own_state = model.state_dict()
+        tensors = {name: state[name] for name in kept} | {name: own_state[name] for name in own_head}
+        load_state_dict_strictly(model, tensors, self.source)
+
+    def _select(self, shapes: Shapes, class_names: tuple[str, ...]) -> tuple[set[str], Shapes]:
+        """Select the tensors to load; return their names, and what the model keeps of its own: its head or nothing."""
+        head = _select_head(shapes)
+        own_head = _select_head(list_shapes(len(class_names)))
+        same_classes = self.head_names is None or tuple(map(normalize_name, self.head_names)) == class_names
+        left_out = _list_other_layers(shapes)
+        if head == own_head and same_classes and self.source != IMAGENET:
+            return shapes.keys() - left_out, {}
+        return shapes.keys() - left_out - head.keys(), own_head
+
+    def parse(self) -> StateDict:
+        """Parse the tensors to fp32, with the names of a ResNet50; raises InputError if that is not possible."""
+        if self._is_safetensors:
+            return _strip_prefix(parse_safetensors(self.content, self.uri), self.uri)
+        from catsdogs.torch_files import parse_torch_file  # not at the top: imports torch
+
+        return _strip_prefix(parse_torch_file(self.content, self.uri), self.uri)
+
+    def _parse_arrays(self) -> Mapping[str, Any]:
+        """Parse the tensors, those of safetensors to arrays without torch."""
+        return (
+            _strip_prefix(parse_safetensors_arrays(self.content, self.uri), self.uri)
+            if self._is_safetensors
+            else self.parse()
+        )
+
+    @property
+    def _is_safetensors(self) -> bool:
+        return self.uri.lower().endswith(SAFETENSORS_SUFFIX)
+
+
+def read_pretrained(weights: str) -> PretrainedWeights:
+    """Read the file of `--weights`: of `imagenet`, or of a path or URI of a file or a checkpoint directory.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    if weights == IMAGENET:
+        return _read_imagenet()
+    uri = storage.absolute(weights)
+    if uri.lower().endswith((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)):
+        return PretrainedWeights(weights, uri, storage.read_bytes(uri))
+    for name in FOLDER_FILES:
+        file = storage.join(uri, name)
+        if storage.exists(file):
+            return PretrainedWeights(weights, file, storage.read_bytes(file), read_label_names(uri))
+    raise InputError(
+        f"--weights {weights}: expected imagenet, none, a file ({SAFETENSORS_SUFFIX} {' '.join(TORCH_SUFFIXES)}) or a "
+        f"checkpoint directory with {' or '.join(FOLDER_FILES)}; found none of these"
+    )
+
+
+def load_pretrained(model: "ResNet50", weights: str, class_names: tuple[str, ...]) -> str:
+    """Read, check and load initial weights in one process; return a message for the user.
 
     Args:
         weights: `imagenet`, `none`, a path or URI of a file of torch.save or safetensors, or a checkpoint directory.
@@ -61,33 +159,15 @@ def load_pretrained(model: ResNet50, weights: str, class_names: tuple[str, ...])
     Raises:
         InputError: the weights cannot be read or do not fit.
     """
-    if weights == "none":
+    if weights == NONE:
         return "random weights"
-    state, head_names = _read_weights(weights)
-    own_head = {f"{HEAD}.{name}": tensor for name, tensor in model.fc.state_dict().items()}
-    head = {name: tensor for name, tensor in state.items() if name.startswith(f"{HEAD}.")}
-    left_out = _list_other_layers(state)
-    backbone = {name: tensor for name, tensor in state.items() if name not in head and name not in left_out}
-    note = f"; left out: {format_keys(left_out)}" if left_out else ""
-    fits = {name: tensor.shape for name, tensor in head.items()} == {n: tensor.shape for n, tensor in own_head.items()}
-    same_classes = head_names is None or tuple(map(normalize_name, head_names)) == class_names
-    if fits and same_classes and weights != "imagenet":
-        load_state_dict_strictly(model, backbone | head, weights)
-        return f"weights and head from {weights}{note}"
-    load_state_dict_strictly(model, backbone | own_head, weights)
-    replaced = f"{len(head[f'{HEAD}.bias'])} classes" if f"{HEAD}.bias" in head else "none"
-    return f"weights from {weights}; a new head for {len(class_names)} classes replaces its own ({replaced}){note}"
+    pretrained = read_pretrained(weights)
+    message = pretrained.check(class_names)
+    pretrained.load(model, class_names)
+    return message
 
 
-def _list_other_layers(state: StateDict) -> set[str]:
-    """List the tensors beside a whole ResNet50, such as another head; none if the ResNet50 is not whole."""
-    required = {name for name in list_shapes(1) if not name.startswith(f"{HEAD}.") and not name.endswith(BATCH_COUNTER)}
-    if not required <= state.keys():
-        return set()
-    return {name for name in state if name.partition(".")[0] not in LAYERS}
-
-
-def load_state_dict_strictly(model: ResNet50, state: Mapping[str, torch.Tensor], source: str) -> None:
+def load_state_dict_strictly(model: "ResNet50", state: "Mapping[str, torch.Tensor]", source: str) -> None:
     """Load a state dict with exactly the model's keys and shapes; raises as `check_shapes` and `check_values`."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_shapes(own, {name: tuple(tensor.shape) for name, tensor in state.items()}, source)
@@ -95,30 +175,7 @@ def load_state_dict_strictly(model: ResNet50, state: Mapping[str, torch.Tensor],
     model.load_state_dict(state, strict=False)
 
 
-def _read_weights(weights: str) -> tuple[StateDict, tuple[str, ...] | None]:
-    """Read a state dict, and the class names of its head if known."""
-    if weights == "imagenet":
-        return _read_imagenet(), None
-    uri = storage.absolute(weights)
-    if uri.lower().endswith((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)):
-        return _read_file(uri), None
-    for name in FOLDER_FILES:
-        if storage.exists(storage.join(uri, name)):
-            return _read_file(storage.join(uri, name)), read_label_names(uri)
-    raise InputError(
-        f"--weights {weights}: expected imagenet, none, a file ({SAFETENSORS_SUFFIX} {' '.join(TORCH_SUFFIXES)}) or a "
-        f"checkpoint directory with {' or '.join(FOLDER_FILES)}; found none of these"
-    )
-
-
-def _read_file(uri: str) -> StateDict:
-    content = storage.read_bytes(uri)
-    if uri.lower().endswith(SAFETENSORS_SUFFIX):
-        return _strip_prefix(parse_safetensors(content, uri), uri)
-    return parse_torch_file(content, uri)
-
-
-def _strip_prefix(state: StateDict, source: str) -> StateDict:
+def _strip_prefix(state: Mapping[str, T], source: str) -> dict[str, T]:
     """Remove the prefix of the names of a ResNet50's tensors; other tensors keep their names.
 
     Wrappers put a prefix before each name: `module.` (DataParallel, DDP), `_orig_mod.` (torch.compile), `model.`
@@ -138,11 +195,30 @@ def _strip_prefix(state: StateDict, source: str) -> StateDict:
     return others | {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
-def _read_imagenet() -> StateDict:
+def _select_head(shapes: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name.startswith(f"{HEAD}.")}
+
+
+def _list_other_layers(names: Collection[str]) -> set[str]:
+    """List the tensors beside a whole ResNet50, such as another head; none if the ResNet50 is not whole."""
+    required = {name for name in list_shapes(1) if not name.startswith(f"{HEAD}.") and not name.endswith(BATCH_COUNTER)}
+    if not required <= set(names):
+        return set()
+    return {name for name in names if name.partition(".")[0] not in LAYERS}
+
+
+def _describe_new_head(class_names: tuple[str, ...], num_replaced: int | None) -> str:
+    replaced = "none" if num_replaced is None else f"{num_replaced} classes"
+    return f"a new head for {len(class_names)} classes replaces its own ({replaced})"
+
+
+def _read_imagenet() -> PretrainedWeights:
     """Read torchvision's weights from torch's cache, after a download if they are not there."""
-    path = Path(torch.hub.get_dir(), "checkpoints", IMAGENET_URL.rpartition("/")[2])
+    path = find_torch_cache() / IMAGENET_URL.rpartition("/")[2]
     try:
         if not path.exists():
+            import torch  # seconds: not needed if they are there
+
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(IMAGENET_URL, str(path), IMAGENET_SHA256, progress=False)
         content = path.read_bytes()
@@ -155,79 +231,10 @@ def _read_imagenet() -> StateDict:
         raise InputError(
             f"{path}: expected the ImageNet weights, with the sha256 {IMAGENET_SHA256}, got {found}; remove this file"
         )
-    return parse_torch_file(content, str(path))
+    return PretrainedWeights(IMAGENET, str(path), content)
 
 
-def parse_torch_file(content: bytes, source: str) -> StateDict:
-    """Parse a state dict from torch.save to fp32; raises InputError with `source`.
-
-    It may be nested in dicts (`NESTS`), and its keys may have a prefix.
-    """
-    _check_archive(content, source)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in checkpoints of timm
-            loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise errors of any type
-        raise InputError(
-            f"{source} is not a state dict that loads with weights_only=True: {_explain(error)}"
-        ) from error
-    state_dict = _unwrap(loaded)
-    # A subclass of dict may have attributes from the file in place of methods.
-    items = list(dict.items(state_dict)) if isinstance(state_dict, dict) else []
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in items
-    ):
-        names = [name for name, _ in items if isinstance(name, str)]
-        keys = f" with the keys {format_names(names)}" if names else ""
-        raise InputError(
-            f"{source}: expected a state dict of tensors, got {type(state_dict).__name__}{keys}; {SAVE_TENSORS}"
-        )
-    state_dict = dict(items)
-    _check_tensors(state_dict, len(content), source)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
-    return _strip_prefix(state, source)
-
-
-def _check_archive(content: bytes, source: str) -> None:
-    """Refuse a zip file that unpacks to more than its size, before torch does it; torch.save compresses nothing."""
-    if not content.startswith(ZIP_MAGIC):  # the format before torch 1.6
-        return
-    try:
-        entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
-    except Exception as error:  # damaged bytes raise errors of any type
-        raise InputError(f"{source}: expected a file of torch.save, got a damaged zip file: {error}") from error
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
-        sum(entry.file_size for entry in entries) > len(content)
-    ):
-        raise InputError(f"{source}: expected a file of torch.save, got a compressed zip file; {SAVE_TENSORS}")
-
-
-def _check_tensors(state_dict: Mapping[str, torch.Tensor], num_bytes: int, source: str) -> None:
-    """Refuse tensors that take more memory than the file, or that are no tensors of a ResNet50."""
-    for name, tensor in state_dict.items():
-        if vars(tensor):
-            raise InputError(f"{source}: expected tensors without attributes, got {name} with some; {SAVE_TENSORS}")
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.is_complex() or tensor.nbytes > tensor.untyped_storage().nbytes():
-            described = f"{tensor.layout}, {tensor.dtype}, {tensor.device.type}, {tuple(tensor.shape)}"
-            raise InputError(
-                f"{source}: expected dense real tensors with an element in memory for each of their own, got {name}: "
-                f"{described}; {SAVE_TENSORS}"
-            )
-    if sum(tensor.nbytes for tensor in state_dict.values()) > num_bytes:
-        raise InputError(f"{source}: expected tensors of their own memory, got several names of one; {SAVE_TENSORS}")
-
-
-def _unwrap(loaded: Any) -> Any:
-    """Return the state dict that a checkpoint has under one of the `NESTS`, or what was loaded."""
-    for _ in range(MAX_NESTS):
-        inner = [dict.get(loaded, name) for name in NESTS] if isinstance(loaded, dict) else []
-        loaded = next((value for value in inner if isinstance(value, dict)), loaded)
-    return loaded
-
-
-def _explain(error: Exception) -> str:
-    """Explain why torch refused a file; it names the first object that is neither a tensor nor plain data."""
-    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-        return f"it has an object of {found[1]}, whose code could do anything; {SAVE_TENSORS}"
-    return format_reason(error)
+def find_torch_cache() -> Path:
+    """Return the folder of weights in `torch.hub.get_dir()`, which is found from the same environment variables."""
+    parent = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", os.path.join(parent, "torch"))).expanduser() / "hub" / "checkpoints"

@@ -2,10 +2,13 @@
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import io
 import pickle
 import random
+import subprocess
+import sys
 import unicodedata
 import zipfile
 from collections import OrderedDict
@@ -25,7 +28,7 @@ from catsdogs.checkpoint import WEIGHTS, write_checkpoint
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.resnet import build_resnet50
-from catsdogs.weights import load_pretrained, load_state_dict_strictly, parse_torch_file
+from catsdogs.weights import PretrainedWeights, load_pretrained, load_state_dict_strictly
 
 CLASSES = ("cats", "dogs", "żaby 50%")
 
@@ -118,7 +121,7 @@ WRAPPINGS = {
 @pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
 def test_a_torch_file_is_unwrapped(wrap):
     state = {"conv1.weight": torch.ones(2, 3), "layer1.0.conv1.weight": torch.ones(1), "fc.bias": torch.zeros(1)}
-    found = parse_torch_file(torch_bytes(wrap(state)), "w.pth")
+    found = PretrainedWeights("w", "w.pth", torch_bytes(wrap(state))).parse()
     assert found.keys() == state.keys()
     assert all(found[name].equal(state[name]) for name in state)
 
@@ -362,7 +365,34 @@ def test_damaged_torch_files_are_refused_or_read(old_format):
     rng = random.Random(0)
     for _ in range(400):
         with contextlib.suppress(InputError):
-            parse_torch_file(damaged(buffer.getvalue(), rng), "w.pth")
+            PretrainedWeights("w", "w.pth", damaged(buffer.getvalue(), rng)).parse()
+
+
+def test_safetensors_are_checked_without_torch_and_loaded_where_the_file_is_not_seen(folder, fresh, resnet):
+    code = """
+import pickle, sys
+from catsdogs.weights import read_pretrained
+weights = read_pretrained(sys.argv[1])
+weights.check(tuple(sys.argv[2:]))
+assert "torch" not in sys.modules
+sys.stdout.buffer.write(pickle.dumps(weights))
+"""
+    command = [sys.executable, "-c", code, str(folder), *CLASSES]
+    sent = pickle.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    model = fresh(3)
+    dataclasses.replace(sent, uri="/absent/model.safetensors").load(model, CLASSES)
+    assert model.fc.weight.equal(resnet.fc.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_values_that_are_not_finite_are_refused_in_every_type(resnet, fresh, tmp_path, dtype):
+    tensors = {name: tensor.to(dtype) for name, tensor in resnet.state_dict().items() if tensor.is_floating_point()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    load_pretrained(fresh(3), f"{tmp_path}/w.safetensors", CLASSES)
+    tensors["bn1.weight"][3] = torch.nan
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"expected finite numbers .*bn1\.weight"):
+        load_pretrained(fresh(3), f"{tmp_path}/w.safetensors", CLASSES)
 
 
 @pytest.mark.parametrize("name", ["absent", "w.zip", "resnet50"])
@@ -387,6 +417,15 @@ def imagenet(monkeypatch, tmp_path) -> Iterator[WebServer]:
     with serve() as server:
         monkeypatch.setattr(weights, "IMAGENET_URL", server.add("resnet50.pth", Response(body=content)))
         yield server
+
+
+@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": "/cache"}, {"TORCH_HOME": "~/t", "XDG_CACHE_HOME": "/c"}])
+def test_imagenet_weights_are_read_from_torchs_cache(monkeypatch, variables):
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(weights.find_torch_cache()) == f"{torch.hub.get_dir()}/checkpoints"
 
 
 def test_imagenet_weights_are_those_of_torchvision():
