@@ -147,12 +147,6 @@ def _find_initialized_ray() -> types.ModuleType | None:
     return ray if ray is not None and ray.is_initialized() else None
 
 
-def _import_while_ray_starts(name: str) -> Any:
-    from catsdogs.start import import_while_ray_starts  # not at the top: imports Ray
-
-    return import_while_ray_starts(name)
-
-
 def _check_paths(config: Any) -> None:
     """Raise InputError for a relative path in a Ray job, whose working folder is removed with the job."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # Ray sets this environment variable in a job
@@ -182,7 +176,9 @@ def _download(config: DownloadConfig, display: Display) -> int:
 
 
 def _train(config: TrainConfig, display: Display) -> int:
-    result = _import_while_ray_starts("catsdogs.train").train(config, display)
+    from catsdogs.train import train
+
+    result = train(config, display)
     print_result(
         f"best validation accuracy {result.val_accuracy:.4f} in epoch {result.best_epoch}\n"
         f"checkpoint {result.uri}/best, report {result.uri}/report.html"
@@ -191,7 +187,9 @@ def _train(config: TrainConfig, display: Display) -> int:
 
 
 def _evaluate(config: EvaluateConfig, display: Display) -> int:
-    metrics = _import_while_ray_starts("catsdogs.evaluate").evaluate(config, display)
+    from catsdogs.evaluate import evaluate
+
+    metrics = evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
     print_result(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
     print_result(
@@ -204,7 +202,9 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
 
 
 def _score(config: ScoreConfig, display: Display) -> int:
-    summary = _import_while_ray_starts("catsdogs.score").score(config, display)
+    from catsdogs.score import score
+
+    summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
     print_result(
         f"{summary['rows']:,} rows in {config.output}, {failed:,} not classified (columns status and error); "

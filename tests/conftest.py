@@ -50,6 +50,7 @@ class FinishedRun(NamedTuple):
     Attributes:
         actors: the classes of the actors that it started.
         cluster_calls: `count_cluster_calls` before and after it.
+        with_torch: titles of Ray's processes that had imported torch when an epoch was finished.
     """
 
     config: TrainConfig
@@ -58,6 +59,7 @@ class FinishedRun(NamedTuple):
     result: "TrainResult"
     actors: set[str]
     cluster_calls: tuple[list[int], list[int]]
+    with_torch: set[str]
 
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -281,7 +283,9 @@ def red_blue_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def finished_run(
+    ray_cluster: str, ray_head: RayHead, red_blue_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
     """Train two epochs of all layers, as on a local Ray that the command started."""
     # Not above: they import Ray, which reads the environment that is set here.
     from ray.util.state import list_actors
@@ -302,13 +306,21 @@ def finished_run(ray_cluster: str, red_blue_root: Path, tmp_path_factory: pytest
         seed=3,
     )
     events: list[object] = []
+    with_torch: set[str] = set()
+
+    def on_event(event: object) -> None:
+        events.append(event)
+        if isinstance(event, Message) and event.text.startswith("epoch 1/"):
+            with_torch.update(list_titles_with_torch(ray_head.pid))
+
     start.start_ray()
     before, calls_before = {actor.actor_id for actor in list_actors(limit=10_000)}, count_cluster_calls()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "on_existing_cluster", lambda: False)
-        result = train(config, events.append)
+        result = train(config, on_event)
     actors = {actor.class_name for actor in list_actors(limit=10_000) if actor.actor_id not in before}
-    return FinishedRun(config, folder / "run", events, result, actors, (calls_before, count_cluster_calls()))
+    calls = calls_before, count_cluster_calls()
+    return FinishedRun(config, folder / "run", events, result, actors, calls, with_torch)
 
 
 def count_cluster_calls() -> list[int]:
@@ -364,6 +376,16 @@ def list_training_workers(head_pid: int) -> list[psutil.Process]:
             if any("RayTrainWorker" in word for word in process.cmdline()):
                 workers.append(process)
     return workers
+
+
+def list_titles_with_torch(head_pid: int) -> set[str]:
+    """List the titles of Ray's processes that have imported torch, such as `ray::RayTrainWorker`."""
+    titles = set()
+    for process in psutil.Process(head_pid).children(recursive=True):
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            if "libtorch" in Path(f"/proc/{process.pid}/maps").read_text():
+                titles.add(" ".join(process.cmdline()))
+    return titles
 
 
 def list_listening_addresses(process: psutil.Process) -> set[str]:

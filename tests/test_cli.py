@@ -390,7 +390,6 @@ def test_too_many_failed_rows_exit_with_3(monkeypatch, capsys, rows, ok, rate, c
     summary = {"rows": rows, "by_status": {s: n for s, n in by_status.items() if n}}
     summary |= {"scored": 7, "images_per_s": 12.34, "limited_by": "read"}
     monkeypatch.setattr(catsdogs.score, "score", lambda config, progress: summary)
-    monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
     assert captured.out == (
@@ -489,7 +488,6 @@ def test_evaluate_prints_a_json_line_and_a_sentence(monkeypatch, capsys):
 
     metrics = {"accuracy": 0.5, "n": 4, "failed": 1, "accuracy_interval_95": [0.15, 0.85]}
     monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
-    monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert json.loads(first) == {"accuracy": 0.5, "n": 4, "failed": 1}
@@ -501,7 +499,6 @@ def test_evaluate_exits_with_3_if_every_row_failed(monkeypatch, capsys):
 
     metrics = {"accuracy": 0.0, "n": 4, "failed": 4, "accuracy_interval_95": [0.0, 0.5]}
     monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
-    monkeypatch.setattr(start, "start_ray", lambda *_: None)
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 3
     assert capsys.readouterr().err == "catsdogs: 4 of 4 images were not classified: see the columns status and error\n"
 

@@ -14,8 +14,8 @@ from ray.data._internal import stats
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.operators import actor_pool_map_operator
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from catsdogs import local_ray
 
@@ -66,7 +66,7 @@ def test_ray_init_still_has_no_setting_for_its_processes():
 
 def test_ray_train_still_has_unneeded_callbacks():
     """Fails once Ray leaves them out without datasets, or asks no autoscaler: delete `make_local_trainer_class`."""
-    trainer = TorchTrainer(print, scaling_config=ScalingConfig(num_workers=1))
+    trainer = DataParallelTrainer(print, scaling_config=ScalingConfig(num_workers=1))
     names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
     assert names >= UNNEEDED_CALLBACKS
     assert "_send_resource_request" in inspect.getsource(FixedScalingPolicy.after_controller_start)
@@ -76,7 +76,7 @@ def test_the_local_trainer_drops_only_the_unneeded_callbacks():
     scaling = ScalingConfig(num_workers=1)
     stock, local = (
         [type(callback).__name__ for callback in trainer(print, scaling_config=scaling)._create_default_callbacks()]
-        for trainer in (TorchTrainer, local_ray.make_local_trainer_class())
+        for trainer in (DataParallelTrainer, local_ray.make_local_trainer_class())
     )
     assert local == [name for name in stock if name not in UNNEEDED_CALLBACKS]
 
@@ -144,20 +144,20 @@ def test_a_function_with_another_signature_is_called_as_ray_calls_it(monkeypatch
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(TorchTrainer, "_create_default_callbacks"), (FixedScalingPolicy, "_maybe_send_resource_request")],
+    [(DataParallelTrainer, "_create_default_callbacks"), (FixedScalingPolicy, "_maybe_send_resource_request")],
 )
 def test_ray_train_with_other_names_gives_its_own_trainer_and_one_line(owner, name, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "catsdogs")
     base = next(parent for parent in owner.__mro__ if name in vars(parent))
     monkeypatch.delattr(base, name)
-    assert local_ray.make_local_trainer_class() is TorchTrainer
+    assert local_ray.make_local_trainer_class() is DataParallelTrainer
     assert len(messages(caplog)) == 1
 
 
 def test_ray_train_with_other_behaviour_runs_as_it_is_and_logs_one_line(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "catsdogs")
     trainer = local_ray.make_local_trainer_class()(print, scaling_config=ScalingConfig(num_workers=1))
-    base = next(parent for parent in TorchTrainer.__mro__ if "_create_default_callbacks" in vars(parent))
+    base = next(parent for parent in DataParallelTrainer.__mro__ if "_create_default_callbacks" in vars(parent))
     monkeypatch.setattr(base, "_create_default_callbacks", lambda *_: None)
     monkeypatch.setattr(base, "_initialize_and_run_controller", lambda *args, **kwargs: (args[1:], kwargs))
     assert trainer._create_default_callbacks() is None
@@ -168,7 +168,7 @@ def test_ray_train_with_other_behaviour_runs_as_it_is_and_logs_one_line(monkeypa
 @pytest.mark.parametrize("value", ["", "0"])
 def test_an_empty_variable_does_not_switch_anything_off(value, monkeypatch):
     monkeypatch.setenv("CATSDOGS_STOCK_RAY", value)
-    assert local_ray.make_local_trainer_class() is not TorchTrainer
+    assert local_ray.make_local_trainer_class() is not DataParallelTrainer
 
 
 def test_one_variable_switches_everything_off(monkeypatch, caplog):
@@ -177,5 +177,5 @@ def test_one_variable_switches_everything_off(monkeypatch, caplog):
     before = [vars(owner)[name] for _, owner, name in REPLACED]
     with local_ray.without_cluster_processes(), local_ray.without_cluster_actors():
         assert [vars(owner)[name] for _, owner, name in REPLACED] == before
-    assert local_ray.make_local_trainer_class() is TorchTrainer
+    assert local_ray.make_local_trainer_class() is DataParallelTrainer
     assert messages(caplog) == []

@@ -156,12 +156,25 @@ def test_a_state_of_the_start_of_a_run_is_refused_once_epochs_are_saved(two_runs
     shutil.copytree(two_runs / "a", tmp_path / "run")
     with Lease(str(tmp_path / "run"), silent, "training run", "--name") as lease:
         folder = make_run(lease, ()).folder
-        folder.write_first_state() if has_digests else folder.write_state({"history": []})
+        folder.write_first_state()
+        assert folder.load_state()["history"], "the state of a run is kept"
+        digests = {"class_names": list(CLASSES), "sha256": {name: [None] for name in FILES}} if has_digests else {}
+        folder.write_state({"history": []} | digests)
     if has_digests:
         with pytest.raises(InputError, match=r"summary.csv is damaged or of another run: expected no file, .*SHA-256"):
             load_saved_run(str(tmp_path / "run"), saves_every_epoch=True)
     else:
         assert load_saved_run(str(tmp_path / "run"), saves_every_epoch=True) == (History(), ())
+
+
+def test_a_run_whose_state_was_lost_gets_no_first_state(two_runs, tmp_path):
+    shutil.copytree(two_runs / "a", tmp_path / "run")
+    (tmp_path / "run" / "last" / "training_state.pt").unlink()
+    with Lease(str(tmp_path / "run"), silent, "training run", "--name") as lease:
+        folder = make_run(lease, ()).folder
+        folder.write_first_state()
+        with pytest.raises(InputError, match=r"training_state\.pt"):
+            folder.load_state()
 
 
 def test_a_run_without_an_epoch_resumes(lease):

@@ -92,6 +92,12 @@ def test_a_run_on_a_local_ray_starts_no_actors_that_serve_a_cluster(finished_run
     assert finished_run.actors == {"TrainController", "RayTrainWorker", "SynchronizationActor", "_QueueActor"}
 
 
+def test_the_controller_and_the_actors_of_ray_train_import_no_torch(finished_run):
+    assert any("RayTrainWorker" in title for title in finished_run.with_torch)
+    actors = ("TrainController", "SynchronizationActor", "_QueueActor")
+    assert [title for title in finished_run.with_torch if any(actor in title for actor in actors)] == []
+
+
 def test_evaluate_gives_the_predictions_and_the_accuracy_of_the_best_epoch(finished_run, tmp_path):
     config = EvaluateConfig(
         data_dir=finished_run.config.data_dir,
@@ -329,7 +335,7 @@ def test_resume_of_a_missing_run_is_an_error(finished_run):
 def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
     finished_run, ray_head, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("catsdogs.train.driver.waits_for_images", lambda config: True)  # as on GPUs
+    monkeypatch.setattr("catsdogs.train.trainer.waits_for_images", lambda config: True)  # as on GPUs
     monkeypatch.setattr(start, "on_existing_cluster", lambda: False)  # as on a local Ray that the command started
     events, listens_on, on_event = killing_at("epoch 1/", ray_head.pid)
     config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=4)

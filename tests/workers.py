@@ -12,7 +12,8 @@ from catsdogs.resnet import build_resnet50
 from catsdogs.train.events import EventSender
 from catsdogs.train.model import build_optimizer
 from catsdogs.train.run_folder import History, RunFolder
-from catsdogs.train.worker import Ranks, RunSpec, TrainWorker
+from catsdogs.train.spec import RunSpec
+from catsdogs.train.worker import Ranks, TrainWorker
 
 NO_LEASE = LeaseClaim("", "", "training run")  # such a worker writes no file of a run
 
@@ -30,7 +31,7 @@ def build_train_worker(
         folder=RunFolder(f"{config.storage_path}/{config.name}", train_files.class_names, preprocessing, NO_LEASE),
         train_files=train_files.files,
         validation_files=validation_files.files,
-        initial_state={},
+        weights=None,
         event_queue=None,
         decode_cpus=1.0,
     )

@@ -165,6 +165,11 @@ def count_decoders(cpus: CpuAllocation) -> int:
 
 
 def warm_up_decoder(num_cpus: float) -> None:
-    """Import the decoders in a Ray process of this machine before its first task: 7 CPU seconds."""
+    """Import what decoding needs in a Ray process of this machine before its first task: 7 CPU seconds."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    ray.remote(import_decoders).options(num_cpus=num_cpus, scheduling_strategy=here).remote()
+    ray.remote(_import_stages).options(num_cpus=num_cpus, scheduling_strategy=here).remote()
+
+
+def _import_stages() -> None:
+    """Import the decoders; that of this module has imported the stages and Ray Data."""
+    import_decoders()

@@ -14,16 +14,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
-from catsdogs.process_setup import Precision
 from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
 from catsdogs.train.run_folder import History
+
+if TYPE_CHECKING:  # imports torch, which the driver does not need
+    from catsdogs.process_setup import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ class Started:
     """A worker group starts; `history` has the finished epochs."""
 
     history: History
-    precision: Precision
+    precision: "Precision"
     device: str
 
 
@@ -121,7 +124,7 @@ def make_retry_policy() -> UserCallback:
     """
     not_retryable = NOT_RETRYABLE
 
-    class EndNotRetryable(UserCallback):  # local, so that pickle does not import this module and torch
+    class EndNotRetryable(UserCallback):  # local, so that the controller does not import this package
         def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 if not_retryable in str(error):

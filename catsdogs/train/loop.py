@@ -1,7 +1,7 @@
 """The training loop of a worker, which Ray Train runs.
 
 driver.train                            driver.py        lists the labelled files, starts the workers
-└── train_loop_per_worker
+└── train_loop_per_worker               trainer.py       imports this module, which needs torch
     ├── build_worker                    worker.py        device, model, optimizer, the training state to resume from
     ├── build_inputs                                     images, or features of a frozen backbone
     └── for each epoch:
@@ -22,25 +22,23 @@ import time
 from typing import NamedTuple
 
 import pyarrow as pa
-import ray
 import ray.train
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catsdogs import data
 from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.metrics import MetricSums
 from catsdogs.predict import VALIDATION_BATCH_SIZE
 from catsdogs.progress import report_failed_rows
 from catsdogs.schema import PREDICTIONS
-from catsdogs.train.events import EpochFinished, EventSender, Started, TrainingFailed, report_failures
+from catsdogs.train.events import EpochFinished, Started, TrainingFailed
 from catsdogs.train.features import FeatureInputs, find_or_compute_features
 from catsdogs.train.inputs import Batch, ImageInputs
 from catsdogs.train.model import Forward, compute_learning_rate
 from catsdogs.train.run_folder import CheckpointWriter, EpochRow
-from catsdogs.train.worker import Ranks, RunSpec, TrainWorker, build_worker
+from catsdogs.train.worker import Ranks, TrainWorker
 
 Inputs = ImageInputs | FeatureInputs
 
@@ -54,18 +52,6 @@ class EpochTotals(NamedTuple):
     num_correct: float
     num_rows: float
     seconds: float
-
-
-def train_loop_per_worker(loop_config: dict[str, ray.ObjectRef[RunSpec]]) -> None:
-    """Train from the epoch after the last saved one to `config.epochs`."""
-    spec = ray.get(loop_config["spec"])
-    rank = ray.train.get_context().get_world_rank()
-    events = EventSender(spec.event_queue.put, rank)
-    with report_failures(events, rank):
-        data.warm_up_decoder(spec.decode_cpus)  # a decoding process imports while this one builds the model
-        needs_no_actors = spec.ray_is_local and spec.config.num_workers == 1
-        with data.quiet_ray_loggers(), data.without_cluster_actors(needs_no_actors):
-            train_epochs(build_worker(spec, events))
 
 
 def train_epochs(worker: TrainWorker) -> None:

@@ -5,8 +5,8 @@ resuming needs, and the content of the other files of the same save. If a proces
 ones are left, each complete, and the next worker writes them from the state. The state names the SHA-256 of every file,
 and that of the file before it, so `--resume` refuses a file of another run.
 
-The training state exists from the start of a run, without an epoch, so that a run whose state was lost is not taken for
-one that has just started.
+The first worker writes the training state at the start of a run, without an epoch, so that a run whose state was lost
+is not taken for one that has just started.
 """
 
 import copy
@@ -16,10 +16,9 @@ import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
 from catsdogs import storage
 from catsdogs.checkpoint import HEAD, WEIGHTS, check_shapes, list_shapes, serialize_checkpoint
@@ -27,9 +26,13 @@ from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.lease import LeaseClaim
 from catsdogs.metrics import find_best_epoch
-from catsdogs.resnet import ResNet50
 from catsdogs.schema import parquet_bytes
 from catsdogs.text import format_reason
+
+if TYPE_CHECKING:  # imports torch, which the driver does not need
+    import torch
+
+    from catsdogs.resnet import ResNet50
 
 SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 BEST, LAST, STATE = "best", "last", "training_state.pt"
@@ -83,8 +86,10 @@ class RunFolder:
             storage.remove_temporaries(uri)
 
     def write_first_state(self) -> None:
-        """Write the training state of a run without an epoch, to which no file of a save belongs."""
-        self.write_state(self._describe_files({name: [None] for name in HASHED_FILES}) | {"history": []})
+        """Write the training state of a run without an epoch, unless a file of a save is there."""
+        names = [f"{LAST}/{STATE}", *HASHED_FILES]
+        if not any(storage.exists(self.path(*name.split("/"))) for name in names):
+            self.write_state(self._describe_files({name: [None] for name in HASHED_FILES}) | {"history": []})
 
     def _describe_files(self, digests: Mapping[str, list[str | None]]) -> dict[str, Any]:
         """Build the entries of the training state that say which files belong to it."""
@@ -92,6 +97,8 @@ class RunFolder:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write the training state: `history`, and unless it is empty what `save_state` adds."""
+        import torch
+
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.write(buffer.getvalue(), LAST, STATE)
@@ -180,7 +187,9 @@ class CheckpointWriter:
         self._unsaved_best: tuple[ResNet50, pa.Table] | None = None  # and its validation predictions
         self.num_saved = num_saved
 
-    def save(self, history: History, model: ResNet50, optimizer: torch.optim.Optimizer, predictions: pa.Table) -> None:
+    def save(
+        self, history: History, model: "ResNet50", optimizer: "torch.optim.Optimizer", predictions: pa.Table
+    ) -> None:
         """Save the last epoch of `history` if it is due; else keep its model in memory if it is the best one."""
         if history.best_epoch == history.epoch:
             self._unsaved_best = copy.deepcopy(model), predictions
@@ -189,7 +198,9 @@ class CheckpointWriter:
             self._write(history, model, optimizer)
             self._unsaved_best, self._saved_at, self.num_saved = None, time.monotonic(), history.epoch
 
-    def _write(self, history: History, model: ResNet50, optimizer: torch.optim.Optimizer) -> None:
+    def _write(self, history: History, model: "ResNet50", optimizer: "torch.optim.Optimizer") -> None:
+        import torch
+
         tensors = model.state_dict()
         state: dict[str, Any] = {"history": history.rows, "model": tensors, "optimizer": optimizer.state_dict()}
         if self._unsaved_best is not None:
@@ -202,6 +213,8 @@ class CheckpointWriter:
 
 def load_state(uri: str) -> dict[str, Any]:
     """Load the training state that `RunFolder.write_state` wrote; raises InputError if it is missing or damaged."""
+    import torch
+
     content = storage.read_bytes(uri)
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -5,9 +5,8 @@ import dataclasses
 import datetime
 import secrets
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
 import yaml
 
 from catsdogs import storage
@@ -15,10 +14,15 @@ from catsdogs.config import PrecisionChoice, TrainConfig
 from catsdogs.environment import update_environment
 from catsdogs.errors import InputError
 from catsdogs.lease import LEASE, Lease, LeaseClaim
-from catsdogs.process_setup import Precision, resolve_precision
 from catsdogs.progress import Progress
 from catsdogs.text import format_reason
 from catsdogs.train.run_folder import ARGS, RunFolder
+from catsdogs.weights import IMAGENET, NONE
+
+if TYPE_CHECKING:  # imports torch, which the driver does not need
+    import torch
+
+    from catsdogs.process_setup import Precision
 
 PRECISIONS = get_args(PrecisionChoice)
 CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}  # on --resume
@@ -34,7 +38,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         name=config.name or new_name,
         lr=config.peak_lr,
         views=config.num_views if config.freeze == "backbone" else None,
-        weights=config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights),
+        weights=config.weights if config.weights in (IMAGENET, NONE) else storage.absolute(config.weights),
     )
 
 
@@ -84,7 +88,7 @@ def _format_args(settings: dict[str, Any]) -> bytes:
     return yaml.safe_dump(settings, sort_keys=False).encode()
 
 
-def choose_precision(folder: RunFolder, device: torch.device, report: Callable[[str], None]) -> Precision:
+def choose_precision(folder: RunFolder, device: "torch.device", report: Callable[[str], None]) -> "Precision":
     """Resolve the precision in the `args.yaml` of a run, and record it there with the versions and the device.
 
     Restarted workers and --resume read it there, because before the first saved epoch there is no training state.
@@ -92,6 +96,10 @@ def choose_precision(folder: RunFolder, device: torch.device, report: Callable[[
     Args:
         report: receives a line if the versions or the device are others than before.
     """
+    import torch
+
+    from catsdogs.process_setup import resolve_precision
+
     settings = _read_args(folder.path(ARGS))
     precision = resolve_precision(settings["precision"], device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,54 +1,28 @@
-"""A worker of a run: the specification from the driver, collective operations, and its model."""
+"""A worker of a run: collective operations, and its model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.util.queue import Queue
 from torch import nn
 
 from catsdogs import data, storage
-from catsdogs.config import TrainConfig
 from catsdogs.errors import InputError
 from catsdogs.process_setup import Precision, configure_threads_and_malloc, disable_tf32
 from catsdogs.resnet import ResNet50, build_resnet50, freeze_backbone
 from catsdogs.train import settings
 from catsdogs.train.events import EventSender
 from catsdogs.train.model import CompiledModel, Forward, FullModel, build_optimizer, should_compile
-from catsdogs.train.run_folder import ARGS, Digests, History, RunFolder
+from catsdogs.train.run_folder import ARGS, Digests, History
+from catsdogs.train.spec import RunSpec
 from catsdogs.weights import load_state_dict_strictly
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """The specification of a run, the same for every worker.
-
-    Attributes:
-        train_files, validation_files: `LABELLED_FILES`.
-        initial_state: state dict of the whole model.
-        decode_cpus: reserved by each decoding task.
-        decoded_cache: the training images, if they were decoded before the workers started.
-        ray_is_local: Ray ends with the command.
-    """
-
-    config: TrainConfig
-    folder: RunFolder
-    train_files: pa.Table
-    validation_files: pa.Table
-    initial_state: dict[str, np.ndarray[Any, Any]]
-    event_queue: Queue
-    decode_cpus: float
-    decoded_cache: data.DecodedCache | None = None
-    ray_is_local: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,13 +114,12 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
         )
     configure_threads_and_malloc(context.get_local_world_size())
     device = ray.train.torch.get_device()
-    precision = ranks.broadcast(lambda: settings.choose_precision(spec.folder, device, events.send_text))
+    precision = ranks.broadcast(lambda: _start_run(spec, device, events))
     disable_tf32(precision, device)
     state = spec.folder.load_state()
     saved_files = spec.folder.restore_files(state) if ranks.is_first else {}
     history = History(state["history"])
-    initial = {name: torch.tensor(array) for name, array in spec.initial_state.items()}
-    model = _build_model(spec, device, state["model"] if history.epoch else initial)
+    model = _build_model(spec, device, state["model"] if history.epoch else None)
     optimizer = build_optimizer(model, spec.config)
     if history.epoch:
         optimizer.load_state_dict(state["optimizer"])
@@ -164,9 +137,19 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
     )
 
 
-def _build_model(spec: RunSpec, device: torch.device, state_dict: dict[str, torch.Tensor]) -> ResNet50:
+def _start_run(spec: RunSpec, device: torch.device, events: EventSender) -> Precision:
+    """Write the first files of the run, on the first worker; return the precision."""
+    spec.folder.write_first_state()
+    return settings.choose_precision(spec.folder, device, events.send_text)
+
+
+def _build_model(spec: RunSpec, device: torch.device, saved_state: dict[str, torch.Tensor] | None) -> ResNet50:
+    """Build the model of the last saved epoch, or before the first epoch with the initial weights."""
     model = build_resnet50(len(spec.folder.class_names), spec.config.seed)
-    load_state_dict_strictly(model, state_dict, spec.folder.uri)
+    if saved_state is not None:
+        load_state_dict_strictly(model, saved_state, spec.folder.uri)
+    elif spec.weights is not None:
+        spec.weights.load(model, spec.folder.class_names)
     if spec.config.freeze == "backbone":
         freeze_backbone(model)
     return model.to(memory_format=torch.channels_last).to(device)

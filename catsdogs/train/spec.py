@@ -1,0 +1,37 @@
+"""The specification of a run, which the driver sends to its workers. Imports neither torch nor Ray Train."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from ray.util.queue import Queue
+
+from catsdogs.config import TrainConfig
+from catsdogs.train.run_folder import RunFolder
+from catsdogs.weights import PretrainedWeights
+
+if TYPE_CHECKING:
+    from catsdogs.data import DecodedCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """The specification of a run, the same for every worker.
+
+    Attributes:
+        train_files, validation_files: `LABELLED_FILES`.
+        weights: of a run without a finished epoch; None for random ones.
+        decode_cpus: reserved by each decoding task.
+        decoded_cache: the training images, if they were decoded before the workers started.
+        ray_is_local: Ray ends with the command.
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    train_files: pa.Table
+    validation_files: pa.Table
+    weights: PretrainedWeights | None
+    event_queue: Queue
+    decode_cpus: float
+    decoded_cache: "DecodedCache | None" = None
+    ray_is_local: bool = False
