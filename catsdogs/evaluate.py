@@ -6,16 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from catsdogs import data, metrics, storage
-from catsdogs.checkpoint import read_checkpoint
-from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
+from catsdogs import metrics, storage
+from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import check_same_classes, list_evaluation, reindex_labels
 from catsdogs.progress import Progress, StageProgress, StallReporter, report_failed_rows, silent
 from catsdogs.ray_errors import to_run_error
 from catsdogs.schema import PREDICTIONS, parquet_bytes
-from catsdogs.start import start_ray
+from catsdogs.start import import_while_ray_starts
 
 METRICS, ROWS = "metrics.json", "predictions.parquet"
 
@@ -37,9 +36,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     checkpoint = read_checkpoint(config.checkpoint)
     labelled = list_evaluation(config.data_dir, config.split, progress)
     check_same_classes(checkpoint.class_names, labelled.class_names, "the checkpoint", config.data_dir)
-    start_ray()
-    options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=False)
-    rows = _predict(reindex_labels(labelled, checkpoint.class_names).files, options, progress)
+    import_while_ray_starts("catsdogs.classify")
+    rows = _predict(config, checkpoint, reindex_labels(labelled, checkpoint.class_names).files, progress)
     predictions = rows.select(PREDICTIONS.names)
     report_failed_rows(predictions, "images were not classified and count as incorrect", progress)
     result = metrics.compute_metrics(predictions, checkpoint.class_names) | {
@@ -53,7 +51,11 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     return result
 
 
-def _predict(files: pa.Table, options: ClassifyOptions, progress: Progress) -> pa.Table:
+def _predict(config: EvaluateConfig, checkpoint: CheckpointFiles, files: pa.Table, progress: Progress) -> pa.Table:
+    from catsdogs import data  # not at the top: import Ray Data, which the checks of the input do not need
+    from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
+
+    options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=False)
     decode_stage = options.build_decode_stage(MAX_PIXELS)
     decoded = data.read_and_decode(files, decode_stage, options.cpus.decode)
     tables = []

@@ -17,7 +17,17 @@ PACKAGE = Path(catsdogs.__file__).parent
 ORDER = [
     *("text", "errors", "ray_errors", "logs", "environment", "temporaries", "config", "progress", "schema"),
     *("storage", "lease", "split_folders", "labels", "images", "checkpoint", "process_setup"),
-    *("resnet", "weights", "inference_model", "local_ray", "ray_session", "start", "data"),
+    *(
+        "resnet",
+        "safetensors_arrays",
+        "torch_files",
+        "weights",
+        "inference_model",
+        "local_ray",
+        "ray_session",
+        "start",
+        "data",
+    ),
     *("predictions", "predict", "classify", "metrics", "report"),
     *("train", "score", "evaluate", "download", "demo", "display", "cli"),
 ]
@@ -122,9 +132,22 @@ def test_ray_is_imported_where_the_list_says(path):
         assert "ray" not in {name.split(".")[0] for name in imported(TREES[path])}
 
 
-def test_the_drivers_of_score_and_evaluate_do_not_import_torch():
-    code = "import sys, catsdogs.score, catsdogs.evaluate; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+LARGE = {"torch", "torchvision", "ray.data", "ray.train", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "needed"),
+    [
+        ("catsdogs.train, catsdogs.score, catsdogs.evaluate, catsdogs.start", set()),  # drivers until Ray starts
+        ("catsdogs.classify, catsdogs.train.trainer", {"ray.data", "ray.train"}),  # drivers then
+        ("catsdogs.train.process_group", {"ray.data", "ray.train"}),  # the controller of several workers
+        ("catsdogs.images.decode", set()),  # what a driver unpickles
+    ],
+)
+def test_processes_import_only_the_large_packages_that_they_need(modules, needed):
+    code = f"import sys, {modules}; print(*{LARGE} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) <= needed
 
 
 @each_file

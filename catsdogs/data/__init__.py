@@ -32,7 +32,7 @@ from catsdogs.data.runtime import (
     warm_up_decoder,
     without_cluster_actors,
 )
-from catsdogs.data.tasks import can_run_tasks, map_in_tasks
+from catsdogs.data.tasks import map_in_tasks
 
 __all__ = [
     "CpuAllocation",
@@ -42,7 +42,6 @@ __all__ = [
     "EpochPlan",
     "allocate_cpus",
     "cache_decoded",
-    "can_run_tasks",
     "configure_ray_data",
     "count_decoders",
     "count_nodes",

@@ -13,11 +13,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def can_run_tasks() -> bool:
-    """Return whether this process has started Ray or joined a cluster."""
-    return bool(ray.is_initialized())
-
-
 def map_in_tasks(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield the result for each item in order, each computed by a Ray task; a few tasks for each CPU are in flight.
 

@@ -22,7 +22,6 @@ from catsdogs.evaluate import evaluate
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.schema import OK
 from catsdogs.score import score
-from catsdogs.start import start_ray
 from catsdogs.train import train
 
 NUM_TRAIN, NUM_VALIDATION, NUM_UNLABELLED = 1600, 200, 60
@@ -62,7 +61,6 @@ def demo(config: DemoConfig, progress: Progress = silent) -> str:
 
     checkpoint = str(folder / "run" / "best")
     run_step("draw", "data", lambda: _draw(folder / "data", config.seed, progress))
-    start_ray()
     run_step("train", "run", lambda: _train(folder, config.seed, progress))
     run_step("evaluate", "evaluation", lambda: _evaluate(folder, checkpoint, progress))
     run_step("score", "scores", lambda: _score(folder, checkpoint, progress))

@@ -32,6 +32,11 @@ SAVE_EVERY = 0.01  # of the shards of the plan
 MANIFEST_READERS = 4  # threads, for all listings of a plan together; each reads up to two manifests ahead
 
 
+def has_images(config: ScoreConfig) -> bool:
+    """Return whether the input is a folder with images, at the first one; InputError if it cannot be listed."""
+    return not is_path_list(config.input) and any(True for _ in storage.Listing(config.input, collect_folders=False))
+
+
 def sort_key(path: str) -> bytes:
     """Return the raw bytes of a path, by which listings are ordered; those of a `file://` URI are unquoted."""
     return storage.local_path(path) if path.startswith("file://") else path.encode()

@@ -1,6 +1,6 @@
 """score(): from a folder or bucket to Parquet, stage by stage. Calls, with the file of each:
 
-    score
+    score                                                      reads the checkpoint, finds an image, starts Ray
     └── run_pipeline
         ├── check_output                     run_files.py          empty, or the output of an earlier run?
         ├── Lease                            ../lease.py           one driver at a time
@@ -33,17 +33,18 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
-from catsdogs import data, storage
+from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
-from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
 from catsdogs.lease import Lease, LeaseClaim
 from catsdogs.progress import Message, Progress, StallReporter, silent
 from catsdogs.score.attempts import Predict, score_pending_shards
-from catsdogs.score.audit import audit
+from catsdogs.score.audit import ConcurrentMap, audit
 from catsdogs.score.background import BackgroundListing
+from catsdogs.score.listing import has_images
 from catsdogs.score.parts import PASSTHROUGH_COLUMNS, PartWriter
 from catsdogs.score.plan import MANIFEST, RESCORE, STATS, SUCCESS, SUMMARY, PendingShard, Plan, parse_record
 from catsdogs.score.rescoring import request_rescore_of_failed_rows
@@ -57,7 +58,7 @@ from catsdogs.score.run_files import (
     restore_precision,
     write_summary,
 )
-from catsdogs.start import start_ray
+from catsdogs.start import import_while_ray_starts
 
 
 def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -77,6 +78,9 @@ def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
         output=storage.absolute(config.output),
     )
     checkpoint = read_checkpoint(config.checkpoint)
+    check_output(config)
+    if not storage.list_names(config.output) and has_images(config):  # a resumed run may have nothing to score
+        import_while_ray_starts("catsdogs.classify")  # before the listing, which imports packages of Ray Data, too
     predict = partial(predict_rows, config, checkpoint, progress)
     return run_pipeline(config, build_run_settings(config, checkpoint), predict, progress)
 
@@ -130,7 +134,7 @@ def _run_stages(
         score_pending_shards(pending, listing, predict, writer, stats, progress)
         stats.stage_s["list"], stats.stage_s["write"] = listing.seconds, writer.write_s
 
-        totals = audit(plan, run_settings.settings, progress, data.map_in_tasks if data.can_run_tasks() else None)
+        totals = audit(plan, run_settings.settings, progress, _find_map_in_tasks())
         writer.write_records(totals.stale)
 
     summary = build_summary(plan, totals, stats, run_settings)
@@ -139,11 +143,22 @@ def _run_stages(
     return summary
 
 
+def _find_map_in_tasks() -> ConcurrentMap | None:
+    if not ray.is_initialized():  # every part was finished
+        return None
+    from catsdogs.data import map_in_tasks  # not at the top: imports Ray Data
+
+    return map_in_tasks
+
+
 def predict_rows(
     config: ScoreConfig, checkpoint: CheckpointFiles, progress: Progress, shards: Sequence[PendingShard]
 ) -> Iterator[pa.Table]:
     """Read, decode and classify the files of shards with Ray Data; start Ray if it does not run."""
-    start_ray()
+    import_while_ray_starts("catsdogs.classify")
+    from catsdogs import data  # not at the top: import Ray Data, which the checks of the input do not need
+    from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
+
     config = dataclasses.replace(config, precision=restore_precision(config))
     options = ClassifyOptions.from_config(config, checkpoint, allow_gpu_jpegs=True)
     progress(Message(options.describe_start()))

@@ -1,0 +1,81 @@
+"""What a user mistypes is refused before Ray starts. Here Ray cannot start, which a command would report instead."""
+
+import shutil
+
+import pytest
+import ray
+import torch
+from safetensors.torch import save_file
+
+from catsdogs import cli
+
+NO_RAY = "expected a running cluster at RAY_ADDRESS=127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch):
+    ray.shutdown()  # of the session: the next test joins it again
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nothing listens there
+
+
+@pytest.fixture
+def work(tmp_path, red_blue_root, red_blue_checkpoint):
+    """Make a folder with valid inputs of every command, and with invalid ones."""
+    (tmp_path / "data").symlink_to(red_blue_root)
+    (tmp_path / "model").symlink_to(red_blue_checkpoint)
+    for folder in ("empty", "no classes", "runs/taken", "foreign"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(red_blue_root / "train" / "red" / "00.jpg", tmp_path / "no classes")
+    for name in ("runs/taken/args.yaml", "foreign/part-00000.parquet", "damaged.pth"):
+        (tmp_path / name).write_text("no such file")
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    shutil.copytree(red_blue_root / "validation", tmp_path / "other classes")
+    (tmp_path / "other classes" / "red").rename(tmp_path / "other classes" / "green")
+    return tmp_path
+
+
+TRAIN = "train --storage-path WORK/runs --data-dir"
+EVALUATE = "evaluate --output WORK/out --data-dir"
+SCORE = "score --limit 1 --input"
+REFUSED = {
+    f"{TRAIN} WORK/absent": "no such file or folder",
+    f"{TRAIN} WORK/empty": "no images under",
+    f"{TRAIN} WORK/no~classes": "no class folders under",
+    f"{TRAIN} WORK/data --weights none --name taken": "expected a new --name",
+    f"{TRAIN} WORK/data --weights none --name new --resume": "nothing to resume",
+    f"{TRAIN} WORK/data --weights WORK/absent.pth": "No such file",
+    f"{TRAIN} WORK/data --weights WORK/damaged.pth": "is not a state dict",
+    f"{TRAIN} WORK/data --weights WORK/other.safetensors": "expected the tensors of a ResNet50",
+    f"{EVALUATE} WORK/empty --checkpoint WORK/model": "no images under",
+    f"{EVALUATE} WORK/other~classes --checkpoint WORK/model": "the classes differ",
+    f"{EVALUATE} WORK/data --checkpoint WORK/absent": "No such file",
+    f"{SCORE} WORK/empty --checkpoint WORK/model --output WORK/out": "looked at 0 files",
+    f"{SCORE} WORK/absent --checkpoint WORK/model --output WORK/out": "no such file or folder",
+    f"{SCORE} WORK/data --checkpoint WORK/empty --output WORK/out": "No such file",
+    f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/foreign": "--output",
+    "demo --output WORK/foreign": "expected a new or empty local folder",
+    "verify --output WORK/empty": "",
+}
+VALID = [
+    f"{TRAIN} WORK/data --weights none --name new",
+    f"{EVALUATE} WORK/data --checkpoint WORK/model",
+    f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out",
+]
+
+
+def run(command, work) -> int:
+    return cli.main([word.replace("~", " ").replace("WORK", str(work)) for word in command.split()])
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_a_mistake_is_refused_before_ray_starts(work, capsys, command):
+    assert run(command, work) == 2
+    error = capsys.readouterr().err
+    assert REFUSED[command] in error
+    assert NO_RAY not in error
+
+
+@pytest.mark.parametrize("command", VALID)
+def test_a_valid_command_starts_ray(work, capsys, command):
+    assert run(command, work) == 1
+    assert NO_RAY in capsys.readouterr().err
