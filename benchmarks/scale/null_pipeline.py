@@ -1,6 +1,6 @@
 """Measure what Ray Data and the driver allow: the dataset of `score` with pretended GPUs, and stages that do nothing.
 
-python -m benchmarks.scale.null_pipeline --gpus 2 32
+python -m benchmarks.scale.null_pipeline --gpus 8 32
 
 Files are not read and no model runs. Manifests, blocks, Ray's tasks and actors are those of `score`. It prints a JSON
 line for each number of GPUs.
@@ -8,6 +8,7 @@ line for each number of GPUs.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from benchmarks.checkpoints import save_random
 from catsdogs import classify, data
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.schema import FILES, OK, PREDICTIONS, parquet_bytes
@@ -34,8 +34,10 @@ NUM_DECODERS = 2
 CLASS_NAMES = ("cats", "dogs")
 WARM_UP_SHARE = 0.3  # of the rows
 START_S = 600  # in which all actors start; else a few of them get most blocks while the others take the CPU to start
-MANY_GPUS = 32  # that the goal of speed is for
-MIN_BLOCK_ROWS, MAX_DRIVER_MS, MIN_ROWS_PER_S = 2000, 12.0, 100_000.0
+FEW_GPUS, MANY_GPUS = 8, 32
+MIN_BLOCK_ROWS, MIN_ROWS_PER_S = 2000, 100_000.0
+# With 32, the processes of the pretended GPUs share the cores with the driver, and Ray Data looks at each in each pass.
+MAX_DRIVER_MS = {FEW_GPUS: 12.0, MANY_GPUS: 16.0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Result:
     def is_good(self) -> bool:
         """Whether the goals are reached; that of speed is for MANY_GPUS and no JPEGs."""
         is_fast = self.rows_per_s >= MIN_ROWS_PER_S or self.gpus < MANY_GPUS or self.jpeg_bytes > 0
-        return is_fast and self.driver_ms <= MAX_DRIVER_MS and float(np.median(self.rows_per_call)) >= MIN_BLOCK_ROWS
+        is_cheap = self.driver_ms <= MAX_DRIVER_MS.get(self.gpus, math.inf)
+        return is_fast and is_cheap and float(np.median(self.rows_per_call)) >= MIN_BLOCK_ROWS
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,13 @@ class NullClassifier(classify.Classifier):
 
 def measure(gpus: int, shards: int, jpeg_bytes: int, work: Path) -> Result:
     """Run the dataset of `score` on a separate local Ray that counts GPUs that do not exist."""
+    from benchmarks.checkpoints import save_random  # not at the top: each actor would import torch
+
     save_random(work / "model", CLASS_NAMES)
     uris = _write_manifests(work, shards)
     gpu_type = {"accelerator_type:H100": 1.0}
-    ray.init("local", num_cpus=NUM_DECODERS + 1, num_gpus=gpus, resources=gpu_type, include_dashboard=False)
+    cpus = NUM_DECODERS + 1
+    ray.init("local", num_cpus=cpus, num_gpus=gpus, resources=gpu_type, include_dashboard=False, log_to_driver=False)
     try:
         dataset = _build_dataset(uris, gpus, jpeg_bytes, read_checkpoint(str(work / "model")))
         with data.quiet_ray_loggers(), data.without_cluster_actors(on_local_ray=True):
@@ -156,15 +162,17 @@ def _run(dataset: ray.data.Dataset, gpus: int, jpeg_bytes: int, num_rows: int) -
 
 
 def check_null_pipeline(_: Path) -> Iterator[tuple[str, bool]]:
-    """Measure MANY_GPUS in a separate process."""
-    command = [sys.executable, "-m", "benchmarks.scale.null_pipeline", "--gpus", str(MANY_GPUS)]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.splitlines()[-1])
-    yield (
-        f"The dataset of `score` with {MANY_GPUS} pretended GPUs: {found['rows_per_s']:,} rows/s (goal: at least "
-        f"{MIN_ROWS_PER_S:,.0f}), {found['rows_per_call']:,.0f} rows a block (at least {MIN_BLOCK_ROWS:,}), "
-        f"{found['driver_ms']} ms of CPU time of the driver a block (at most {MAX_DRIVER_MS:.0f}).",
-        found["good"],
-    )
+    """Measure FEW_GPUS and MANY_GPUS in a separate process."""
+    command = [sys.executable, "-m", "benchmarks.scale.null_pipeline"]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.splitlines()[-2:]
+    for found in map(json.loads, lines):
+        min_rate = f" (goal: at least {MIN_ROWS_PER_S:,.0f})" if found["gpus"] == MANY_GPUS else ""
+        yield (
+            f"The dataset of `score` with {found['gpus']} pretended GPUs: {found['rows_per_s']:,} rows/s{min_rate}, "
+            f"{found['rows_per_call']:,.0f} rows a block (goal: at least {MIN_BLOCK_ROWS:,}), {found['driver_ms']} ms "
+            f"of CPU time of the driver a block (goal: at most {MAX_DRIVER_MS[found['gpus']]:.0f}).",
+            found["good"],
+        )
 
 
 def main() -> int:
@@ -172,7 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scale.null_pipeline", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[2, MANY_GPUS])
+    parser.add_argument("--gpus", type=int, nargs="+", default=[FEW_GPUS, MANY_GPUS])
     parser.add_argument("--shards", type=int, default=100, help=f"of {SHARD_ROWS:,} rows")
     parser.add_argument("--jpeg-bytes", type=int, default=0, help=f"of each file; of photographs {JPEG_BYTES:,}")
     options = parser.parse_args()
