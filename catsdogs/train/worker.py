@@ -114,6 +114,8 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
         )
     configure_threads_and_malloc(context.get_local_world_size())
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # as Ray Train's own TorchConfig does
     precision = ranks.broadcast(lambda: _start_run(spec, device, events))
     disable_tf32(precision, device)
     state = spec.folder.load_state()
