@@ -21,7 +21,7 @@ from catsdogs.data import decode as decode_module
 from catsdogs.data import gpu_jpegs
 from catsdogs.data.gpu_jpegs import JpegDecoder
 from catsdogs.images import Preprocessing, decode_image, read_gpu_decodable_size
-from catsdogs.images.tensors import DeviceStreams, resize_and_crop_tensors
+from catsdogs.images.tensors import DeviceStreams, crop_centre, resize_tensors
 from catsdogs.images.torch_decoders import decode_jpegs
 from catsdogs.schema import FILES
 
@@ -134,7 +134,8 @@ def test_the_device_computes_the_preprocessing(size):
     content = jpeg(smooth(*size), quality=95)
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     images = decode_jpegs([encoded], CPU)
-    (view,) = resize_and_crop_tensors(images, PREPROCESSING.resize_size, PREPROCESSING.img_size).numpy()
+    resizes = [crop_centre(image, PREPROCESSING.resize_size, PREPROCESSING.img_size) for image in images]
+    (view,) = resize_tensors(resizes, PREPROCESSING.img_size).numpy()
     expected = PREPROCESSING(np.asarray(Image.open(io.BytesIO(content))))
     assert np.abs(view.astype(int) - expected).max() <= 1
 
@@ -241,7 +242,7 @@ def test_many_pixels_are_decoded_in_groups(files, monkeypatch):
     assert calls == [1] * len(PLAIN)
 
 
-@pytest.mark.parametrize("name", ["decode_jpegs", "resize_and_crop_tensors"])
+@pytest.mark.parametrize("name", ["decode_jpegs", "resize_tensors"])
 def test_an_exception_that_is_no_refusal_is_raised(name, files, monkeypatch):
     def fail(*_):
         raise NameError("name 'widht' is not defined")
@@ -255,7 +256,7 @@ def test_an_error_after_decoding_is_no_refusal(files, monkeypatch):
     def fail(*_):
         raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
 
-    monkeypatch.setattr(gpu_jpegs, "resize_and_crop_tensors", fail)
+    monkeypatch.setattr(gpu_jpegs, "resize_tensors", fail)
     with pytest.raises(RuntimeError, match="size of tensor"):
         decode_all(files)
 

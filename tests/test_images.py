@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from catsdogs.errors import InputError
 from catsdogs.images import MAX_PIXELS, Preprocessing, decode_image
-from catsdogs.images.augment import augment
+from catsdogs.images.augment import augment, augment_tensors, draw_view
 from catsdogs.images.pillow import configure_pillow
 from catsdogs.images.tensors import normalize, resize_to_square
 from catsdogs.schema import STATUSES
@@ -822,6 +822,17 @@ def test_affine_repeats_the_edges():
     rng = np.random.default_rng(0)
     for _ in range(20):
         assert augment(image, "affine", 64, rng).min() >= 127
+
+
+@pytest.mark.parametrize("kind", ["light", "affine"])
+def test_a_batch_of_tensors_has_the_views_of_the_single_images(kind):
+    images = [noise(height, width) for height, width in ((40, 60), (61, 33), (8, 200), (1, 1))]
+    expected = [augment(image, kind, 32, np.random.default_rng(i)) for i, image in enumerate(images)]
+    views = [draw_view(*image.shape[:2], kind, np.random.default_rng(i)) for i, image in enumerate(images)]
+    found = augment_tensors([torch.from_numpy(image) for image in images], views, 32)
+    differences = np.abs(found.numpy().astype(int) - np.stack(expected))
+    assert {view.flipped for view in views} == {True, False}
+    assert differences.max() <= 1
 
 
 def test_augment_of_another_kind_is_an_error():

@@ -9,15 +9,19 @@ import pytest
 
 COMPARE = """
 import torch
-from catsdogs.images.tensors import resize_and_crop_one_by_one
-from catsdogs.images.triton_resize import resize_and_crop_batch
+from catsdogs.images.tensors import crop_centre, resize_one_by_one
+from catsdogs.images.triton_resize import resize_batch
 
 SIZES = [(40, 60), (67, 41), (17, 23), (36, 36), (5, 150), (1, 40), (40, 1), (1, 1), (90, 61)]  # height, width
 generator = torch.Generator().manual_seed(0)
 images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in SIZES]
-for short_side, size, some in ((19, 18, images), (17, 9, images[4:7]), (41, 40, images[2:3])):
-    expected = resize_and_crop_one_by_one(some, short_side, size)
-    found = resize_and_crop_batch(some, short_side, size)
+views = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1)[:, height // 4 :, width // 3 :]
+         for image, (height, width) in zip(images, SIZES)]
+for short_side, size, some, flipped in (
+    (19, 18, images, False), (17, 9, images[4:7], True), (41, 40, images[2:3], False), (12, 12, views[:4], True)
+):
+    resizes = [crop_centre(image, short_side, size)._replace(flipped=flipped) for image in some]
+    expected, found = resize_one_by_one(resizes, size), resize_batch(resizes, size)
     assert found.shape == expected.shape == (len(some), size, size, 3)
     worst = (found.int() - expected.int()).abs().amax(dim=(1, 2, 3))
     assert worst.max() <= 1, worst
@@ -27,11 +31,11 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from catsdogs.images.triton_resize import resize_and_crop_kernel
+from catsdogs.images.triton_resize import resize_kernel
 
-pointers = {"images": "*i64", "geometry": "*i32", "views": "*u8"}
+pointers = {"geometry": "*i64", "views": "*u8"}
 constants = {"size": 224, "block": 64}
-source = ASTSource(resize_and_crop_kernel, pointers | dict.fromkeys(constants, "constexpr"), constants)
+source = ASTSource(resize_kernel, pointers | dict.fromkeys(constants, "constexpr"), constants)
 for capability in (80, 90, 100):  # A100; H100 and H200; B200
     assert compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 """

@@ -6,7 +6,7 @@ The sandbox decodes those that the GPU refuses or that may lack data, and decide
     JpegDecoder.decode                        one batch of rows
       _list_jpegs                             views of Ray's object store
       images.torch_decoders.decode_jpegs      on the GPU; the thread waits for the pixels
-      resize_and_crop_tensors                 queued on the stream of the thread
+      resize_tensors                          queued on the stream of the thread
       _arrange                                rows of several groups in the order of the batch
     Predictor.predict                         queued; the thread waits for the probabilities
     JpegDecoder.complete                      reads which files may lack data; most batches have none
@@ -32,7 +32,7 @@ from catsdogs.data.decode import DecodeForInference
 from catsdogs.data.decode_messages import DecodeRequest, DecodeResult
 from catsdogs.data.sandbox import decode_in_subprocess, group_by_bytes
 from catsdogs.images.jpeg import MISSING_LEVEL
-from catsdogs.images.tensors import resize_and_crop_tensors, synchronize_stream, to_device
+from catsdogs.images.tensors import crop_centre, resize_tensors, synchronize_stream, to_device
 from catsdogs.images.torch_decoders import decode_jpegs
 
 MAX_GPU_PIXELS = 1 << 28  # decoded at once, 3 bytes each
@@ -137,8 +137,8 @@ class JpegDecoder:
             return None
 
     def _resize(self, images: list[torch.Tensor]) -> torch.Tensor:
-        preprocessing = self._stage.preprocessing
-        return resize_and_crop_tensors(images, preprocessing.resize_size, preprocessing.img_size)
+        preprocessing, size = self._stage.preprocessing, self._stage.preprocessing.img_size
+        return resize_tensors([crop_centre(image, preprocessing.resize_size, size) for image in images], size)
 
     def _sandbox(self, batch: GpuBatch, jpegs: Sequence[Jpeg]) -> GpuBatch:
         """Decode files in the sandbox, and replace their results and pixels in a batch."""

@@ -8,7 +8,7 @@ import functools
 import logging
 import queue
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,41 +61,67 @@ def resize_and_crop(image: ImageArray, short_side: int, size: int) -> ImageArray
     """Resize the short side of uint8 (H, W, 3) and crop the centre, uint8 (size, size, 3)."""
     # A (1, H, W, C) view: torch recognizes its permutation as channels_last, for which it has a faster kernel.
     image_1CHW = _to_writable(image)[None].permute(0, 3, 1, 2)
-    return to_image(_resize_and_crop(image_1CHW, short_side, size)[0])
+    _, sides, top, left, _ = crop_centre(image_1CHW[0], short_side, size)
+    return to_image(_interpolate(image_1CHW, sides)[0, :, top : top + size, left : left + size])
 
 
-def resize_and_crop_tensors(images: list[torch.Tensor], short_side: int, size: int) -> torch.Tensor:
-    """Resize and crop uint8 (C, H, W) tensors of any sizes on their device, uint8 (N, size, size, C).
+class Resize(NamedTuple):
+    """How an image becomes a view: it is resized to `sides`, and a square is cut out and perhaps flipped.
+
+    Attributes:
+        image_CHW: uint8, with any strides.
+        sides: height and width of the whole image after resizing.
+        top, left: corner of the square in the resized image.
+    """
+
+    image_CHW: torch.Tensor
+    sides: tuple[int, int]
+    top: int = 0
+    left: int = 0
+    flipped: bool = False
+
+
+def crop_centre(image_CHW: torch.Tensor, short_side: int, size: int) -> Resize:
+    """Resize the short side and crop the centre, as torchvision's Resize and CenterCrop do."""
+    _, height, width = image_CHW.shape
+    sides = compute_resized_sides(height, width, short_side)
+    top, left = (round((side - size) / 2) for side in sides)
+    return Resize(image_CHW, sides, top, left)
+
+
+def resize_tensors(resizes: Sequence[Resize], size: int) -> torch.Tensor:
+    """Resize tensors of any sizes on their device, uint8 (N, size, size, C).
 
     On a GPU with one kernel (`triton_resize.py`), where that works.
     """
-    if images[0].device.type == "cuda" and passes_trial(images[0].device, short_side, size):
-        from catsdogs.images.triton_resize import resize_and_crop_batch  # not at the top: CPUs do without triton
+    device = resizes[0].image_CHW.device
+    if device.type == "cuda" and passes_trial(device, size):
+        from catsdogs.images.triton_resize import resize_batch  # not at the top: CPUs do without triton
 
-        return resize_and_crop_batch(images, short_side, size)
-    return resize_and_crop_one_by_one(images, short_side, size)
+        return resize_batch(resizes, size)
+    return resize_one_by_one(resizes, size)
 
 
-def resize_and_crop_one_by_one(images: Sequence[torch.Tensor], short_side: int, size: int) -> torch.Tensor:
+def resize_one_by_one(resizes: Sequence[Resize], size: int) -> torch.Tensor:
     """Do the same with operators of torch, several for each image."""
-    views_NCHW = torch.empty((len(images), 3, size, size), device=images[0].device)
-    for image_CHW, view_CHW in zip(images, views_NCHW, strict=True):
-        view_CHW.copy_(_resize_and_crop(image_CHW[None].float(), short_side, size)[0])
+    views_NCHW = torch.empty((len(resizes), 3, size, size), device=resizes[0].image_CHW.device)
+    for resize, view_CHW in zip(resizes, views_NCHW, strict=True):
+        resized_CHW = _interpolate(resize.image_CHW[None].float(), resize.sides)[0]
+        square_CHW = resized_CHW[:, resize.top : resize.top + size, resize.left : resize.left + size]
+        view_CHW.copy_(square_CHW.flip(2) if resize.flipped else square_CHW)
     return views_NCHW.round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 @functools.cache
-def passes_trial(device: torch.device, short_side: int, size: int) -> bool:
+def passes_trial(device: torch.device, size: int) -> bool:
     """Compare the kernel with torch's operators on one image; Triton needs a C compiler, and may not know the GPU."""
     generator = torch.Generator().manual_seed(0)
-    image_CHW = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8, generator=generator).to(device)
+    image_HWC = torch.randint(0, 256, (61, 83, 3), dtype=torch.uint8, generator=generator).to(device)
+    trial = crop_centre(image_HWC.permute(2, 0, 1)[:, 3:, 5:], size + size // 30, size)._replace(flipped=True)
     try:
-        from catsdogs.images.triton_resize import resize_and_crop_batch
+        from catsdogs.images.triton_resize import resize_batch
 
-        found, expected = (
-            resize([image_CHW], short_side, size).int()
-            for resize in (resize_and_crop_batch, resize_and_crop_one_by_one)
-        )
+        found, expected = (resize([trial], size).int() for resize in (resize_batch, resize_one_by_one))
         if bool((found - expected).abs().max() <= 1):
             return True
         logger.warning("the kernel that resizes images is inaccurate on %s; resizing them one by one", device)
@@ -111,19 +137,14 @@ def compute_resized_sides(height: int, width: int, short_side: int) -> tuple[int
     return int(short_side * height / short), int(short_side * width / short)
 
 
-def _resize_and_crop(image_1CHW: torch.Tensor, short_side: int, size: int) -> torch.Tensor:
-    """Resize and crop as torchvision's Resize and CenterCrop do; returns a view, (1, C, size, size)."""
-    height, width = image_1CHW.shape[2:]
-    sides = compute_resized_sides(height, width, short_side)
-    resized_1CHW = F.interpolate(image_1CHW, list(sides), mode="bilinear", antialias=True)
-    top, left = (round((side - size) / 2) for side in sides)
-    return resized_1CHW[:, :, top : top + size, left : left + size]
+def _interpolate(image_1CHW: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(image_1CHW, list(sides), mode="bilinear", antialias=True)
 
 
 def resize_to_square(image: ImageArray, size: int) -> torch.Tensor:
     """Resize uint8 (H, W, 3) to (3, size, size) with the pixels of torchvision's `resize` with antialias."""
     image_1CHW = _to_writable(image)[None].permute(0, 3, 1, 2)
-    return F.interpolate(image_1CHW, [size, size], mode="bilinear", antialias=True)[0]
+    return _interpolate(image_1CHW, (size, size))[0]
 
 
 def normalize(
