@@ -10,6 +10,7 @@ PrecisionChoice = Literal["auto", "fp32", "bf16"]
 UseGpu = Literal["auto", "true", "false"]
 MIN_IMG_SIZE, MAX_IMG_SIZE = 32, 4096  # pixels a side
 MAX_VIEWS = 32
+DEFAULT_BATCH_SIZE = 32  # images per worker and step of training on a CPU
 MAX_SHARD_SIZE_WITH_EMBEDDINGS = 100_000  # rows; a part is assembled in memory
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy, Python and torch all accept
 
@@ -93,8 +94,8 @@ class TrainConfig:
     """With --freeze backbone: augmented views per image; default 5, without augmentation 1."""
     epochs: int = 10
     """Passes over the training images."""
-    batch_size: int = 32
-    """Images per worker and step; the global batch is this times --num-workers."""
+    batch_size: int | None = None
+    """Images per worker and step; default 32, on GPUs the largest power of two up to 256 with 30 steps per epoch."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     lr: float | None = None
@@ -137,9 +138,14 @@ class TrainConfig:
         _check_range(self, 0, math.inf, "weight_decay", "warmup_epochs", "max_failures")
 
     @property
+    def local_batch_size(self) -> int:
+        """Images per worker and step; `train.settings` chooses others than the default for GPUs."""
+        return self.batch_size or DEFAULT_BATCH_SIZE
+
+    @property
     def global_batch_size(self) -> int:
         """Images per step over all workers."""
-        return self.batch_size * self.num_workers
+        return self.local_batch_size * self.num_workers
 
     @property
     def num_views(self) -> int:

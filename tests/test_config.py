@@ -47,7 +47,7 @@ DEFAULTS = {
         "freeze": "none",
         "views": None,
         "epochs": 10,
-        "batch_size": 32,
+        "batch_size": None,
         "optimizer": "sgd",
         "lr": None,
         "warmup_epochs": 1.0,

@@ -3,6 +3,7 @@
 import logging
 import os
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data
@@ -14,7 +15,6 @@ from catsdogs import data, start, storage
 from catsdogs.data import runtime
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
-from catsdogs.progress import silent
 from catsdogs.schema import FILES, LABELLED_FILES, parquet_bytes
 from catsdogs.start import start_ray
 from catsdogs.storage import fetching, limits
@@ -50,13 +50,13 @@ def test_the_callers_settings_stay_as_they_are(ray_cluster, tmp_path):
     (tmp_path / "a.jpg").write_bytes(encode(solid((1, 2, 3))))
     files = pa.table([[str(tmp_path / "a.jpg")], [None], [None], [0]], schema=LABELLED_FILES)
     stage = data.DecodeForInference(Preprocessing(img_size=32), 10**6, batch_size=4)
-    plan = data.EpochPlan(num_rows=1, seed=0, batch_size=4, rank=0, world_size=1)
 
     with data.quiet_ray_loggers():
         data.read_and_decode(files.select(FILES.names), stage, 1.0).take_all()
         list(data.iter_decoded_batches(files, stage, 1.0))
-        list(data.iter_epoch_batches(files, plan, 1, stage.preprocessing, "none", 1.0))
-        data.cache_decoded(files, 1.0, silent)
+        augmented = data.DecodeForTraining(stage.preprocessing, 10**6, 4, "none", 0, (1,))
+        list(data.iter_epoch_batches(files, [np.arange(1)], augmented, 1.0))
+        list(data.iter_full_size(files.append_column("row", pa.array([0]))))
 
     assert DataContext.get_current() is context
     assert str(context) == before

@@ -32,7 +32,7 @@ from catsdogs.evaluate import evaluate
 from catsdogs.images import Preprocessing
 from catsdogs.labels import list_evaluation, list_training
 from catsdogs.lease import Lease
-from catsdogs.progress import Message, StageProgress, silent
+from catsdogs.progress import Message, silent
 from catsdogs.schema import read_table
 from catsdogs.start import start_ray
 from catsdogs.train import settings, train
@@ -73,11 +73,12 @@ def test_the_report_shows_pictures_that_the_driver_did_not_decode(finished_run, 
 
 
 def test_the_first_line_names_the_classes_and_both_folders(finished_run, red_blue_root):
-    assert lines_of(finished_run.events)[:2] == [
+    lines = lines_of(finished_run.events)
+    assert lines[0] == (
         f"2 classes, 'blue', 'red': 26 training images in {red_blue_root}/train, "
-        f"14 validation images in {red_blue_root}/validation",
-        f"{finished_run.folder}: 1 x 8 = 8 images a step, learning rate 0.005",
-    ]
+        f"14 validation images in {red_blue_root}/validation"
+    )
+    assert f"{finished_run.folder}: 1 x 8 = 8 images a step, learning rate 0.005" in lines[:3]
 
 
 def test_every_epoch_is_reported_in_a_line(finished_run):
@@ -327,6 +328,35 @@ def test_resume_with_other_settings_is_an_error_with_the_difference(finished_run
         train(dataclasses.replace(finished_run.config, resume=True, epochs=1))
 
 
+def test_a_resumed_run_has_the_batch_size_and_learning_rate_that_the_first_command_chose(finished_run):
+    config = dataclasses.replace(finished_run.config, resume=True, batch_size=None)
+    resumed = settings.restore_settings(settings.resolve(config), str(finished_run.folder))
+    assert (resumed.batch_size, resumed.lr) == (8, 0.005)
+    assert settings.resolve_step(resumed, True, 10**6).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_workers", "expected"),
+    [
+        (10**6, 1, 256),
+        (29 * 256 + 1, 1, 256),  # 30 steps
+        (29 * 256, 1, 128),  # 29
+        (10**4, 4, 64),
+        (2000, 1, 64),
+        (26, 1, 8),
+    ],
+)
+def test_on_gpus_the_batch_size_leaves_thirty_steps_per_epoch(num_images, num_workers, expected):
+    config = settings.resolve(TrainConfig(data_dir="d", num_workers=num_workers))
+    resolved = settings.resolve_step(config, True, num_images)
+    assert (resolved.batch_size, resolved.use_gpu) == (expected, "true")
+    assert resolved.lr == pytest.approx(0.02 * expected * num_workers / 32)
+    on_cpu = settings.resolve_step(config, False, num_images)
+    assert (on_cpu.batch_size, on_cpu.use_gpu, on_cpu.lr) == (32, "false", pytest.approx(0.02 * num_workers))
+    given = settings.resolve_step(dataclasses.replace(config, batch_size=48, lr=0.5), True, num_images)
+    assert (given.batch_size, given.lr) == (48, 0.5)
+
+
 def test_resume_of_a_missing_run_is_an_error(finished_run):
     with pytest.raises(InputError, match="nothing to resume"):
         train(dataclasses.replace(finished_run.config, name="absent", resume=True))
@@ -335,12 +365,10 @@ def test_resume_of_a_missing_run_is_an_error(finished_run):
 def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
     finished_run, ray_head, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("catsdogs.train.trainer.waits_for_images", lambda config: True)  # as on GPUs
     monkeypatch.setattr(start, "on_existing_cluster", lambda: False)  # as on a local Ray that the command started
     events, listens_on, on_event = killing_at("epoch 1/", ray_head.pid)
     config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=4)
     train(config, on_event)
-    assert StageProgress("decode", 26, 26) in events
     lines = lines_of(events)
     assert "a worker died: the group restarted after epoch 1" in lines
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1/2", "2/2"]

@@ -21,7 +21,7 @@ from catsdogs.images import Preprocessing, decode_image
 from catsdogs.process_setup import configure_threads_and_malloc, measure_bf16_speedup
 from catsdogs.resnet import ResNet50, build_resnet50
 from catsdogs.train.loop import train_step
-from catsdogs.train.model import FullModel, build_optimizer
+from catsdogs.train.model import FullModel, build_optimizer, set_learning_rate
 from catsdogs.train.worker import Ranks
 from catsdogs.weights import load_state_dict_strictly
 
@@ -73,7 +73,8 @@ def build_training_step(
     size = preprocessing.img_size
     images_NHWC = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device=device)
     targets_N = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    return partial(train_step, train_model, optimizer, (images_NHWC, targets_N), 0.001, config, Ranks())
+    set_learning_rate(optimizer, config.peak_lr, device)
+    return partial(train_step, train_model, optimizer, (images_NHWC, targets_N), config, Ranks())
 
 
 def _profile_decoding(images: Path, work: Path) -> str:

@@ -1,4 +1,4 @@
-"""Read, decode and cache images with Ray Data.
+"""Read and decode images with Ray Data.
 
 A decoded row has its pixels in `image`, fixed-size binary of S*S*3 bytes (S pixels a side). A row without pixels has
 zeros there, and the reason in `status` and `error`. If a GPU decodes JPEGs, the column `jpeg` has the encoded files,
@@ -16,7 +16,7 @@ from catsdogs.data.datasets import (
     read_and_decode_manifests,
 )
 from catsdogs.data.decode import DecodeForInference, DecodeForTraining, view_images
-from catsdogs.data.decoded_cache import DecodedCache, cache_decoded
+from catsdogs.data.full_size import iter_checked_jpegs, iter_full_size
 from catsdogs.data.runtime import (
     CpuAllocation,
     allocate_cpus,
@@ -26,6 +26,7 @@ from catsdogs.data.runtime import (
     default_num_actors,
     describe_wait,
     gpus_decode_jpegs,
+    min_memory_bytes,
     quiet_ray_loggers,
     resolve_use_gpu,
     wait_for_gpu,
@@ -38,10 +39,8 @@ __all__ = [
     "CpuAllocation",
     "DecodeForInference",
     "DecodeForTraining",
-    "DecodedCache",
     "EpochPlan",
     "allocate_cpus",
-    "cache_decoded",
     "configure_ray_data",
     "count_decoders",
     "count_nodes",
@@ -49,9 +48,12 @@ __all__ = [
     "default_num_actors",
     "describe_wait",
     "gpus_decode_jpegs",
+    "iter_checked_jpegs",
     "iter_decoded_batches",
     "iter_epoch_batches",
+    "iter_full_size",
     "map_in_tasks",
+    "min_memory_bytes",
     "pack_block",
     "quiet_ray_loggers",
     "read_and_decode",

@@ -15,9 +15,7 @@ from ray.data.block import BlockMetadata
 from catsdogs import storage
 from catsdogs.data.blocks import find_block_rows, join_batches, pack_block, split_files, unpack_blocks
 from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForInference, DecodeForTraining
-from catsdogs.data.decoded_cache import AugmentCached, DecodedCache
 from catsdogs.data.runtime import configure_ray_data
-from catsdogs.images import MAX_PIXELS, Preprocessing
 from catsdogs.schema import read_table
 
 RowIndices = np.ndarray[Any, np.dtype[np.int64]]
@@ -171,32 +169,21 @@ class EpochPlan:
 
 
 def iter_epoch_batches(
-    files: pa.Table,
-    plan: EpochPlan,
-    epoch: int,
-    preprocessing: Preprocessing,
-    augmentation: str,
-    num_cpus: float,
-    decoded_cache: DecodedCache | None = None,
+    files: pa.Table, steps: Sequence[RowIndices], stage: DecodeForTraining, num_cpus: float
 ) -> Iterator[pa.Table]:
-    """Read, decode and augment a worker's rows of one epoch; yield one batch per step.
+    """Read, decode and augment the rows of one epoch; yield one batch per step.
 
     Args:
         files: all training rows, `LABELLED_FILES`.
+        steps: the rows of each step, at least one and at most `stage.batch_size`.
         num_cpus: reserved by each decoding task.
     """
-    steps = [rows for rows in plan.steps(epoch) if len(rows)]
     if not steps:
         return
     blocks = [files.take(pa.array(rows)).append_column("row", pa.array(rows)) for rows in steps]
-    stage = DecodeForTraining(preprocessing, MAX_PIXELS, plan.batch_size, augmentation, plan.seed, (epoch,))
-    dataset = configure_ray_data(ray.data.from_arrow(blocks), preserve_order=True).map_batches(
-        stage if decoded_cache is None else AugmentCached(decoded_cache, stage),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=num_cpus,
+    dataset = configure_ray_data(ray.data.from_arrow(blocks), preserve_order=True)
+    dataset.context.target_max_block_size = 2 * stage.batch_bytes  # so that Ray Data does not split a batch
+    dataset = dataset.map_batches(
+        stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus
     )
-    yield from dataset.iter_batches(
-        batch_size=plan.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
-    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES)

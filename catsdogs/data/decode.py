@@ -174,8 +174,11 @@ class DecodeForTraining(DecodeForInference):
             return self.preprocessing(image)
         from catsdogs.images.augment import augment  # imports torch, which drivers do not need
 
-        rng = np.random.default_rng([self.seed, epoch, row])
-        return augment(image, self.augmentation, self.preprocessing.img_size, rng)
+        return augment(image, self.augmentation, self.preprocessing.img_size, self.build_generator(row, epoch))
+
+    def build_generator(self, row: int, epoch: int) -> np.random.Generator:
+        """Build the generator of a view, the same on every worker and after every restart."""
+        return np.random.default_rng([self.seed, epoch, row])
 
 
 def _list_entries(files: pa.Table) -> list[storage.Entry]:

@@ -144,9 +144,9 @@ def count_nodes() -> int:
     return max(1, len(_list_nodes()))
 
 
-def min_object_store_bytes() -> float:
-    """Return the size of the smallest object store on a machine that has CPUs."""
-    return min((node.get("object_store_memory", 0.0) for node in _list_nodes()), default=0.0)
+def min_memory_bytes() -> float:
+    """Return the memory, without the object store, of the machine with CPUs that has the least."""
+    return min((node.get("memory", 0.0) for node in _list_nodes()), default=0.0)
 
 
 def _list_nodes() -> list[dict[str, float]]:

@@ -46,13 +46,14 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     saved = load_saved_run(uri, config.freeze == "none") if config.resume else SavedRun(History())
     train_files, validation_files = _list_files(config, saved, progress)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size), lease)
-    progress(Message(f"{uri}: {_describe_steps(config)}"))
     weights = None if saved.history.epoch else _read_weights(config, folder.class_names, progress)
 
     start.import_while_ray_starts("catsdogs.train.trainer")
     from catsdogs.train import trainer  # not at the top: imports Ray Train
 
-    config = trainer.resolve_use_gpu(config)
+    use_gpu = trainer.resolve_use_gpu(config)
+    config = settings.resolve_step(config, use_gpu, train_files.files.num_rows)
+    progress(Message(f"{uri}: {_describe_steps(config)}"))
     folder.remove_temporaries()
     settings.write_args(config, folder)
     reporter = trainer.run_workers(config, folder, (train_files.files, validation_files.files), weights, progress)
@@ -73,7 +74,7 @@ def _list_files(config: TrainConfig, saved: SavedRun, progress: Progress) -> tup
 
 def _describe_steps(config: TrainConfig) -> str:
     return (
-        f"{config.num_workers} x {config.batch_size} = {config.global_batch_size} images a step, "
+        f"{config.num_workers} x {config.local_batch_size} = {config.global_batch_size} images a step, "
         f"learning rate {config.peak_lr:g}"
     )
 

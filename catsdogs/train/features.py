@@ -33,7 +33,8 @@ from catsdogs.progress import Message
 from catsdogs.resnet import ResNet50
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes, read_table
 from catsdogs.split_folders import TRAIN, VALIDATION
-from catsdogs.train.inputs import Batch, LeftOutImages, is_decoded, list_validation_batches
+from catsdogs.train.graph import Batch
+from catsdogs.train.inputs import LeftOutImages, is_decoded, list_validation_batches
 from catsdogs.train.run_folder import FEATURES
 from catsdogs.train.worker import TrainWorker
 

@@ -18,33 +18,46 @@ from catsdogs.predictions import build_predictions
 from catsdogs.progress import report_failed_rows
 from catsdogs.resnet import ResNet50
 from catsdogs.schema import OK, RETRYABLE_STATUSES, parquet_bytes
+from catsdogs.train.graph import Batch
+from catsdogs.train.resident import Room, load_resident_images, measure_room
 from catsdogs.train.run_folder import LEFT_OUT
 from catsdogs.train.worker import Ranks, TrainWorker
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and classes, int64 (N,), on the worker's device; N may be 0
 DecodedBatch = tuple[pa.Table, ImageArray]  # rows without `image`, and images_NHWC
 MAX_CACHED_BYTES = 1 << 30  # of a worker's validation images
 
 
 class ImageInputs:
-    """Images as the inputs of a run that trains all layers."""
+    """Images as the inputs of a run that trains all layers; on a GPU those that fit are resident there."""
 
-    def __init__(self, worker: TrainWorker) -> None:
+    def __init__(self, worker: TrainWorker, room: Room | None = None) -> None:
         self._worker = worker
         self._spec = worker.spec
         self._size = worker.spec.folder.preprocessing.img_size
         self._validation_cache: list[DecodedBatch] | None = None
+        self._resident = load_resident_images(worker, room or measure_room(worker))
+        self._targets_N = worker.spec.train_files["true_index"].to_numpy().astype(np.int64)
         self.left_out = LeftOutImages()
+        for rows in self._resident.failed:
+            self.left_out.add(rows)
 
     def iter_batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield one batch per step: images, uint8 (N, H, W, C), and their classes."""
-        spec, plan, preprocessing = self._spec, self._worker.plan, self._spec.folder.preprocessing
-        batches = data.iter_epoch_batches(
-            spec.train_files, plan, epoch, preprocessing, spec.config.augment, spec.decode_cpus, spec.decoded_cache
+        """Yield one batch per step: images, uint8 (N, H, W, C), and their classes; resident ones come first."""
+        spec, config, plan = self._spec, self._spec.config, self._worker.plan
+        stage = data.DecodeForTraining(
+            spec.folder.preprocessing, MAX_PIXELS, plan.batch_size, config.augment, config.seed, (epoch,)
         )
-        for _ in range(plan.num_steps):
-            rows = next(batches, None)  # this worker may have no rows in the last step
-            yield self._empty_batch() if rows is None else self._to_batch(rows)
+        steps = [self._resident.split(rows_N) for rows_N in plan.steps(epoch)]
+        to_read = [rows_N for _, rows_N in steps if len(rows_N)]
+        tables = data.iter_epoch_batches(spec.train_files, to_read, stage, spec.decode_cpus)
+        for resident_N, read_N in steps:  # this worker may have no rows in the last step
+            parts = [self._empty_batch()] if not len(resident_N) + len(read_N) else []
+            if len(resident_N):
+                targets_N = to_device(self._targets_N[resident_N], self._worker.device)
+                parts.append((self._resident.augment(resident_N, stage), targets_N))
+            if len(read_N):
+                parts.append(self._to_batch(next(tables)))
+            yield _join(parts)
 
     def _empty_batch(self) -> Batch:
         images_NHWC = torch.zeros((0, self._size, self._size, 3), dtype=torch.uint8, device=self._worker.device)
@@ -56,8 +69,8 @@ class ImageInputs:
         if not decoded_N.all():
             self.left_out.add(rows.filter(pa.array(~decoded_N)))
             images_NHWC = images_NHWC[decoded_N]
-        targets_N = torch.tensor(rows["true_index"].to_numpy()[decoded_N], dtype=torch.int64)
-        return to_device(images_NHWC, self._worker.device), targets_N.to(self._worker.device)
+        targets_N = rows["true_index"].to_numpy()[decoded_N].astype(np.int64)
+        return to_device(images_NHWC, self._worker.device), to_device(targets_N, self._worker.device)
 
     def predict_validation(self, model: ResNet50) -> Iterator[pa.Table]:
         """Predict the worker's validation rows, one table of `PREDICTIONS` per batch."""
@@ -84,6 +97,13 @@ class ImageInputs:
                 cache.clear()
             yield rows, images_NHWC
         self._validation_cache = cache if cacheable else None
+
+
+def _join(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    images, targets = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(targets)
 
 
 def list_validation_batches(num_rows: int, ranks: Ranks) -> list[RowIndices]:

@@ -7,9 +7,11 @@ driver.train                            driver.py        lists the labelled file
     └── for each epoch:
         ├── train_epoch
         │   ├── iter_batches            inputs.py        read, decode and augment (data/datasets.py, data/decode.py)
+        │   │                           resident.py      on a GPU: augment images that are in its memory
         │   │                           features.py
         │   ├── compute_learning_rate   model.py
         │   └── train_step                               zero_grad, forward, loss, backward, clip, optimizer step
+        │                               graph.py         on one GPU: the whole step as a CUDA graph
         ├── validate                    inputs.py        predict the validation rows (predict.py), sum over workers
         │                               features.py
         └── save_checkpoint             run_folder.py    best/, last/, summary.csv, last/training_state.pt
@@ -19,6 +21,7 @@ Shapes: N batch, K classes.
 
 import math
 import time
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -35,8 +38,9 @@ from catsdogs.progress import report_failed_rows
 from catsdogs.schema import PREDICTIONS
 from catsdogs.train.events import EpochFinished, Started, TrainingFailed
 from catsdogs.train.features import FeatureInputs, find_or_compute_features
-from catsdogs.train.inputs import Batch, ImageInputs
-from catsdogs.train.model import Forward, compute_learning_rate
+from catsdogs.train.graph import Batch, GraphedStep, Step, capture_graph
+from catsdogs.train.inputs import ImageInputs
+from catsdogs.train.model import Forward, compute_learning_rate, set_learning_rate
 from catsdogs.train.run_folder import CheckpointWriter, EpochRow
 from catsdogs.train.worker import Ranks, TrainWorker
 
@@ -61,13 +65,13 @@ def train_epochs(worker: TrainWorker) -> None:
     worker.events.send(Started(worker.history, worker.precision, worker.device.type))
     if first_epoch > config.epochs:
         return
-    inputs = build_inputs(worker)
+    inputs, step = build_inputs(worker), build_step(worker)
     interval_s = HEAD_SAVE_INTERVAL_S if config.freeze == "backbone" else 0.0
     num_saved = worker.history.epoch
     writer = CheckpointWriter(worker.spec.folder, worker.saved_files, num_saved, config.epochs, interval_s)
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.monotonic()
-        totals = train_epoch(worker, inputs, epoch)
+        totals = train_epoch(worker, inputs, step, epoch)
         if error := check_totals(totals, epoch, config):  # identical on every worker, so all return
             worker.events.send(TrainingFailed(error))
             return
@@ -97,15 +101,25 @@ def build_inputs(worker: TrainWorker) -> Inputs:
     return FeatureInputs(worker, find_or_compute_features(worker))
 
 
-def train_epoch(worker: TrainWorker, inputs: Inputs, epoch: int) -> EpochTotals:
+def build_step(worker: TrainWorker) -> Step:
+    """Bind `train_step` to the worker; on one GPU, it becomes a CUDA graph."""
+    config, ranks = worker.spec.config, worker.ranks
+    step = partial(train_step, worker.train_model, worker.optimizer, config=config, ranks=ranks)
+    if worker.device.type != "cuda" or ranks.world_size > 1:
+        return step
+    return GraphedStep(step, worker.optimizer, worker.plan.batch_size, worker.events.send_text, capture_graph)
+
+
+def train_epoch(worker: TrainWorker, inputs: Inputs, step: Step, epoch: int) -> EpochTotals:
     """Run the training steps of an epoch."""
     config, plan = worker.spec.config, worker.plan
     started = time.monotonic()
     sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
-    for step, batch in enumerate(inputs.iter_batches(epoch)):
-        lr = compute_learning_rate(config, (epoch - 1) * plan.num_steps + step, plan.num_steps)
-        sums += train_step(worker.train_model, worker.optimizer, batch, lr, config, worker.ranks)
-        num_done = min((step + 1) * plan.global_batch_size, plan.num_rows)
+    for i, batch in enumerate(inputs.iter_batches(epoch)):
+        lr = compute_learning_rate(config, (epoch - 1) * plan.num_steps + i, plan.num_steps)
+        set_learning_rate(worker.optimizer, lr, worker.device)
+        sums += step(batch)
+        num_done = min((i + 1) * plan.global_batch_size, plan.num_rows)
         worker.events.send_progress("train", num_done, plan.num_rows, f"epoch {epoch}/{config.epochs}")
     loss, num_correct, num_rows = worker.ranks.all_reduce(sums).tolist()
     seconds = time.monotonic() - started
@@ -114,24 +128,24 @@ def train_epoch(worker: TrainWorker, inputs: Inputs, epoch: int) -> EpochTotals:
 
 
 def train_step(
-    model: Forward, optimizer: torch.optim.Optimizer, batch: Batch, lr: float, config: TrainConfig, ranks: Ranks
+    model: Forward, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig, ranks: Ranks
 ) -> torch.Tensor:
     """Take one optimizer step on this worker's rows of a global batch.
+
+    It does not wait for the device, unless a worker has no rows: a CUDA graph can replay it.
 
     Returns:
         float64 (3,): over this worker's rows, the sum of the cross-entropy, the correct rows, the rows.
     """
     inputs, targets_N = batch
     num_rows, device = len(targets_N), targets_N.device
-    global_num_rows = ranks.all_reduce(torch.tensor(float(num_rows), device=device))
+    global_num_rows = ranks.all_reduce(torch.full((), float(num_rows), device=device))
     if num_rows == 0:
         if global_num_rows.item() == 0:  # no image of the global batch could be decoded
             return torch.zeros(3, dtype=torch.float64, device=device)
         # Dummy batch of one row, so that DDP's backward also runs on ranks without data.
         inputs, targets_N = inputs.new_zeros((1, *inputs.shape[1:])), targets_N.new_zeros(1)
 
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
 
     logits_NK = model(inputs)

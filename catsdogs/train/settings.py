@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 
 from catsdogs import storage
-from catsdogs.config import PrecisionChoice, TrainConfig
+from catsdogs.config import DEFAULT_BATCH_SIZE, PrecisionChoice, TrainConfig
 from catsdogs.environment import update_environment
 from catsdogs.errors import InputError
 from catsdogs.lease import LEASE, Lease, LeaseClaim
@@ -25,21 +25,38 @@ if TYPE_CHECKING:  # imports torch, which the driver does not need
     from catsdogs.process_setup import Precision
 
 PRECISIONS = get_args(PrecisionChoice)
+MIN_STEPS = 30  # per epoch: BatchNorm's statistics and the schedule need some
+MIN_BATCH_SIZE, MAX_BATCH_SIZE = 8, 256  # BatchNorm needs some images; larger batches are hardly faster
+CHOSEN_SETTINGS = {"batch_size", "lr"}  # if they are not given; those of the run to resume are restored
 CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "use_gpu"}  # on --resume
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Resolve the settings that depend on neither the cluster nor the device."""
+    """Resolve the settings that depend on neither the cluster nor the data."""
     new_name = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return dataclasses.replace(
         config,
         data_dir=storage.absolute(config.data_dir),
         storage_path=storage.absolute(config.storage_path),
         name=config.name or new_name,
-        lr=config.peak_lr,
         views=config.num_views if config.freeze == "backbone" else None,
         weights=config.weights if config.weights in (IMAGENET, NONE) else storage.absolute(config.weights),
     )
+
+
+def resolve_step(config: TrainConfig, use_gpu: bool, num_images: int) -> TrainConfig:
+    """Resolve the device, the batch size and the learning rate that follows from it."""
+    batch_size = config.batch_size or choose_batch_size(use_gpu, num_images, config.num_workers)
+    config = dataclasses.replace(config, use_gpu="true" if use_gpu else "false", batch_size=batch_size)
+    return dataclasses.replace(config, lr=config.peak_lr)
+
+
+def choose_batch_size(use_gpu: bool, num_images: int, num_workers: int) -> int:
+    """Choose the images per worker and step: on a GPU, as many as leave MIN_STEPS per epoch, in powers of two."""
+    batch_size = MAX_BATCH_SIZE if use_gpu else DEFAULT_BATCH_SIZE
+    while use_gpu and batch_size > MIN_BATCH_SIZE and num_images <= (MIN_STEPS - 1) * batch_size * num_workers:
+        batch_size //= 2
+    return batch_size
 
 
 @contextlib.contextmanager
@@ -112,12 +129,17 @@ def choose_precision(folder: RunFolder, device: "torch.device", report: Callable
 
 
 def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
-    """Check the settings against those of the run to resume, and use its precision; InputError if they differ."""
+    """Check the settings against those of the run to resume, and use what it chose; InputError if they differ."""
     if not config.resume:
         return config
     previous = _read_args(storage.join(uri, ARGS))
     _check_settings(config, previous, uri)
-    return dataclasses.replace(config, precision=previous["precision"])
+    return dataclasses.replace(
+        config,
+        precision=previous["precision"],
+        batch_size=config.batch_size or previous.get("batch_size"),
+        lr=config.lr or previous.get("lr"),
+    )
 
 
 def _read_args(args: str) -> dict[str, Any]:
@@ -137,6 +159,7 @@ def _check_settings(config: TrainConfig, previous: dict[str, Any], uri: str) -> 
         f"--{name.replace('_', '-')} was {previous[name]}, is {value}"
         for name, value in dataclasses.asdict(config).items()
         if name in previous and name not in CHANGEABLE_SETTINGS and value != "auto" and previous[name] != value
+        if value is not None or name not in CHOSEN_SETTINGS
     ]
     if config.epochs < previous["epochs"]:
         differences.append(f"--epochs was {previous['epochs']}, is {config.epochs}; it may only grow")

@@ -1,7 +1,6 @@
 """The specification of a run, which the driver sends to its workers. Imports neither torch nor Ray Train."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from ray.util.queue import Queue
@@ -9,9 +8,6 @@ from ray.util.queue import Queue
 from catsdogs.config import TrainConfig
 from catsdogs.train.run_folder import RunFolder
 from catsdogs.weights import PretrainedWeights
-
-if TYPE_CHECKING:
-    from catsdogs.data import DecodedCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +18,6 @@ class RunSpec:
         train_files, validation_files: `LABELLED_FILES`.
         weights: of a run without a finished epoch; None for random ones.
         decode_cpus: reserved by each decoding task.
-        decoded_cache: the training images, if they were decoded before the workers started.
         ray_is_local: Ray ends with the command.
     """
 
@@ -33,5 +28,4 @@ class RunSpec:
     weights: PretrainedWeights | None
     event_queue: Queue
     decode_cpus: float
-    decoded_cache: "DecodedCache | None" = None
     ray_is_local: bool = False

@@ -3,7 +3,6 @@
 What the controller of Ray Train unpickles is of Ray, or imports nothing of this package: only workers need torch.
 """
 
-import dataclasses
 import os
 import signal
 import tempfile
@@ -40,10 +39,9 @@ RAY_TRAIN_SETTINGS = {  # environment variables
 }
 
 
-def resolve_use_gpu(config: TrainConfig) -> TrainConfig:
+def resolve_use_gpu(config: TrainConfig) -> bool:
     """Resolve `--use-gpu auto`; raises InputError if there are too few GPUs."""
-    use_gpu = data.resolve_use_gpu(config.use_gpu, config.num_workers)
-    return dataclasses.replace(config, use_gpu="true" if use_gpu else "false")
+    return data.resolve_use_gpu(config.use_gpu, config.num_workers)
 
 
 def run_workers(
@@ -72,26 +70,10 @@ def run_workers(
             weights=weights,
             event_queue=Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node}),
             decode_cpus=data.allocate_cpus(config.num_workers).decode,
-            decoded_cache=_cache_train_images(config, files[0], stalls),
             ray_is_local=not start.on_existing_cluster(),
         )
         _fit_and_forward(spec, reporter)
     return reporter
-
-
-def _cache_train_images(config: TrainConfig, files: pa.Table, progress: Progress) -> data.DecodedCache | None:
-    """Decode the training images once for all epochs: on GPUs, if all fit in half of the smallest object store."""
-    if config.freeze == "backbone" or config.epochs == 1 or not waits_for_images(config):
-        return None
-    try:
-        return data.cache_decoded(files, data.allocate_cpus(config.num_workers).decode, progress)
-    except Exception as error:
-        raise to_run_error(error, "decoding the training images", "no epoch was started") from error
-
-
-def waits_for_images(config: TrainConfig) -> bool:
-    """Return whether steps wait for images: on GPUs. On a CPU the model takes many times as long as decoding."""
-    return config.use_gpu == "true"
 
 
 def _fit_and_forward(spec: RunSpec, reporter: ProgressReporter) -> None:

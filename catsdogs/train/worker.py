@@ -97,7 +97,7 @@ class TrainWorker:
         return data.EpochPlan(
             num_rows=self.spec.train_files.num_rows,
             seed=self.spec.config.seed,
-            batch_size=self.spec.config.batch_size,
+            batch_size=self.spec.config.local_batch_size,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
@@ -170,5 +170,5 @@ def _wrap_model(
     if head_only:
         return forward
     if should_compile(spec.config, device, spec.train_files.num_rows, history.epoch):
-        forward = CompiledModel(forward, spec.config.batch_size, events.send_text)
+        forward = CompiledModel(forward, spec.config.local_batch_size, events.send_text)
     return FullModel(model, forward, spec.folder.preprocessing, precision)
