@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from benchmarks.speed.batch_report import REPORT_FILE, read_report
 
 PROGRESS = re.compile(r"(?:score|train) ([\d,]+)/")
@@ -66,3 +68,17 @@ def compute_timing(start: float, end: float, batches: Sequence[tuple[float, floa
     (first_s, first), (last_s, last) = batches[0], batches[-1]
     rate = (last - first) / (last_s - first_s) if last > first else math.nan
     return Timing(first_s - start, rate, end - start)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and those that it started, also the daemons of its Ray."""
+    try:
+        process = psutil.Process(pid)
+        tree = [*process.children(recursive=True), process]
+    except psutil.Error:
+        return
+    for each in tree:
+        try:
+            each.kill()
+        except psutil.Error:
+            continue
