@@ -47,7 +47,7 @@ faults: .venv/installed
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-# Daft without its requirements, which restrict pyarrow to an older version; it works with ours.
+# Without their requirements: Daft's restrict pyarrow to an older version, it works with ours; OpenVINO's send telemetry.
 .venv/peers: .venv/installed benchmarks/requirements.lock
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --require-hashes -r benchmarks/requirements.lock
 	touch $@

@@ -12,6 +12,7 @@ from benchmarks.speed.agreement import compare_predictions, read_predictions
 from benchmarks.speed.checks import Checks
 from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, copy_sample
 from benchmarks.speed.goals import GOALS
+from benchmarks.speed.ours.roofline import count_flop
 from benchmarks.speed.timing import FailedError, Timing, compute_timing, time_command
 
 SLEEP_S = 0.2
@@ -77,11 +78,22 @@ def test_the_page_has_every_contestant_and_marks_missed_goals(tmp_path, monkeypa
     for contestant in contestants:
         assert f"| {contestant.name} | {contestant.num_images:,} | 100.0 (100.0 to 100.0) | 1.00x |" in text
     for goal in GOALS[:-1]:  # of rates
-        assert f"| {goal.what} | {goal.minimum:g} | {goal.target:g} | 1.00 (1.00 to 1.00) |" in text
+        ratio = 3 if "roofline" in goal.what else 1
+        assert (
+            f"| {goal.what} | {goal.minimum:g} | {goal.target:g} | {ratio:.2f} ({ratio:.2f} to {ratio:.2f}) |" in text
+        )
     assert f"| {GOALS[-1].what} | 6 | 8 | 5.50 (5.50 to 5.50) | **missed** |" in text  # (10 + 10 x 10) / 20
     assert text.count("| target reached |") == sum(goal.target <= 1 for goal in GOALS)
+    assert text.count("| **missed** |") == sum(goal.minimum > 1 for goal in GOALS)
     assert "- Memory: 2.0 **missed**" in text
     assert checks.missed == ["Memory: 2.0"]
+
+
+def test_the_roofline_counts_the_operations_of_torchvisions_resnet50():
+    from torchvision.models import ResNet50_Weights
+
+    counted = ResNet50_Weights.IMAGENET1K_V2.meta["_ops"]  # 10^9 multiply-adds
+    assert count_flop() / 2e9 == pytest.approx(counted, rel=0.001)
 
 
 def test_predictions_of_two_samples_are_compared_by_the_names_of_the_files(tmp_path):

@@ -73,11 +73,14 @@ CLASS_NAMES = ("cats", "dogs")
 SCORE = ("score", "--input", "{images}", "--checkpoint", "{checkpoint}", "--output", "{output}")
 OURS, LOOP = "`catsdogs score`", "torch DataLoader, tuned"
 ALONE, WITHOUT_RAY, RAY = "our model alone", "our pipeline without Ray", "Ray's documentation"
+ROOFLINE, OPENVINO = "the roofline", "OpenVINO, model alone"
 SCORING = (
     Contestant(OURS, (CATSDOGS, *SCORE), 3000),
     Contestant(WITHOUT_RAY, module_command("ours.pipeline"), 600),
     Contestant(ALONE, module_command("ours.model"), 480),
-    Contestant("the roofline", module_command("ours.roofline"), 252),
+    Contestant(OPENVINO, module_command("peers.openvino_model"), 480),
+    Contestant(f"{OPENVINO}, tuned", module_command("peers.openvino_model", "--tuned"), 480),
+    Contestant(ROOFLINE, module_command("ours.roofline"), 252),
     Contestant(RAY, module_command("peers.ray_docs"), 200),
     Contestant(f"{RAY}, tuned", module_command("peers.ray_docs", "--tuned"), 600),
     Contestant("torch DataLoader", module_command("peers.loader"), 200),
@@ -87,17 +90,19 @@ SCORING = (
     Contestant("Daft", module_command("peers.daft_udf"), 200),
     Contestant("Daft, tuned", module_command("peers.daft_udf", "--tuned"), 600),
 )
-IN_MEMORY = (SCORING[2], SCORING[3])  # they read no files
-DECODING, PILLOW = "our decoding", "Pillow, `ResNet50_Weights.transforms()`"
+DECODING, TURBO = "our decoding", "libjpeg-turbo, torch's resize"
 DECODERS = (
     Contestant(DECODING, module_command("ours.decoding"), 3000),
-    Contestant(PILLOW, module_command("peers.decoding"), 3000),
+    Contestant(TURBO, module_command("peers.turbo_decoding"), 3000),
+    Contestant("Pillow, `ResNet50_Weights.transforms()`", module_command("peers.decoding"), 3000),
 )
-TRAINING, EAGER = "`catsdogs train`", "torchvision's reference loop"
+TRAINING, STEP, REFERENCE = "`catsdogs train`", "our training step alone", "torchvision's reference loop"
+TUNED_REFERENCE = f"{REFERENCE}, tuned"
 TRAINERS = (
     Contestant(TRAINING, _train_command("--epochs", "1", "--val-split", "0.1"), 480, "train"),
-    Contestant(EAGER, module_command("peers.reference_training"), 320, "train"),
-    Contestant(f"{EAGER}, tuned", module_command("peers.reference_training", "--tuned"), 320, "train"),
+    Contestant(STEP, module_command("ours.training_step"), 256, "train"),
+    Contestant(REFERENCE, module_command("peers.reference_training"), 160, "train"),
+    Contestant(TUNED_REFERENCE, module_command("peers.reference_training", "--tuned"), 320, "train"),
     Contestant("Ray's documentation, training", module_command("peers.ray_training"), 96, "train"),
 )
 FROZEN, EPOCH = "`catsdogs train --freeze backbone`, 10 epochs", "DataLoader, tuned, an epoch"
@@ -105,3 +110,4 @@ NOTEBOOK = (  # the trained head of the last one is used by agreement.py
     Contestant(EPOCH, module_command("peers.frozen_loop", "--tuned"), 3000),
     Contestant(FROZEN, _train_command("--freeze", "backbone", "--augment", "none", "--epochs", "10"), 3000),
 )
+IN_MEMORY = (*SCORING[2:6], TRAINERS[1])  # they read no files

@@ -14,7 +14,7 @@ from benchmarks.speed.contestants import DECODERS, NOTEBOOK, SCORING, TRAINERS, 
 from benchmarks.speed.goals import GOALS
 from benchmarks.speed.timing import Timing
 
-PACKAGES = ("torch", "simplejpeg", "torchvision", "ray", "timm", "daft", "pillow")
+PACKAGES = ("torch", "simplejpeg", "torchvision", "ray", "timm", "daft", "openvino", "pillow")
 INTRODUCTION = """# Benchmarks
 
 The speed of catsdogs and of its alternatives. Made by `{command}`: every command in turn, {rounds} rounds, all on the
@@ -30,12 +30,18 @@ Machine: {machine}; {when} UTC; revision {revision}. On a GPU: [benchmarks-gpu.m
 """
 NOTES = {
     "Scoring": "Our model alone classifies one decoded batch again and again. The roofline is the rate at which this "
-    "machine would classify if it only multiplied matrices in bf16 (8.18 GFLOP per image). Ray gives a process one "
-    "thread per reserved CPU, which is one in its documentation's examples; tuned, the model uses all cores.",
+    "machine would classify if it only multiplied matrices in bf16: 8.17 GFLOP per image, counted by "
+    "`torch.utils.flop_counter`. OpenVINO classifies the same batch, from uint8 to probabilities; tuned, in bf16 and "
+    "its throughput mode. Ray gives a process one thread per reserved CPU, which is one in its documentation's "
+    "examples; tuned, the model uses all cores.",
     "Decoding and resizing, one core": "From the bytes of a file to 224 x 224 pixels. The weights' transforms also "
-    "normalize; ours normalizes whole batches in the model's stage, which the rates of scoring include.",
+    "normalize; ours normalizes whole batches in the model's stage, which the rates of scoring include. "
+    "libjpeg-turbo (simplejpeg) and torch's antialiased bilinear resize give the same pixels. They decode JPEGs only, "
+    "and neither apply the EXIF orientation nor check for missing data.",
     "Training all layers": "Random resized crop and flip, SGD, global batch of 32; the rate includes reading and "
-    "decoding. `catsdogs train` validates on a tenth of its images. Ray's example runs 3 steps, the other loops 10.",
+    "decoding, except for our training step alone, on a batch in memory. A step has three times the operations of the "
+    "forward pass. `catsdogs train` validates on a tenth of its images. Ray's example runs 3 steps, torchvision's loop "
+    "5, and tuned 10.",
     "The notebook's experiment": "A frozen backbone, no augmentation, 2,000 images to train and 1,000 to validate. The "
     "loop ran one epoch; the ratio counts its start-up once and the rest ten times.",
 }

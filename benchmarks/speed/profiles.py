@@ -40,11 +40,7 @@ def write_profiles(images: Path, model: Path, work: Path) -> str:
 
 def _profile_step(model_folder: Path) -> str:
     """Time training steps on a batch in memory, then profile one by operator."""
-    configure_threads_and_malloc(1)
-    files = read_checkpoint(str(model_folder))
-    model = build_resnet50(len(files.class_names), seed=0).to(memory_format=torch.channels_last)
-    load_state_dict_strictly(model, files.load_state_dict(), files.uri)
-    step = build_training_step(model, model, files.preprocessing, CPU, BATCH_SIZE)
+    step = build_cpu_step(str(model_folder))
     steps = [_measure_s(step) for _ in range(STEPS)]
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()
@@ -59,12 +55,22 @@ def _profile_step(model_folder: Path) -> str:
     )
 
 
+def build_cpu_step(checkpoint: str) -> Callable[[], object]:
+    """Build a training step on all cores, of a checkpoint's weights."""
+    configure_threads_and_malloc(1)
+    files = read_checkpoint(checkpoint)
+    model = build_resnet50(len(files.class_names), seed=0).to(memory_format=torch.channels_last)
+    load_state_dict_strictly(model, files.load_state_dict(), files.uri)
+    return build_training_step(model, model, files.preprocessing, CPU, BATCH_SIZE)
+
+
 def build_training_step(
     model: ResNet50,
     wrapped: Callable[[torch.Tensor], torch.Tensor],
     preprocessing: Preprocessing,
     device: torch.device,
     batch_size: int,
+    ranks: Ranks | None = None,
 ) -> Callable[[], object]:
     """Build a call that runs one training step of ours in bf16, on a batch in the memory of the device."""
     config = TrainConfig(data_dir="", lr=0.001)
@@ -74,7 +80,7 @@ def build_training_step(
     images_NHWC = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8, device=device)
     targets_N = torch.zeros(batch_size, dtype=torch.int64, device=device)
     set_learning_rate(optimizer, config.peak_lr, device)
-    return partial(train_step, train_model, optimizer, (images_NHWC, targets_N), config, Ranks())
+    return partial(train_step, train_model, optimizer, (images_NHWC, targets_N), config, ranks or Ranks())
 
 
 def _profile_decoding(images: Path, work: Path) -> str:
