@@ -13,9 +13,8 @@ import pytest
 from scoring import part_names, read_rows, run_scoring, write_images
 from web_server import Response, serve
 
-from catsdogs import storage
+from catsdogs import storage, table_files
 from catsdogs.errors import InputError, RunError
-from catsdogs.score import path_lists
 from catsdogs.score.path_lists import PathList, is_path_list
 
 PATHS = ["/data/a.jpg", "/data/b c.jpg", "s3://bucket/é.jpg"]
@@ -188,13 +187,13 @@ def test_the_flag_reaches_the_list(tmp_path, bucket, put):
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
 def test_a_small_parquet_file_with_many_long_paths_is_refused(use_dictionary, tmp_path, monkeypatch):
-    monkeypatch.setattr(path_lists, "MAX_LIST_BYTES", 10 << 20)
+    monkeypatch.setattr(table_files, "MAX_UNPACKED_BYTES", 10 << 20)
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["/" + "x" * 100_000]))
     uri = f"{tmp_path}/list.parquet"
     pq.write_table(pa.table({"path": rows.cast(pa.string())}), uri, compression="zstd", use_dictionary=use_dictionary)
     assert Path(uri).stat().st_size < 50_000
     read = []
-    with pytest.raises(InputError, match=r"expected at most 10 MiB and .* rows, unpacked; split it into a folder"):
+    with pytest.raises(InputError, match=r"expected at most 10 MiB and .* rows, unpacked; split it into several files"):
         read.extend(PathList(uri))
     assert len(read) <= 104
 
@@ -209,7 +208,7 @@ def test_a_repeated_path_of_a_parquet_file_takes_no_memory_before_its_turn(tmp_p
 
 @pytest.mark.parametrize("name", ["list.txt.gz", "list.csv"])
 def test_a_compressed_list_is_unpacked_up_to_a_limit(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(path_lists, "MAX_LIST_BYTES", 1 << 20)
+    monkeypatch.setattr(table_files, "MAX_UNPACKED_BYTES", 1 << 20)
     content = gzip.compress(b"path\n/a.jpg" + b"\n" * (10 << 20))
     with pytest.raises(InputError, match=r"expected at most 1 MiB and .* rows, unpacked"):
         list(PathList(write(tmp_path, name, content + gzip.compress(b"/b.jpg"))))
@@ -227,7 +226,7 @@ def test_a_compressed_list_is_unpacked_up_to_a_limit(name, tmp_path, monkeypatch
 )
 def test_a_line_has_a_limit(name, content, line, tmp_path, monkeypatch):
     """Each comma of a row takes eight bytes."""
-    monkeypatch.setattr(path_lists, "MAX_RECORD_CHARS", 1000)
+    monkeypatch.setattr(table_files, "MAX_RECORD_CHARS", 1000)
     place = f" after line {line}" if line else ""
     with pytest.raises(InputError, match=f"cannot read this path list{place}: expected less than 1,000 characters"):
         list(PathList(write(tmp_path, name, content)))
@@ -237,14 +236,14 @@ def test_a_line_has_a_limit(name, content, line, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
 def test_the_encoding_is_found_in_pieces(encode, tmp_path, monkeypatch):
-    monkeypatch.setattr(path_lists, "PIECE_BYTES", 3)
+    monkeypatch.setattr(table_files, "PIECE_BYTES", 3)
     assert list(PathList(write(tmp_path, "list.txt", encode("\n".join(PATHS))), SCHEMES)) == PATHS
     with pytest.raises(InputError, match="found the byte 0xe9 in line 3"):
         list(PathList(write(tmp_path, "latin-1.txt", "/a.jpg\n/ä.jpg\n".encode() + b"/caf\xe9.jpg\n")))
 
 
 def test_a_list_has_a_limit_of_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(path_lists, "MAX_LIST_ROWS", 2)
+    monkeypatch.setattr(table_files, "MAX_ROWS", 2)
     assert len(list(PathList(write(tmp_path, "a.parquet", table("/a", "/a"))))) == 2
     with pytest.raises(InputError, match="and 2 rows"):
         list(PathList(write(tmp_path, "b.parquet", table("/a", "/a", "/a"))))

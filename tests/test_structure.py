@@ -15,7 +15,18 @@ import catsdogs
 PACKAGE = Path(catsdogs.__file__).parent
 # A module imports only from those before it. A folder counts as one module.
 ORDER = [
-    *("text", "errors", "ray_errors", "logs", "environment", "temporaries", "config", "progress", "schema"),
+    *(
+        "text",
+        "errors",
+        "ray_errors",
+        "logs",
+        "environment",
+        "temporaries",
+        "config",
+        "progress",
+        "schema",
+        "table_files",
+    ),
     *("storage", "lease", "split_folders", "labels", "images", "checkpoint", "process_setup"),
     *(
         "resnet",
