@@ -38,7 +38,7 @@ Command = (
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
 )
 # Settings with paths, which must be absolute in a Ray job.
-PATH_SETTINGS = ("data_dir", "storage_path", "checkpoint", "input", "output")
+PATH_SETTINGS = ("data_dir", "labels", "exclude", "storage_path", "checkpoint", "input", "output")
 RESUME_HINTS: dict[type, str] = {
     TrainConfig: "saved epochs are kept; to resume, repeat the command with --resume and the --name of the run",
     ScoreConfig: "finished parts are kept; run the same command to resume",
@@ -153,7 +153,7 @@ def _check_paths(config: Any) -> None:
         return
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in PATH_SETTINGS and "://" not in value and not os.path.isabs(value):
+        if field.name in PATH_SETTINGS and value and "://" not in value and not os.path.isabs(value):
             raise InputError(
                 f"--{field.name.replace('_', '-')} {value}: expected an absolute path that every node sees, "
                 "or s3://..., since a job's working folder is a copy that is removed with the job"

@@ -1,6 +1,7 @@
 """The settings of each command, one frozen dataclass each. The command line is derived from them."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -43,6 +44,19 @@ def _check_range(config: object, low: float, high: float, *names: str) -> None:
         _check(valid, _format_flag(name), expected, value)
 
 
+def _check_label_source(config: "TrainConfig | EvaluateConfig") -> None:
+    expected = "a folder of class folders, or --labels with a table"
+    _check(config.data_dir is not None or config.labels is not None, "--data-dir", expected, "neither")
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        num_captures = 1 if pattern is None else re.compile(pattern).groups
+    except re.error as error:
+        raise InputError(f"--group-by: expected a regular expression, got {pattern}: {error}") from error
+    _check(num_captures > 0, "--group-by", "a capture in parentheses, such as '([^/]+)/[^/]+$'", pattern)
+
+
 def _format_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -72,12 +86,18 @@ class DownloadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Fine-tune ResNet50 on folders of labelled images with Ray Train."""
+    """Fine-tune ResNet50 on labelled images, in folders or a table, with Ray Train."""
 
-    data_dir: str
+    data_dir: str | None = None
     """Root with train/ and validation/ (or val/, test/), or class folders directly; a path or URI."""
+    labels: str | None = None
+    """Table of path, label and perhaps split and group, .csv, .parquet or .jsonl; --data-dir is then its base."""
+    group_by: str | None = None
+    """Regular expression; images whose relative paths have the same first capture are in one split."""
+    exclude: str | None = None
+    """Table with the column path of images to leave out."""
     val_split: float = 0.15
-    """Fraction of each class used for validation if the root has no validation folder."""
+    """Fraction of each class used for validation if the data has no validation split."""
     storage_path: str = "runs"
     """Folder or s3:// prefix that contains all runs."""
     name: str | None = None
@@ -123,6 +143,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_label_source(self)
+        _check_pattern(self.group_by)
         _check(0 < self.val_split < 1, "--val-split", "a fraction between 0 and 1", self.val_split)
         _check_needed(not self.resume or self.name is not None, "--resume", "--name")
         _check(self.name is None or _is_name(self.name), "--name", "a plain folder name", repr(self.name))
@@ -165,16 +187,20 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Classify a folder of labelled images and write metrics."""
+    """Classify labelled images, in folders or a table, and write metrics."""
 
-    data_dir: str
+    data_dir: str | None = None
     """Class folders directly, or a root: its validation/, val/ or test/, the first that exists."""
+    labels: str | None = None
+    """Table of path, label and perhaps split, .csv, .parquet or .jsonl; --data-dir is then its base."""
+    exclude: str | None = None
+    """Table with the column path of images to leave out."""
     checkpoint: str
     """Checkpoint folder, such as runs/NAME/best."""
     output: str
     """Folder or s3:// prefix for metrics.json and predictions.parquet."""
     split: str | None = None
-    """Name of the folder of the root to evaluate on."""
+    """Name of the folder of the root, or of the split of the table, to evaluate on."""
     batch_size: int = 32
     """Images per forward pass."""
     precision: PrecisionChoice = "auto"
@@ -186,6 +212,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_label_source(self)
         _check_range(self, 1, math.inf, "batch_size", "num_actors")
 
 

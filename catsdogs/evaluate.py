@@ -10,7 +10,7 @@ from catsdogs import metrics, storage
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
-from catsdogs.labels import check_same_classes, list_evaluation, reindex_labels
+from catsdogs.labels import LabelSource, check_same_classes, list_evaluation, reindex_labels
 from catsdogs.progress import Progress, StageProgress, StallReporter, report_failed_rows, silent
 from catsdogs.ray_errors import to_run_error
 from catsdogs.schema import PREDICTIONS, parquet_bytes
@@ -28,14 +28,14 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     """
     config = dataclasses.replace(
         config,
-        data_dir=storage.absolute(config.data_dir),
         checkpoint=storage.absolute(config.checkpoint),
         output=storage.absolute(config.output),
     )
     storage.list_names(config.output)  # fails now, not after the work, if the path is a file
     checkpoint = read_checkpoint(config.checkpoint)
-    labelled = list_evaluation(config.data_dir, config.split, progress)
-    check_same_classes(checkpoint.class_names, labelled.class_names, "the checkpoint", config.data_dir)
+    source = LabelSource.from_config(config)
+    labelled = list_evaluation(source, config.split, progress)
+    check_same_classes(checkpoint.class_names, labelled.class_names, "the checkpoint", source.place)
     import_while_ray_starts("catsdogs.classify")
     rows = _predict(config, checkpoint, reindex_labels(labelled, checkpoint.class_names).files, progress)
     predictions = rows.select(PREDICTIONS.names)

@@ -100,7 +100,7 @@ def _count_unpacked_bytes(metadata: pq.FileMetaData, names: Sequence[str]) -> It
 
 
 def _iter_batch(batch: pa.RecordBatch, names: Sequence[str | None]) -> Iterator[tuple[object, ...]]:
-    missing = itertools.repeat(None, batch.num_rows)
+    missing = [None] * batch.num_rows
     return zip(*(missing if name is None else _iter_values(batch[name]) for name in names), strict=True)
 
 

@@ -135,7 +135,8 @@ def test_only_required_flags_give_the_defaults(runs, command):
 def test_every_flag_is_parsed(runs):
     configs = runs("train")
     flags = (
-        "--data-dir s3://b/d --val-split 0.2 --storage-path /r --name n --resume --max-failures 1 "
+        "--data-dir s3://b/d --labels l.csv --group-by (x) --exclude e.csv --val-split 0.2 "
+        "--storage-path /r --name n --resume --max-failures 1 "
         "--weights none --freeze backbone --views 2 --epochs 3 --batch-size 4 --optimizer adamw --lr 0.5 "
         "--warmup-epochs 0 --weight-decay 0 "
         "--label-smoothing 0 --clip-grad-norm 1 --augment affine --img-size 64 --seed 7 --precision bf16 "
@@ -145,6 +146,9 @@ def test_every_flag_is_parsed(runs):
     assert configs == [
         TrainConfig(
             data_dir="s3://b/d",
+            labels="l.csv",
+            group_by="(x)",
+            exclude="e.csv",
             val_split=0.2,
             storage_path="/r",
             name="n",
@@ -177,7 +181,6 @@ def test_every_flag_is_parsed(runs):
         [],
         ["--vers"],
         ["trai", "--data-dir", "d"],
-        ["train"],
         ["train", "--data-dir"],
         ["train", "--data-dir", "d", "--epo", "3"],
         ["train", "--data", "d"],
@@ -201,6 +204,20 @@ def test_unknown_shortened_and_malformed_flags_are_errors(runs, capsys, argument
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "--data-dir: expected a folder of class folders, or --labels with a table, got neither"),
+        (["evaluate", "--checkpoint", "c", "--output", "o"], "--data-dir: expected a folder of class folders"),
+        (["train", "--labels", "l.csv", "--group-by", "video"], "--group-by: expected a capture in parentheses"),
+        (["train", "--labels", "l.csv", "--group-by", "(video"], "--group-by: expected a regular expression"),
+    ],
+)
+def test_settings_of_labels_are_checked_first(runs, capsys, arguments, words):
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 # Errors and exit codes

@@ -5,12 +5,13 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from catsdogs import labels, storage
 from catsdogs.errors import InputError
-from catsdogs.labels import LabelledFiles
+from catsdogs.labels import LabelledFiles, LabelSource
+from catsdogs.labels.groups import split_off
+from catsdogs.labels.labelled_files import LabelledRow
 from catsdogs.progress import Message
 from catsdogs.schema import LABELLED_FILES
 
@@ -32,13 +33,6 @@ def map_classes(labelled: LabelledFiles, root: str) -> dict[str, str]:
     return {row["path"][len(root) + 1 :]: labelled.class_names[row["true_index"]] for row in rows}
 
 
-def make_labelled(root: str, counts: dict[str, int]) -> LabelledFiles:
-    names = tuple(sorted(counts))
-    rows = [(f"{root}/{name}/{i}.jpg", None, None, k) for k, name in enumerate(names) for i in range(counts[name])]
-    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=LABELLED_FILES)
-    return LabelledFiles(names, table)
-
-
 # Which folders are splits and classes
 
 
@@ -53,22 +47,22 @@ def make_labelled(root: str, counts: dict[str, int]) -> LabelledFiles:
 def test_validation_comes_before_val_before_test(tmp_path, present, chosen):
     splits = ("train", *present)
     root = fill(tmp_path, *(f"{split}/{label}/{split}.jpg" for split in splits for label in ("cats", "dogs")))
-    train, validation = labels.list_training(root, 0.15)
+    train, validation, _ = labels.list_training(LabelSource(root), 0.15)
     assert map_classes(train, root) == {"train/cats/train.jpg": "cats", "train/dogs/train.jpg": "dogs"}
     assert map_classes(validation, root) == {f"{chosen}/{c}/{chosen}.jpg": c for c in ("cats", "dogs")}
-    assert labels.list_evaluation(root, None).files == validation.files
-    assert map_classes(labels.list_evaluation(root, "train"), root) == map_classes(train, root)
+    assert labels.list_evaluation(LabelSource(root), None).files == validation.files
+    assert map_classes(labels.list_evaluation(LabelSource(root), "train"), root) == map_classes(train, root)
 
 
 def test_a_validation_folder_without_classes_is_ignored(tmp_path):
     (tmp_path / "validation").mkdir()
     root = fill(tmp_path, *(f"{split}/{label}/1.jpg" for split in ("train", "val") for label in ("a", "b")))
-    assert list(map_classes(labels.list_training(root, 0.15)[1], root)) == ["val/a/1.jpg", "val/b/1.jpg"]
+    assert list(map_classes(labels.list_training(LabelSource(root), 0.15)[1], root)) == ["val/a/1.jpg", "val/b/1.jpg"]
 
 
 def test_table_has_the_schema_and_is_sorted_by_path(tmp_path):
     root = fill(tmp_path, "b/2.jpg", "b/1.jpg", "a-/x.jpg", "a/x.jpg", "a/deep/er/y.jpg")
-    files = labels.list_evaluation(root, None).files
+    files = labels.list_evaluation(LabelSource(root), None).files
     assert files.schema.equals(LABELLED_FILES)
     found = files["path"].to_pylist()
     assert found == sorted(found)
@@ -86,7 +80,7 @@ def test_class_folders_directly_are_classes_in_sorted_order(tmp_path):
         "dogs/old/2.jpg",
         "dogs/cats/3.jpg",
     )
-    labelled = labels.list_evaluation(root, None)
+    labelled = labels.list_evaluation(LabelSource(root), None)
     assert labelled.class_names == ("Zebras", "cats", "dogs", "żaby")
     assert map_classes(labelled, root) == {
         "Zebras/1.jpg": "Zebras",
@@ -122,25 +116,27 @@ def test_a_class_whose_name_is_not_utf8_is_a_class(tmp_path):
     os.makedirs(folder)
     with open(folder + b"/1.jpg", "wb"):
         pass
-    assert labels.list_evaluation(root, None).class_names == ("a", "caf%E9")
+    assert labels.list_evaluation(LabelSource(root), None).class_names == ("a", "caf%E9")
 
 
 def test_what_cannot_be_listed_is_reported(tmp_path):
     root = fill(tmp_path, "a/1.jpg", "b/1.jpg")
     os.mkfifo(f"{root}/b/pipe.jpg")
     messages: list[Message] = []
-    labels.list_evaluation(root, None, lambda event: messages.append(event) if isinstance(event, Message) else None)
+    labels.list_evaluation(
+        LabelSource(root), None, lambda event: messages.append(event) if isinstance(event, Message) else None
+    )
     assert messages[0] == Message(f"could not list {root}/b/pipe.jpg: not a regular file")
 
 
 # Which folders are splits
 
 
-def list_with_message(root: str, val_split: float = 0.15) -> tuple[LabelledFiles, LabelledFiles, str]:
+def list_with_message(root: str, val_split: float = 0.15, **source: str) -> tuple[LabelledFiles, LabelledFiles, str]:
     """List the training and validation files; return them and the only message."""
     messages: list[Message] = []
-    train, validation = labels.list_training(
-        root, val_split, lambda e: messages.append(e) if isinstance(e, Message) else None
+    train, validation, _ = labels.list_training(
+        LabelSource(root, **source), val_split, lambda e: messages.append(e) if isinstance(e, Message) else None
     )
     (message,) = messages
     return train, validation, message.text
@@ -173,8 +169,8 @@ def test_splits_are_found_under_every_spelling(tmp_path, train, validation):
     assert message == (
         f"2 classes, 'cats', 'dogs': 2 training images in {root}/{train}, 2 validation images in {root}/{validation}"
     )
-    assert labels.list_evaluation(root, None).files == found_validation.files
-    assert labels.list_evaluation(root, train.split("/")[0].upper()).files == found_train.files
+    assert labels.list_evaluation(LabelSource(root), None).files == found_validation.files
+    assert labels.list_evaluation(LabelSource(root), train.split("/")[0].upper()).files == found_train.files
 
 
 @pytest.mark.parametrize("validation", ["validation", "val", "valid", "VALID"])
@@ -209,21 +205,24 @@ def test_a_class_may_be_called_train(tmp_path, folder):
     classes = ("bus", "test tube", "train")
     names = [f"{split}/{label}/{i}.jpg" for split in ("train", "validation") for label in classes for i in range(2)]
     root = fill(tmp_path, *names) if folder else fill(tmp_path, *(name.split("/", 1)[1] for name in names[:6]))
-    train, validation = labels.list_training(root, 0.5)
+    train, validation, _ = labels.list_training(LabelSource(root), 0.5)
     assert train.class_names == validation.class_names == classes
-    assert labels.list_evaluation(root, folder or None).class_names == classes
+    assert labels.list_evaluation(LabelSource(root), folder or None).class_names == classes
 
 
 def test_class_names_may_be_numbers(tmp_path):
     root = fill(tmp_path, *splits("Train", "Test", classes=("10", "2", "0")))
-    assert labels.list_training(root, 0.15)[0].class_names == ("0", "10", "2")
+    assert labels.list_training(LabelSource(root), 0.15)[0].class_names == ("0", "10", "2")
 
 
 def test_a_split_may_be_a_link(tmp_path):
     fill(tmp_path / "elsewhere", *splits("images"))
     root = fill(tmp_path / "data", *splits("train"))
     (tmp_path / "data" / "Val").symlink_to(tmp_path / "elsewhere" / "images")
-    assert set(map_classes(labels.list_training(root, 0.15)[1], root)) == {"Val/cats/1.jpg", "Val/dogs/1.jpg"}
+    assert set(map_classes(labels.list_training(LabelSource(root), 0.15)[1], root)) == {
+        "Val/cats/1.jpg",
+        "Val/dogs/1.jpg",
+    }
 
 
 @pytest.mark.parametrize(
@@ -253,7 +252,7 @@ def test_a_split_may_be_a_link(tmp_path):
 def test_what_may_be_a_split_or_a_class_is_refused(tmp_path, names, words):
     root = fill(tmp_path, *names)
     with pytest.raises(InputError) as caught:
-        labels.list_training(root, 0.15)
+        labels.list_training(LabelSource(root), 0.15)
     assert words.replace("ROOT", root) in str(caught.value)
     assert len(str(caught.value).replace(root, "")) < 400
 
@@ -271,9 +270,9 @@ def test_splits_are_found_on_s3(bucket, put):
 def test_evaluation_prefers_validation_and_says_so(tmp_path):
     root = fill(tmp_path, *splits("Train", "Valid", "TEST"))
     messages: list[object] = []
-    labels.list_evaluation(root, None, messages.append)
+    labels.list_evaluation(LabelSource(root), None, messages.append)
     assert Message(f"2 images of 2 classes in {root}/Valid; not used: 'TEST'") in messages
-    labels.list_evaluation(root, "test", messages.append)
+    labels.list_evaluation(LabelSource(root), "test", messages.append)
     assert messages[-1] == Message(f"2 images of 2 classes in {root}/TEST")
 
 
@@ -287,14 +286,14 @@ def test_evaluation_prefers_validation_and_says_so(tmp_path):
 def test_a_root_without_a_clear_split_is_not_evaluated(tmp_path, names, words):
     root = fill(tmp_path, *names)
     with pytest.raises(InputError) as caught:
-        labels.list_evaluation(root, None)
+        labels.list_evaluation(LabelSource(root), None)
     assert words.replace("ROOT", root) in str(caught.value)
 
 
 @pytest.mark.parametrize("split_name", ["holdout", "holdout/", "Holdout"])
 def test_a_named_split_may_have_any_name(tmp_path, split_name):
     root = fill(tmp_path, *splits("holdout", "test"), "cats/1.jpg")
-    assert set(map_classes(labels.list_evaluation(root, split_name), root)) == {
+    assert set(map_classes(labels.list_evaluation(LabelSource(root), split_name), root)) == {
         "holdout/cats/1.jpg",
         "holdout/dogs/1.jpg",
     }
@@ -312,17 +311,21 @@ def test_unicode_forms_of_a_class_name_are_one_class(tmp_path):
             *splits("train", classes=(train_form, "zebra")),
             *splits("val", classes=(validation_form, "zebra")),
         )
-        train, validation = labels.list_training(root, 0.15)
+        train, validation, _ = labels.list_training(LabelSource(root), 0.15)
         assert train.class_names == validation.class_names == ("zebra", composed)
         assert sorted(map_classes(train, root).values()) == sorted(map_classes(validation, root).values())
     both = fill(tmp_path / "both", f"{composed}/1.jpg", f"{decomposed}/2.jpg", "zebra/1.jpg")
-    assert sorted(map_classes(labels.list_evaluation(both, None), both).values()) == ["zebra", composed, composed]
+    assert sorted(map_classes(labels.list_evaluation(LabelSource(both), None), both).values()) == [
+        "zebra",
+        composed,
+        composed,
+    ]
 
 
 def test_a_checkpoint_in_another_unicode_form_has_the_same_classes(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     root = fill(tmp_path, f"{composed}/1.jpg", "f/1.jpg")
-    labelled = labels.list_evaluation(root, None)
+    labelled = labels.list_evaluation(LabelSource(root), None)
     assert labelled.class_names == ("f", composed)
     labels.check_same_classes((decomposed, "f"), labelled.class_names, "the checkpoint", "data")
     reindexed = labels.reindex_labels(labelled, (decomposed, "f"))
@@ -372,7 +375,7 @@ def test_input_errors_are_one_line(tmp_path, files, folders, words):
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(InputError) as caught:
-        labels.list_training(root, 0.15)
+        labels.list_training(LabelSource(root), 0.15)
     assert words.replace("ROOT", root) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -380,7 +383,7 @@ def test_input_errors_are_one_line(tmp_path, files, folders, words):
 def test_a_missing_split_is_an_input_error(tmp_path):
     root = fill(tmp_path, "validation/a/1.jpg", "validation/b/1.jpg")
     with pytest.raises(InputError, match=f"no class folders under {root}/holdout; check --data-dir and --split"):
-        labels.list_evaluation(root, "holdout")
+        labels.list_evaluation(LabelSource(root), "holdout")
 
 
 def test_a_message_shows_only_the_first_class_names():
@@ -407,7 +410,7 @@ def test_the_order_of_class_names_does_not_matter():
 
 def test_every_class_is_split_without_a_validation_folder(tmp_path):
     root = fill(tmp_path, *images("train/cats", 60), *images("train/dogs", 90))
-    train, validation = labels.list_training(root, 0.2)
+    train, validation, _ = labels.list_training(LabelSource(root), 0.2)
     assert train.files.num_rows + validation.files.num_rows == 150
     assert not set(train.files["path"].to_pylist()) & set(validation.files["path"].to_pylist())
     for index, count in ((0, 60), (1, 90)):
@@ -415,28 +418,65 @@ def test_every_class_is_split_without_a_validation_folder(tmp_path):
         assert 0.08 < share < 0.35
 
 
+def make_rows(counts: dict[str, int], group_size: int | None = None) -> list[LabelledRow]:
+    """Name files of each class; with a group size, so many in a row are of one group."""
+    names = [(label, i) for label, count in counts.items() for i in range(count)]
+    return [
+        LabelledRow(
+            storage.Entry(f"/data/{label}/{i}.jpg"),
+            label,
+            f"{label}/{i}.jpg",
+            group_size and f"{label}-{i // group_size}",
+        )
+        for label, i in names
+    ]
+
+
 @pytest.mark.parametrize("fraction", [0.05, 0.15, 0.5])
-def test_each_class_is_split_near_the_fraction(fraction):
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_each_class_is_split_near_the_fraction(fraction, group_size):
     counts = {"cats": 4000, "dogs": 1000, "mice": 400}
-    _, validation = labels.split(make_labelled("/data", counts), fraction, "/data")
-    found = np.bincount(validation.files["true_index"].to_numpy())
-    for share, count in zip(found / list(counts.values()), counts.values(), strict=True):
-        assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / count) ** 0.5
+    train, validation = split_off(make_rows(counts, group_size), fraction)
+    assert len(train) + len(validation) == sum(counts.values())
+    for label, count in counts.items():
+        share = sum(row.label == label for row in validation) / count
+        assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / (count / (group_size or 1))) ** 0.5
 
 
-def test_files_stay_in_their_split_when_others_are_added():
-    few, many = make_labelled("/data", {"a": 100, "b": 120}), make_labelled("/data", {"a": 900, "b": 121})
-    train, validation = labels.split(few, 0.15, "/data")
-    train_then, validation_then = labels.split(many, 0.15, "/data")
-    assert set(train.files["path"].to_pylist()) < set(train_then.files["path"].to_pylist())
-    assert set(validation.files["path"].to_pylist()) <= set(validation_then.files["path"].to_pylist())
+@pytest.mark.parametrize("group_size", [None, 10])
+def test_files_stay_in_their_split_when_others_are_added(group_size):
+    train, validation = map(set, split_off(make_rows({"a": 100, "b": 120}, group_size), 0.15))
+    train_then, validation_then = map(set, split_off(make_rows({"a": 900, "b": 121}, group_size), 0.15))
+    assert train < train_then
+    assert validation <= validation_then
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("count", [2, 3])
 def test_no_split_is_empty(fraction, count):
-    train, validation = labels.split(make_labelled("/data", {"a": count, "b": count}), fraction, "/data")
-    assert set(train.files["true_index"].to_pylist()) == set(validation.files["true_index"].to_pylist()) == {0, 1}
+    for rows in split_off(make_rows({"a": count, "b": count}), fraction):
+        assert {row.label for row in rows} == {"a", "b"}
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.999])
+def test_no_group_is_in_both_splits_even_where_it_has_several_classes(fraction):
+    """Some classes are only in groups that have others, too, so that a class must not lose its last group."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = [
+            LabelledRow(storage.Entry(f"/{i}.jpg"), str(label), f"{i}.jpg", str(group))
+            for i, (label, group) in enumerate(rng.integers((4, 9), size=(40, 2)))
+        ]
+        train, validation = split_off(rows, fraction)
+        assert len(train) + len(validation) == 40
+        assert not {row.group for row in train} & {row.group for row in validation}
+        assert {row.label for row in train} == {row.label for row in validation} == {row.label for row in rows}
+
+
+def test_a_class_in_one_group_cannot_be_split():
+    rows = [*make_rows({"a": 3}, 3), *make_rows({"b": 3})]
+    with pytest.raises(InputError, match="class 'a': its 3 images cannot be split without a group on both sides"):
+        split_off(rows, 0.5)
 
 
 def test_the_split_is_the_same_from_s3_a_local_folder_and_elsewhere(tmp_path, bucket, put):
@@ -447,17 +487,20 @@ def test_the_split_is_the_same_from_s3_a_local_folder_and_elsewhere(tmp_path, bu
         put(f"prefix/{name}", b"")
     found = []
     for root in (local, elsewhere, f"s3://{bucket}/prefix"):
-        train, validation = labels.list_training(root, 0.3)
+        train, validation, _ = labels.list_training(LabelSource(root), 0.3)
         found.append((map_classes(train, root), map_classes(validation, root)))
     assert found[0] == found[1] == found[2]
     assert len(found[0][0]) + len(found[0][1]) == 40
 
 
-def test_the_split_of_names_that_are_not_utf8_does_not_depend_on_the_root():
-    positions = []
-    for root in ("/data", "/somewhere/else"):
-        names = [f"file://{root}/a/%FF{i}.jpg" for i in range(50)] + [f"{root}/b/{i}.jpg" for i in range(50)]
-        table = pa.table([names, [None] * 100, [None] * 100, [0] * 50 + [1] * 50], schema=LABELLED_FILES)
-        _, validation = labels.split(LabelledFiles(("a", "b"), table), 0.3, root)
-        positions.append([names.index(path) for path in validation.files["path"].to_pylist()])
-    assert positions[0] == positions[1]
+def test_the_split_of_names_that_are_not_utf8_does_not_depend_on_the_root(tmp_path):
+    found = []
+    for place in ("data", "somewhere/else"):
+        root = fill(tmp_path / place, *images("b", 50), "a/1.jpg")
+        for i in range(50):
+            with open(storage.local_path(root) + b"/a/\xff%d.jpg" % i, "wb"):
+                pass
+        validation = labels.list_training(LabelSource(root), 0.3).validation
+        found.append([path.partition("/a/")[2] for path in validation.files["path"].to_pylist() if "/a/" in path])
+    assert found[0] == found[1]
+    assert 0 < len(found[0]) < 50

@@ -27,7 +27,7 @@ ORDER = [
         "schema",
         "table_files",
     ),
-    *("storage", "lease", "split_folders", "labels", "images", "checkpoint", "process_setup"),
+    *("storage", "lease", "labels", "images", "checkpoint", "process_setup"),
     *(
         "resnet",
         "safetensors_arrays",

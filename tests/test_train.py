@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -30,7 +31,7 @@ from catsdogs.data import EpochPlan
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.evaluate import evaluate
 from catsdogs.images import Preprocessing
-from catsdogs.labels import list_evaluation, list_training
+from catsdogs.labels import LabelSource, list_evaluation, list_training
 from catsdogs.lease import Lease
 from catsdogs.progress import Message, silent
 from catsdogs.schema import read_table
@@ -65,7 +66,7 @@ def test_the_report_shows_pictures_that_the_driver_did_not_decode(finished_run, 
     before = (folder / "report.html").read_text()
     start_ray()
     assert before.count("data:image/jpeg") >= 24
-    train_files, _ = list_training(finished_run.config.data_dir, 0.15)
+    train_files = list_training(LabelSource(finished_run.config.data_dir), 0.15).train
     with Lease(str(folder), silent, "training run", "--name") as lease:
         run = RunFolder(str(folder), CLASSES, Preprocessing(img_size=finished_run.config.img_size), lease)
         write_report(finished_run.config, run, load_saved_run(str(folder), True).history, train_files)
@@ -357,6 +358,27 @@ def test_on_gpus_the_batch_size_leaves_thirty_steps_per_epoch(num_images, num_wo
     assert (given.batch_size, given.lr) == (48, 0.5)
 
 
+def test_a_table_of_labels_may_name_missing_files_and_may_not_change_on_resume(finished_run, red_blue_root, tmp_path):
+    rows = ["path,label,split", *(f"gone-{i}.jpg,red,train" for i in range(2))]
+    for path in sorted(red_blue_root.rglob("*.jpg")):
+        split, label, name = path.parts[-3:]
+        rows.append(f"{split}/{label}/{name},{label},{split}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(rows))
+    config = dataclasses.replace(
+        finished_run.config, labels=str(table), storage_path=str(tmp_path), epochs=1, freeze="backbone", augment="none"
+    )
+    train(config)
+    left_out = pq.read_table(tmp_path / "run" / "left_out.parquet").select(["path", "status"]).to_pylist()
+    assert left_out == [{"path": f"{red_blue_root}/gone-{i}.jpg", "status": "not_found"} for i in range(2)]
+    assert pq.read_table(tmp_path / "run" / "val_predictions.parquet").num_rows == 14
+    args = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
+    assert args["labels_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    table.write_text("\n".join(rows[:-1]))
+    with pytest.raises(InputError, match=r"labels\.csv has changed since the run began; restore the table of --labels"):
+        train(dataclasses.replace(config, resume=True, epochs=2))
+
+
 def test_resume_of_a_missing_run_is_an_error(finished_run):
     with pytest.raises(InputError, match="nothing to resume"):
         train(dataclasses.replace(finished_run.config, name="absent", resume=True))
@@ -446,7 +468,7 @@ def test_validation_images_are_decoded_once(ray_cluster, red_blue_root, red_blue
     start_ray()
     shutil.copytree(red_blue_root / "validation", tmp_path / "images")
     (tmp_path / "images" / "red" / "empty.jpg").write_bytes(b"")
-    labelled = list_evaluation(str(tmp_path / "images"), None, silent)
+    labelled = list_evaluation(LabelSource(str(tmp_path / "images")), None)
     config = TrainConfig(data_dir=str(tmp_path), precision="fp32")
     worker = build_train_worker(config, labelled, labelled, silent)
     checkpoint = read_checkpoint(str(red_blue_checkpoint))

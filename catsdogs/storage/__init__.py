@@ -30,11 +30,21 @@ from catsdogs.storage.entries import EXTENSIONS, Entry, build_files_table
 from catsdogs.storage.event_loop import call_in_thread
 from catsdogs.storage.fetching import fetch, fetch_ahead, listed_bytes
 from catsdogs.storage.limits import MAX_IMAGE_BYTES
-from catsdogs.storage.listing import Listing
+from catsdogs.storage.listing import Listing, find_entry
 from catsdogs.storage.other_stores import SCHEMES
 from catsdogs.storage.reading import Fetched, read_bytes, read_versioned
 from catsdogs.storage.retrying import limit_retries
-from catsdogs.storage.uris import absolute, exists, find_scheme, is_local, join, list_names, local_path, parent_name
+from catsdogs.storage.uris import (
+    absolute,
+    exists,
+    find_scheme,
+    is_local,
+    join,
+    list_names,
+    local_path,
+    parent,
+    parent_name,
+)
 from catsdogs.storage.writing import (
     create_bytes,
     is_temporary,
@@ -61,6 +71,7 @@ __all__ = [
     "exists",
     "fetch",
     "fetch_ahead",
+    "find_entry",
     "find_scheme",
     "is_local",
     "is_temporary",
@@ -69,6 +80,7 @@ __all__ = [
     "list_names",
     "listed_bytes",
     "local_path",
+    "parent",
     "parent_name",
     "read_bytes",
     "read_version",

@@ -210,6 +210,18 @@ def _s3_entry(bucket: str, item: dict[str, Any]) -> Entry:
     return Entry(f"s3://{bucket}/{item['Key']}", item.get("Size"), (item.get("ETag") or "").strip('"') or None)
 
 
+def find_entry(uri: str) -> Entry:
+    """Return a file with its size and version if it is a local file, else with its path alone."""
+    if not is_local(uri):
+        return Entry(uri)
+    path = local_path(uri)
+    try:
+        found = os.stat(path)
+    except OSError:  # reading the file reports the reason
+        return Entry(uri)
+    return _local_entry(path, found) if stat.S_ISREG(found.st_mode) else Entry(uri)
+
+
 def _local_entry(path: bytes, found: os.stat_result) -> Entry:
     return Entry(local_uri(path), found.st_size, str(found.st_mtime_ns))
 

@@ -108,6 +108,11 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *quoted])
 
 
+def parent(uri: str) -> str:
+    """Return the URI of the folder that contains a file."""
+    return uri.rpartition("/")[0] or "/"
+
+
 def parent_name(uri: str) -> str:
     """Return the name of the folder that contains a file; empty if there is none."""
     folder = uri.rpartition("/")[0].rpartition("/")[2]

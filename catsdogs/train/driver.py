@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from catsdogs import start, storage
 from catsdogs.config import TrainConfig
 from catsdogs.images import Preprocessing
-from catsdogs.labels import LabelledFiles, check_same_classes, list_training, reindex_labels
+from catsdogs.labels import (
+    LabelSource,
+    TrainingFiles,
+    check_same_classes,
+    list_training,
+    reindex_labels,
+)
 from catsdogs.lease import LeaseClaim
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.train import settings
@@ -44,7 +50,8 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
 def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress) -> TrainResult:
     config = settings.restore_settings(config, uri)
     saved = load_saved_run(uri, config.freeze == "none") if config.resume else SavedRun(History())
-    train_files, validation_files = _list_files(config, saved, progress)
+    train_files, validation_files, digests = _list_files(config, saved, progress)
+    settings.check_tables(config, uri, digests)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size), lease)
     weights = None if saved.history.epoch else _read_weights(config, folder.class_names, progress)
 
@@ -55,7 +62,7 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     config = settings.resolve_step(config, use_gpu, train_files.files.num_rows)
     progress(Message(f"{uri}: {_describe_steps(config)}"))
     folder.remove_temporaries()
-    settings.write_args(config, folder)
+    settings.write_args(config, folder, digests)
     reporter = trainer.run_workers(config, folder, (train_files.files, validation_files.files), weights, progress)
     assert reporter.precision is not None, "no worker reported its precision"
     trainer.write_report_page(dataclasses.replace(config, precision=reporter.precision), folder, reporter, train_files)
@@ -63,13 +70,17 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
 
 
-def _list_files(config: TrainConfig, saved: SavedRun, progress: Progress) -> tuple[LabelledFiles, LabelledFiles]:
+def _list_files(config: TrainConfig, saved: SavedRun, progress: Progress) -> TrainingFiles:
     """List the training and validation files, with the class indices of the run to resume."""
-    train_files, validation_files = list_training(config.data_dir, config.val_split, progress)
+    source = LabelSource.from_config(config)
+    train_files, validation_files, digests = list_training(source, config.val_split, progress)
     if not saved.class_names:
-        return train_files, validation_files
-    check_same_classes(saved.class_names, train_files.class_names, f"the run {config.name}", "--data-dir")
-    return reindex_labels(train_files, saved.class_names), reindex_labels(validation_files, saved.class_names)
+        return TrainingFiles(train_files, validation_files, digests)
+    check_same_classes(saved.class_names, train_files.class_names, f"the run {config.name}", source.place)
+    train_files, validation_files = (
+        reindex_labels(files, saved.class_names) for files in (train_files, validation_files)
+    )
+    return TrainingFiles(train_files, validation_files, digests)
 
 
 def _describe_steps(config: TrainConfig) -> str:

@@ -27,12 +27,12 @@ from catsdogs.checkpoint import HEAD, NUM_FEATURES
 from catsdogs.data.datasets import RowIndices
 from catsdogs.errors import InputError, NotRetryableError, RunError
 from catsdogs.images import MAX_PIXELS
+from catsdogs.labels import TRAIN, VALIDATION
 from catsdogs.predict import VALIDATION_BATCH_SIZE, Predictor, compute_probs
 from catsdogs.predictions import build_predictions
 from catsdogs.progress import Message
 from catsdogs.resnet import ResNet50
 from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes, read_table
-from catsdogs.split_folders import TRAIN, VALIDATION
 from catsdogs.train.graph import Batch
 from catsdogs.train.inputs import LeftOutImages, is_decoded, list_validation_batches
 from catsdogs.train.run_folder import FEATURES
@@ -102,8 +102,12 @@ def find_or_compute_features(worker: TrainWorker) -> str:
 
 def _find(worker: TrainWorker) -> tuple[str, str | None]:
     """Return the name of the features' folder, and the URI of a complete one in this run or beside it, or None."""
-    name, storage_path = _compute_fingerprint(worker), worker.spec.config.storage_path
-    other_runs = (storage.join(storage_path, run, FEATURES, name) for run in storage.list_names(storage_path))
+    name, spec = _compute_fingerprint(worker), worker.spec
+    storage_path = spec.config.storage_path
+    # Files without a version may have changed since another run.
+    has_versions = not any(files["version"].null_count for files in (spec.train_files, spec.validation_files))
+    runs = storage.list_names(storage_path) if has_versions else []
+    other_runs = (storage.join(storage_path, run, FEATURES, name) for run in runs)
     uris = itertools.chain([worker.spec.folder.path(FEATURES, name)], other_runs)
     return name, next((uri for uri in uris if storage.exists(storage.join(uri, COMPLETE_MARKER))), None)
 

@@ -170,7 +170,7 @@ def _compute_sums(logits_NK: torch.Tensor, targets_N: torch.Tensor) -> torch.Ten
 def check_totals(totals: EpochTotals, epoch: int, config: TrainConfig) -> CatsdogsError | None:
     """Return the error that ends training, or None."""
     if totals.num_rows == 0:
-        return InputError("no training image can be decoded; check --data-dir")
+        return InputError("no training image can be decoded; check the paths and the files")
     if not math.isfinite(totals.loss):
         return RunError(
             f"the loss is not finite in epoch {epoch}: start a new run with a lower --lr than {config.peak_lr:g}"

@@ -13,6 +13,7 @@ from catsdogs import storage
 from catsdogs.config import DEFAULT_BATCH_SIZE, PrecisionChoice, TrainConfig
 from catsdogs.environment import update_environment
 from catsdogs.errors import InputError
+from catsdogs.labels import LabelSource
 from catsdogs.lease import LEASE, Lease, LeaseClaim
 from catsdogs.progress import Progress
 from catsdogs.text import format_reason
@@ -33,10 +34,13 @@ CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """Resolve the settings that depend on neither the cluster nor the data."""
+    source = LabelSource.from_config(config)
     new_name = f"resnet50-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return dataclasses.replace(
         config,
-        data_dir=storage.absolute(config.data_dir),
+        data_dir=source.data_dir,
+        labels=source.labels,
+        exclude=source.exclude,
         storage_path=storage.absolute(config.storage_path),
         name=config.name or new_name,
         views=config.num_views if config.freeze == "backbone" else None,
@@ -79,9 +83,14 @@ def lease_folder(config: TrainConfig, uri: str, progress: Progress) -> Iterator[
         storage.remove_empty_folder(uri)  # of a new run that ended before its first file
 
 
-def write_args(config: TrainConfig, folder: RunFolder) -> None:
-    """Write the settings of this command: to a new `args.yaml`, or if they changed to that of the run to resume."""
+def write_args(config: TrainConfig, folder: RunFolder, digests: dict[str, str]) -> None:
+    """Write the settings of this command: to a new `args.yaml`, or if they changed to that of the run to resume.
+
+    Args:
+        digests: SHA-256 of the tables of labels, by setting.
+    """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "resume"}
+    settings |= {f"{name}_sha256": digest for name, digest in digests.items()}
     if not config.resume:
         create_run(folder.uri, settings)
         return
@@ -140,6 +149,17 @@ def restore_settings(config: TrainConfig, uri: str) -> TrainConfig:
         batch_size=config.batch_size or previous.get("batch_size"),
         lr=config.lr or previous.get("lr"),
     )
+
+
+def check_tables(config: TrainConfig, uri: str, digests: dict[str, str]) -> None:
+    """Check that the tables of the run to resume are those that it began with; InputError if one has changed."""
+    previous = _read_args(storage.join(uri, ARGS)) if config.resume else {}
+    for name, digest in digests.items():
+        if previous.get(f"{name}_sha256", digest) != digest:
+            raise InputError(
+                f"--resume of {uri}: {getattr(config, name)} has changed since the run began; "
+                f"restore the table of --{name}, or start a new run"
+            )
 
 
 def _read_args(args: str) -> dict[str, Any]:
