@@ -263,13 +263,13 @@ def test_a_worker_that_lost_the_lease_writes_nothing_and_is_not_restarted(lease)
 def test_the_settings_of_a_resumed_run_are_written_only_if_they_changed(lease):
     folder = make_run(lease, ()).folder
     args = folder.path("args.yaml")
-    settings.write_args(CONFIG, folder)
+    settings.write_args(CONFIG, folder, {})
     first = storage.read_bytes(args)
     with pytest.raises(InputError, match="was taken by another run"):
-        settings.write_args(dataclasses.replace(CONFIG, seed=5), folder)
-    settings.write_args(dataclasses.replace(CONFIG, resume=True), folder)
+        settings.write_args(dataclasses.replace(CONFIG, seed=5), folder, {})
+    settings.write_args(dataclasses.replace(CONFIG, resume=True), folder, {})
     assert storage.read_bytes(args) == first
-    settings.write_args(dataclasses.replace(CONFIG, resume=True, epochs=20), folder)
+    settings.write_args(dataclasses.replace(CONFIG, resume=True, epochs=20), folder, {})
     assert yaml.safe_load(storage.read_bytes(args)) == yaml.safe_load(first) | {"epochs": 20}
 
 
@@ -289,7 +289,7 @@ def test_a_folder_with_nothing_but_a_killed_command_s_lease_is_a_new_run(tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("catsdogs.lease.LEASE_S", 0.0)
         with settings.lease_folder(config, f"{tmp_path}/run", silent) as lease:
-            settings.write_args(config, make_run(lease, ()).folder)
+            settings.write_args(config, make_run(lease, ()).folder, {})
     assert "args.yaml" in storage.list_names(f"{tmp_path}/run")
 
 
@@ -298,7 +298,7 @@ def test_a_folder_with_nothing_but_a_killed_command_s_lease_is_a_new_run(tmp_pat
 
 def test_other_versions_are_reported_once_and_the_earlier_ones_are_kept(lease, monkeypatch):
     folder, lines = make_run(lease, ()).folder, []
-    settings.write_args(dataclasses.replace(CONFIG, precision="fp32"), folder)
+    settings.write_args(dataclasses.replace(CONFIG, precision="fp32"), folder, {})
     assert settings.choose_precision(folder, CPU, lines.append) == "fp32"
     assert settings.choose_precision(folder, CPU, lines.append) == "fp32"
     assert lines == []

@@ -507,12 +507,12 @@ def test_auto_precision_is_resolved_once_and_restored_on_resume(finished_run, tm
     uri, device, lines = str(tmp_path / "auto"), torch.device("cpu"), []
     with Lease(uri, silent, "training run", "--name") as lease:
         folder = RunFolder(uri, CLASSES, Preprocessing(), lease)
-        settings.write_args(config, folder)
+        settings.write_args(config, folder, {})
         chosen = settings.choose_precision(folder, device, lines.append)
         assert chosen in ("fp32", "bf16")
         assert yaml.safe_load((tmp_path / "auto" / "args.yaml").read_text())["precision"] == chosen
         resumed = settings.restore_settings(dataclasses.replace(config, resume=True), uri)
         assert resumed == dataclasses.replace(config, resume=True, precision=chosen)
         other = "fp32" if chosen == "bf16" else "bf16"
-        settings.write_args(dataclasses.replace(resumed, precision=other), folder)
+        settings.write_args(dataclasses.replace(resumed, precision=other), folder, {})
         assert settings.choose_precision(folder, device, lines.append) == other
