@@ -323,7 +323,7 @@ def test_a_large_plan_is_checked_by_ray_tasks(source, tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "SHARDS_PER_RANGE", 2)
     run_scoring(source, tmp_path / "threads", shard_size=1)
     start_ray()
-    before = len(list_tasks(filters=[("name", "=", "check_range")], limit=10_000))
+    before = count_range_checks()
     monkeypatch.setattr(audit, "MIN_SHARDS_FOR_TASKS", 7)
     run_scoring(source, tmp_path / "tasks", shard_size=1)
     check_output(str(tmp_path / "tasks"), 7)
@@ -334,4 +334,11 @@ def test_a_large_plan_is_checked_by_ray_tasks(source, tmp_path, monkeypatch):
     (tmp_path / "tasks" / "_SUCCESS").unlink()
     with pytest.raises(RunError, match=r"part-00003.parquet: expected 1 rows, found 0; remove it; finished parts"):
         run_scoring(source, tmp_path / "tasks", shard_size=1)
-    assert len(list_tasks(filters=[("name", "=", "check_range")], limit=10_000)) - before >= 4
+    deadline = time.monotonic() + 30  # a process of Ray reports its tasks once a second
+    while count_range_checks() - before < 4:
+        assert time.monotonic() < deadline, "no tasks checked the parts"
+        time.sleep(0.1)
+
+
+def count_range_checks() -> int:
+    return len(list_tasks(filters=[("name", "=", "check_range")], limit=10_000))
