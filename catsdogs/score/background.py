@@ -18,9 +18,7 @@ from catsdogs.score.parts import PartWriter
 from catsdogs.score.plan import PendingShard, Plan
 
 FIRST_WAVE_S = 10.0  # a listing that takes less is finished before anything is scored
-WAVE_S = (
-    120.0  # from the start of a wave to the next, at least: each starts the models again, which takes 12 s (2 cores)
-)
+WAVE_S = 120.0  # from a wave to the next, at least: each starts the models again, which takes 12 s on 2 cores
 
 
 class BackgroundListing:
