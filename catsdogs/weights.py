@@ -99,7 +99,7 @@ class PretrainedWeights:
         load_state_dict_strictly(model, tensors, self.source)
 
     def _select(self, shapes: Shapes, class_names: tuple[str, ...]) -> tuple[set[str], Shapes]:
-        """Select the tensors to load; return their names, and what the model keeps of its own: its head or nothing."""
+        """Select the tensors to load; return their names, and what the model keeps: its head or nothing."""
         head = _select_head(shapes)
         own_head = _select_head(list_shapes(len(class_names)))
         same_classes = self.head_names is None or tuple(map(normalize_name, self.head_names)) == class_names

@@ -2,7 +2,7 @@
 
 python -m benchmarks.scale.s3_reads
 
-A server in a process of its own answers every GET with 40 kB. Each client reads in a process of its own, 32 objects at
+A server in a separate process answers every GET with 40 kB. Each client reads in a separate process, 32 objects at
 a time, three times in turn with the others. The CPU time is that of the process, all threads; images/s are those of a
 core that does nothing else. obstore is measured if it is installed.
 """

@@ -1,4 +1,4 @@
-"""The sections of `benchmarks.speed.gpu`, each in a process of its own."""
+"""The sections of `benchmarks.speed.gpu`, each in a separate process."""
 
 import argparse
 import csv

@@ -35,7 +35,7 @@ class LabelledRow(NamedTuple):
 
     Attributes:
         relative: the path relative to the folder of all, by which files are split.
-        group: images of one group are never on both sides of a split; None is a group of its own.
+        group: images of one group are never on both sides of a split; None is a separate group.
     """
 
     entry: storage.Entry

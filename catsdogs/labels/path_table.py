@@ -1,10 +1,11 @@
 """Tables of paths, which may have labels: CSV, Parquet and JSON Lines files.
 
 Relative paths start at `--data-dir`, else at the folder of the table. A table on this machine may name files here and
-in object stores; one in a store names only files there, because who writes it chooses what this machine reads. The
+in object stores; one in a store names only files there, because its author chooses what this machine reads. The
 scheme of `--data-dir` is allowed, too.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,11 @@ class PathTable:
             is_below = storage.local_path(path).startswith(storage.local_path(base))
         else:
             is_below = path.startswith(base)
-        return storage.Listing(self.base).relative(path) if is_below else path
+        return self._listing.relative(path) if is_below else path
+
+    @functools.cached_property
+    def _listing(self) -> storage.Listing:
+        return storage.Listing(self.base)  # never iterated: for its relative paths
 
     def iter_rows(self, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
         """Iterate over the numbers and values of the rows; the first value is the absolute path."""

@@ -1,6 +1,6 @@
 """List in a thread, so that shards are scored while a long listing continues.
 
-What is listed and not scored yet is scored in waves, each a run of its own of stages 2 to 4. Only shards of the saved
+What is listed and not scored yet is scored in waves, each a separate run of stages 2 to 4. Only shards of the saved
 plan are scored: an interrupted listing overwrites the others. Rows of finished parts are scored again only when the
 listing is finished, because until then it may request more of them.
 """

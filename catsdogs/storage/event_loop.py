@@ -1,4 +1,4 @@
-"""Run coroutines of requests on the event loop of fsspec, which has a thread of its own; and functions in threads."""
+"""Run coroutines of requests on the event loop of fsspec, which runs in a separate thread; and functions in threads."""
 
 import asyncio
 import threading
@@ -49,13 +49,13 @@ async def _run(coroutine: Coroutine[Any, Any, T], deadline_s: float) -> T:
 
 
 def call_in_thread(function: Callable[..., T], *arguments: Any) -> Future[T]:
-    """Call a function in a thread of its own, for which a process that ends does not wait."""
+    """Call a function in a new thread, for which a process that ends does not wait."""
     result: Future[T] = Future()
 
     def call() -> None:
         try:
             result.set_result(function(*arguments))
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the result raises it
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
             result.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()

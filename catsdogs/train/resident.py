@@ -59,7 +59,7 @@ def measure_room(worker: TrainWorker) -> Room:
     step = (
         config.local_batch_size * STEP_BYTES * (config.img_size / 224) ** 2 * (1 if worker.precision == "bf16" else 2)
     )
-    # The CUDA graph of the step has memory of its own, beside that of smaller batches.
+    # The CUDA graph of the step has separate memory, beside that of smaller batches.
     pixels = min(MAX_DEVICE_SHARE * free, free - 2 * step)
     return Room(max(0.0, pixels), MAX_MEMORY_SHARE * data.min_memory_bytes() / config.num_workers)
 
