@@ -81,7 +81,7 @@ def check_resume(source: Path, output: Path, num_files: int) -> None:
 def test_a_driver_that_is_killed_between_two_saves_loses_and_doubles_nothing(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     write_images(source, **{f"{i:03}": f"{i}" for i in range(NUM_FILES)})
-    assert kill_while_planning(source, output, 238) == 3
+    assert 1 <= kill_while_planning(source, output, 238) <= 3  # of 236 to 238, written concurrently
     (source / "238.jpg").unlink()  # the manifest that lists it is overwritten
     check_resume(source, output, NUM_FILES - 1)
 
