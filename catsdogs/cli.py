@@ -5,27 +5,24 @@ Exit codes: 0 done; 1 the run failed; 2 the input is wrong; 3 too many rows fail
 """
 
 import dataclasses
-import json
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
 from catsdogs import __version__
+from catsdogs.commands import COMMANDS, fail
 from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.display import BrokenPipeExit, Display, open_streams, print_error, print_result
-from catsdogs.errors import CatsdogsError, InputError, RunError
+from catsdogs.errors import InputError, RunError
 from catsdogs.logs import LOG_VARIABLE, configure_logging, escape_lines
-from catsdogs.text import format_line
 
 SIGTERM_REPEAT_S = 10.0  # a command that still runs after this time missed the first SIGTERM
 
@@ -102,32 +99,25 @@ def _run(arguments: list[str], display: Display) -> int:
         _check_paths(config)
         return COMMANDS[type(config)](config, display)
     except InputError as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except RunError as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except (KeyboardInterrupt, _Terminated):
         if _is_terminated():
-            return _fail(f"terminated: {_describe_kept(config)}", 143)
-        return _fail(f"interrupted: {_describe_kept(config)}", 130)
+            return fail(f"terminated: {_describe_kept(config)}", 143)
+        return fail(f"interrupted: {_describe_kept(config)}", 130)
     except (BrokenPipeExit, BrokenPipeError):
         # Python flushes stdout when it exits and would report the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:  # noqa: BLE001 - a bug: show its traceback, and what is kept
         print_error(escape_lines(traceback.format_exc().rstrip("\n")))
-        return _fail(f"unexpected error, see the traceback above; {_describe_kept(config)}", 1)
+        return fail(f"unexpected error, see the traceback above; {_describe_kept(config)}", 1)
 
 
 def _describe_kept(config: object) -> str:
     """Say what is kept of an interrupted command, and how to resume it."""
     return RESUME_HINTS.get(type(config), "what is done is kept")
-
-
-def _fail(reason: object, code: int) -> int:
-    if isinstance(reason, CatsdogsError):
-        logger.debug("the command failed", exc_info=reason)
-    print_error(format_line(f"catsdogs: {reason}"))
-    return code
 
 
 def _terminate(_signal: int, _frame: types.FrameType | None) -> NoReturn:
@@ -158,83 +148,3 @@ def _check_paths(config: Any) -> None:
                 f"--{field.name.replace('_', '-')} {value}: expected an absolute path that every node sees, "
                 "or s3://..., since a job's working folder is a copy that is removed with the job"
             )
-
-
-def _demo(config: DemoConfig, display: Display) -> int:
-    from catsdogs.demo import demo
-
-    print_result(demo(config, display))
-    return 0
-
-
-def _download(config: DownloadConfig, display: Display) -> int:
-    from catsdogs.download import download
-
-    root = download(config.url, Path(config.output), display)
-    print_result(f"{root}: ready for catsdogs train --data-dir {shlex.quote(str(root))}")
-    return 0
-
-
-def _train(config: TrainConfig, display: Display) -> int:
-    from catsdogs.train import train
-
-    result = train(config, display)
-    print_result(
-        f"best validation accuracy {result.val_accuracy:.4f} in epoch {result.best_epoch}\n"
-        f"checkpoint {result.uri}/best, report {result.uri}/report.html"
-    )
-    return 0
-
-
-def _evaluate(config: EvaluateConfig, display: Display) -> int:
-    from catsdogs.evaluate import evaluate
-
-    metrics = evaluate(config, display)
-    low, high = metrics["accuracy_interval_95"]
-    print_result(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
-    print_result(
-        f"accuracy {metrics['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}); "
-        f"all numbers in {config.output}/metrics.json"
-    )
-    if metrics["failed"] == metrics["n"]:
-        return _fail_rows(metrics["failed"], metrics["n"])
-    return 0
-
-
-def _score(config: ScoreConfig, display: Display) -> int:
-    from catsdogs.score import score
-
-    summary = score(config, display)
-    failed = summary["rows"] - summary["by_status"].get("ok", 0)
-    print_result(
-        f"{summary['rows']:,} rows in {config.output}, {failed:,} not classified (columns status and error); "
-        f"last run: {summary['scored']:,} rows at {summary['images_per_s']:.1f} img/s, "
-        f"slowest stage {summary['limited_by']}"
-    )
-    if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
-        return _fail_rows(failed, summary["rows"])
-    return 0
-
-
-def _fail_rows(failed: int, total: int) -> int:
-    return _fail(f"{failed:,} of {total:,} images were not classified: see the columns status and error", 3)
-
-
-def _verify(config: VerifyConfig, display: Display) -> int:
-    from catsdogs.score import verify
-
-    totals = verify(config, display)
-    print_result(
-        f"{totals['rows']:,} rows for {totals['listed']:,} listed files in {config.output}: none missing, none twice"
-    )
-    return 0
-
-
-COMMANDS: dict[type, Callable[[Any, Display], int]] = {
-    DemoConfig: _demo,
-    DownloadConfig: _download,
-    TrainConfig: _train,
-    EvaluateConfig: _evaluate,
-    ScoreConfig: _score,
-    VerifyConfig: _verify,
-}

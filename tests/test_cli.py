@@ -602,7 +602,7 @@ def test_verbose_logs_the_traceback_of_an_expected_error(runs, monkeypatch, caps
     runs("score", failing(RunError("the disk is full")))
     assert cli.main(["score", *REQUIRED["score"], "--verbose"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert "DEBUG catsdogs.cli: the command failed" in lines[0]
+    assert "DEBUG catsdogs.commands: the command failed" in lines[0]
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-2:] == ["catsdogs.errors.RunError: the disk is full", "catsdogs: the disk is full"]
 

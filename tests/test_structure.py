@@ -40,7 +40,7 @@ ORDER = [
         "data",
     ),
     *("predictions", "predict", "classify", "metrics", "report"),
-    *("train", "score", "evaluate", "download", "demo", "display", "cli"),
+    *("train", "score", "evaluate", "download", "demo", "display", "commands", "cli"),
 ]
 WITH_RAY = {"local_ray", "start", "data", "classify", "train", "score", "evaluate", "demo"}
 MAX_FUNCTION_LINES = 40

@@ -1,0 +1,103 @@
+"""Run each command, and print the lines of its result."""
+
+import json
+import logging
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.display import Display, print_error, print_result
+from catsdogs.errors import CatsdogsError
+from catsdogs.text import format_line
+
+logger = logging.getLogger(__name__)
+
+
+def fail(reason: object, code: int) -> int:
+    """Print why a command failed, in one line; return its exit code."""
+    if isinstance(reason, CatsdogsError):
+        logger.debug("the command failed", exc_info=reason)
+    print_error(format_line(f"catsdogs: {reason}"))
+    return code
+
+
+def _demo(config: DemoConfig, display: Display) -> int:
+    from catsdogs.demo import demo
+
+    print_result(demo(config, display))
+    return 0
+
+
+def _download(config: DownloadConfig, display: Display) -> int:
+    from catsdogs.download import download
+
+    root = download(config.url, Path(config.output), display)
+    print_result(f"{root}: ready for catsdogs train --data-dir {shlex.quote(str(root))}")
+    return 0
+
+
+def _train(config: TrainConfig, display: Display) -> int:
+    from catsdogs.train import train
+
+    result = train(config, display)
+    print_result(
+        f"best validation accuracy {result.val_accuracy:.4f} in epoch {result.best_epoch}\n"
+        f"checkpoint {result.uri}/best, report {result.uri}/report.html"
+    )
+    return 0
+
+
+def _evaluate(config: EvaluateConfig, display: Display) -> int:
+    from catsdogs.evaluate import evaluate
+
+    metrics = evaluate(config, display)
+    low, high = metrics["accuracy_interval_95"]
+    print_result(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
+    print_result(
+        f"accuracy {metrics['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}); "
+        f"all numbers in {config.output}/metrics.json"
+    )
+    if metrics["failed"] == metrics["n"]:
+        return _fail_rows(metrics["failed"], metrics["n"])
+    return 0
+
+
+def _score(config: ScoreConfig, display: Display) -> int:
+    from catsdogs.score import score
+
+    summary = score(config, display)
+    failed = summary["rows"] - summary["by_status"].get("ok", 0)
+    print_result(
+        f"{summary['rows']:,} rows in {config.output}, {failed:,} not classified (columns status and error); "
+        f"last run: {summary['scored']:,} rows at {summary['images_per_s']:.1f} img/s, "
+        f"slowest stage {summary['limited_by']}"
+    )
+    if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
+        return _fail_rows(failed, summary["rows"])
+    return 0
+
+
+def _fail_rows(failed: int, total: int) -> int:
+    return fail(f"{failed:,} of {total:,} images were not classified: see the columns status and error", 3)
+
+
+def _verify(config: VerifyConfig, display: Display) -> int:
+    from catsdogs.score import verify
+
+    totals = verify(config, display)
+    print_result(
+        f"{totals['rows']:,} rows for {totals['listed']:,} listed files in {config.output}: none missing, none twice"
+    )
+    return 0
+
+
+COMMANDS: dict[type, Callable[[Any, Display], int]] = {
+    DemoConfig: _demo,
+    DownloadConfig: _download,
+    TrainConfig: _train,
+    EvaluateConfig: _evaluate,
+    ScoreConfig: _score,
+    VerifyConfig: _verify,
+}

@@ -1,0 +1,37 @@
+"""The settings of `evaluate`."""
+
+import math
+from dataclasses import dataclass
+
+from catsdogs.config.checks import PrecisionChoice, UseGpu, check_choices, check_label_source, check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Classify labelled images, in folders or a table, and write metrics."""
+
+    data_dir: str | None = None
+    """Class folders directly, or a root: its validation/, val/ or test/, the first that exists."""
+    labels: str | None = None
+    """Table of path, label and perhaps split, .csv, .parquet or .jsonl; --data-dir is then its base."""
+    exclude: str | None = None
+    """Table with the column path of images to leave out."""
+    checkpoint: str
+    """Checkpoint folder, such as runs/NAME/best."""
+    output: str
+    """Folder or s3:// prefix for metrics.json and predictions.parquet."""
+    split: str | None = None
+    """Name of the folder of the root, or of the split of the table, to evaluate on."""
+    batch_size: int = 32
+    """Images per forward pass."""
+    precision: PrecisionChoice = "auto"
+    """auto is bf16 on hardware that is faster with it, else fp32."""
+    num_actors: int | None = None
+    """Number of model replicas (two actors each on GPUs); default: one per GPU, or one per machine without GPUs."""
+    use_gpu: UseGpu = "auto"
+    """auto uses one GPU per replica if the cluster has GPUs."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_label_source(self)
+        check_range(self, 1, math.inf, "batch_size", "num_actors")
