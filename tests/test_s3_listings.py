@@ -89,6 +89,7 @@ print(json.dumps(found))
 
 class _Store(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
     requests: list[str] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
