@@ -1,3 +1,31 @@
-"""Fine-tune ResNet50 on labelled images with Ray Train; bulk-classify images into Parquet with Ray Data."""
+"""Fine-tune ResNet50 on labelled images with Ray Train; bulk-classify images into Parquet with Ray Data.
+
+The functions have the names of the commands. They import Ray and torch when they are called. Some have the name of a
+package, too: `catsdogs.train` is the function, and `from catsdogs.train.loop import ...` imports from the package.
+
+Example:
+    >>> import catsdogs
+    >>> run = catsdogs.train(catsdogs.TrainConfig(data_dir="data/cats_and_dogs_filtered"))
+    >>> catsdogs.score(catsdogs.ScoreConfig(input="photos", checkpoint=f"{run.uri}/best", output="runs/scores"))
+"""
+
+from catsdogs.config import EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.errors import CatsdogsError, InputError, RunError
+from catsdogs.evaluate.api import evaluate
+from catsdogs.score.api import score, verify
+from catsdogs.train.api import train
 
 __version__ = "0.1.0"
+__all__ = [
+    "CatsdogsError",
+    "EvaluateConfig",
+    "InputError",
+    "RunError",
+    "ScoreConfig",
+    "TrainConfig",
+    "VerifyConfig",
+    "evaluate",
+    "score",
+    "train",
+    "verify",
+]

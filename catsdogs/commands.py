@@ -10,7 +10,10 @@ from typing import Any
 from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.display import Display, print_error, print_result
 from catsdogs.errors import CatsdogsError
+from catsdogs.evaluate import evaluate
+from catsdogs.score import score, verify
 from catsdogs.text import format_line
+from catsdogs.train import train
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,6 @@ def _download(config: DownloadConfig, display: Display) -> int:
 
 
 def _train(config: TrainConfig, display: Display) -> int:
-    from catsdogs.train import train
-
     result = train(config, display)
     print_result(
         f"best validation accuracy {result.val_accuracy:.4f} in epoch {result.best_epoch}\n"
@@ -50,8 +51,6 @@ def _train(config: TrainConfig, display: Display) -> int:
 
 
 def _evaluate(config: EvaluateConfig, display: Display) -> int:
-    from catsdogs.evaluate import evaluate
-
     metrics = evaluate(config, display)
     low, high = metrics["accuracy_interval_95"]
     print_result(json.dumps({"accuracy": metrics["accuracy"], "n": metrics["n"], "failed": metrics["failed"]}))
@@ -65,8 +64,6 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
 
 
 def _score(config: ScoreConfig, display: Display) -> int:
-    from catsdogs.score import score
-
     summary = score(config, display)
     failed = summary["rows"] - summary["by_status"].get("ok", 0)
     print_result(
@@ -84,8 +81,6 @@ def _fail_rows(failed: int, total: int) -> int:
 
 
 def _verify(config: VerifyConfig, display: Display) -> int:
-    from catsdogs.score import verify
-
     totals = verify(config, display)
     print_result(
         f"{totals['rows']:,} rows for {totals['listed']:,} listed files in {config.output}: none missing, none twice"

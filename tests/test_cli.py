@@ -401,12 +401,12 @@ sys.exit(cli.main(["score", "--input", "i", "--checkpoint", "c", "--output", "o"
     [(10, 10, 0.0, 0), (10, 9, 0.0, 3), (10, 9, 0.1, 0), (10, 8, 0.1, 3), (10, 1, 1.0, 0), (10, 0, 1.0, 3)],
 )
 def test_too_many_failed_rows_exit_with_3(monkeypatch, capsys, rows, ok, rate, code):
-    import catsdogs.score
+    from catsdogs.score import pipeline
 
     by_status = {"ok": ok, "truncated": rows - ok}
     summary = {"rows": rows, "by_status": {s: n for s, n in by_status.items() if n}}
     summary |= {"scored": 7, "images_per_s": 12.34, "limited_by": "read"}
-    monkeypatch.setattr(catsdogs.score, "score", lambda config, progress: summary)
+    monkeypatch.setattr(pipeline, "score", lambda config, progress: summary)
     assert cli.main(["score", *REQUIRED["score"], "--max-error-rate", str(rate)]) == code
     captured = capsys.readouterr()
     assert captured.out == (
@@ -501,10 +501,10 @@ def test_progress_is_bars_on_a_terminal(monkeypatch, capsys):
 
 
 def test_evaluate_prints_a_json_line_and_a_sentence(monkeypatch, capsys):
-    import catsdogs.evaluate
+    from catsdogs.evaluate import driver
 
     metrics = {"accuracy": 0.5, "n": 4, "failed": 1, "accuracy_interval_95": [0.15, 0.85]}
-    monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
+    monkeypatch.setattr(driver, "evaluate", lambda config, progress: metrics)
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert json.loads(first) == {"accuracy": 0.5, "n": 4, "failed": 1}
@@ -512,10 +512,10 @@ def test_evaluate_prints_a_json_line_and_a_sentence(monkeypatch, capsys):
 
 
 def test_evaluate_exits_with_3_if_every_row_failed(monkeypatch, capsys):
-    import catsdogs.evaluate
+    from catsdogs.evaluate import driver
 
     metrics = {"accuracy": 0.0, "n": 4, "failed": 4, "accuracy_interval_95": [0.0, 0.5]}
-    monkeypatch.setattr(catsdogs.evaluate, "evaluate", lambda config, progress: metrics)
+    monkeypatch.setattr(driver, "evaluate", lambda config, progress: metrics)
     assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 3
     assert capsys.readouterr().err == "catsdogs: 4 of 4 images were not classified: see the columns status and error\n"
 

@@ -26,6 +26,7 @@ import catsdogs
 from catsdogs import cli, config, storage
 from catsdogs.schema import RETRYABLE_STATUSES, STATUSES, WITH_EMBEDDINGS
 from catsdogs.start import start_ray
+from catsdogs.train import TrainResult
 
 REPO = Path(__file__).parents[1]
 PACKAGE = Path(catsdogs.__file__).parent
@@ -398,14 +399,12 @@ def test_python_blocks_run(work, monkeypatch):
     train_block, _, pandas_block, timm_block = sorted(list_blocks("python"))
     assert "['blue', 'red']" in run_python(timm_block, work)
     assert "true_label" in run_python(pandas_block, work)
-    from catsdogs import train  # not above: torch and Ray Train, seconds of every run of this file
-
     configs = []
-    result = train.TrainResult(uri="runs/first", val_accuracy=1.0, best_epoch=1)
+    result = TrainResult(uri="runs/first", val_accuracy=1.0, best_epoch=1)
     metrics = json.loads((work / "runs" / "evaluation" / "metrics.json").read_text())
     # The fixture has trained and evaluated.
-    monkeypatch.setattr(train, "train", lambda config: configs.append(config) or result)
-    monkeypatch.setattr("catsdogs.evaluate.evaluate", lambda config: configs.append(config) or metrics)
+    monkeypatch.setattr(catsdogs, "train", lambda config: configs.append(config) or result)
+    monkeypatch.setattr(catsdogs, "evaluate", lambda config: configs.append(config) or metrics)
     exec(train_block, {})
     assert configs[0].name == "first"
     assert configs[1].checkpoint == "runs/first/best"

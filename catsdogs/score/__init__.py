@@ -1,6 +1,5 @@
 """Bulk classification into Parquet; `pipeline.py` shows the stages."""
 
-from catsdogs.score.audit import verify
-from catsdogs.score.pipeline import score
+from catsdogs.score.api import score, verify
 
 __all__ = ["score", "verify"]

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from catsdogs import storage
 from catsdogs.config import VerifyConfig
 from catsdogs.errors import InputError, RunError
-from catsdogs.progress import Progress, StageProgress, silent
+from catsdogs.progress import Progress, StageProgress
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 from catsdogs.score.listing_checks import find_repeated, split_paths
 from catsdogs.score.parts import DamagedOutputError
@@ -37,13 +37,8 @@ class ConcurrentMap(Protocol):
     def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]: ...
 
 
-def verify(config: VerifyConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Audit a finished output, its records and its summary; return the counts of its rows.
-
-    Raises:
-        InputError: there is no output of a scoring run.
-        RunError: the first difference that was found.
-    """
+def verify(config: VerifyConfig, progress: Progress) -> dict[str, Any]:
+    """Audit a finished output, its records and its summary; return the counts of its rows."""
     output = storage.absolute(config.output)
     uri = storage.join(output, RUN)
     found = storage.read_versioned(uri)

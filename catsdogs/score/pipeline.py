@@ -40,7 +40,7 @@ from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
 from catsdogs.lease import Lease, LeaseClaim
-from catsdogs.progress import Message, Progress, StallReporter, silent
+from catsdogs.progress import Message, Progress, StallReporter
 from catsdogs.score.attempts import Predict, score_pending_shards
 from catsdogs.score.audit import ConcurrentMap, audit
 from catsdogs.score.background import BackgroundListing
@@ -61,16 +61,8 @@ from catsdogs.score.run_files import (
 from catsdogs.start import import_while_ray_starts
 
 
-def score(config: ScoreConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Classify every listed file whose row is missing, outdated, or requested again by `--retry-failed`.
-
-    Returns:
-        The content of `_summary.json`.
-
-    Raises:
-        InputError: the input, the checkpoint or the output cannot be used.
-        RunError: the run failed; finished parts are kept, and the same command resumes.
-    """
+def score(config: ScoreConfig, progress: Progress) -> dict[str, Any]:
+    """Classify every listed file whose row is missing or outdated; return the content of `_summary.json`."""
     config = dataclasses.replace(
         config,
         input=storage.absolute(config.input),

@@ -1,5 +1,5 @@
 """Fine-tune ResNet50 with Ray Train; `loop.py` has the call diagram."""
 
-from catsdogs.train.driver import TrainResult, train
+from catsdogs.train.api import TrainResult, train
 
 __all__ = ["TrainResult", "train"]

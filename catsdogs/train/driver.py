@@ -5,7 +5,6 @@ state of torch.save: Ray starts first, and the workers build the model.
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 from catsdogs import start, storage
 from catsdogs.config import TrainConfig
@@ -18,29 +17,16 @@ from catsdogs.labels import (
     reindex_labels,
 )
 from catsdogs.lease import LeaseClaim
-from catsdogs.progress import Message, Progress, silent
+from catsdogs.progress import Message, Progress
 from catsdogs.train import settings
+from catsdogs.train.api import TrainResult
 from catsdogs.train.resume import SavedRun, load_saved_run
 from catsdogs.train.run_folder import History, RunFolder
 from catsdogs.weights import NONE, PretrainedWeights, read_pretrained
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run."""
-
-    uri: str
-    val_accuracy: float
-    best_epoch: int
-
-
-def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
-    """Fine-tune ResNet50 on the workers of a Ray cluster.
-
-    Raises:
-        InputError: the settings or the data cannot be used.
-        RunError: the run failed; saved epochs are kept.
-    """
+def train(config: TrainConfig, progress: Progress) -> TrainResult:
+    """Fine-tune ResNet50 on the workers of a Ray cluster."""
     config = settings.resolve(config)
     uri = storage.join(config.storage_path, config.name or "")
     with settings.lease_folder(config, uri, progress) as lease:

@@ -11,7 +11,7 @@ from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import EvaluateConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import LabelSource, check_same_classes, list_evaluation, reindex_labels
-from catsdogs.progress import Progress, StageProgress, StallReporter, report_failed_rows, silent
+from catsdogs.progress import Progress, StageProgress, StallReporter, report_failed_rows
 from catsdogs.ray_errors import to_run_error
 from catsdogs.schema import PREDICTIONS, parquet_bytes
 from catsdogs.start import import_while_ray_starts
@@ -19,13 +19,8 @@ from catsdogs.start import import_while_ray_starts
 METRICS, ROWS = "metrics.json", "predictions.parquet"
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Classify every file of a labelled folder; return the content of `metrics.json`.
-
-    Raises:
-        InputError: the folder or the checkpoint cannot be used, or their classes differ.
-        RunError: the run failed.
-    """
+def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
+    """Classify every file of a labelled folder or table; return the content of `metrics.json`."""
     config = dataclasses.replace(
         config,
         checkpoint=storage.absolute(config.checkpoint),
