@@ -204,8 +204,9 @@ def pixels_of(plot: Locator, *variables: str) -> list[int]:
 
 
 def assert_plots_are_drawn(page: Page) -> None:
-    loss, accuracy, histogram = page.locator(".drawing").all()
+    loss, accuracy, learning_rate, histogram = page.locator(".drawing").all()
     drawn = [*pixels_of(loss, "--train", "--accent"), *pixels_of(accuracy, "--train", "--accent")]
+    drawn += pixels_of(learning_rate, "--train")
     assert min(drawn + pixels_of(histogram, "--accent")) > 100
 
 

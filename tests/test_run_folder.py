@@ -49,13 +49,13 @@ class Run(NamedTuple):
 
     def save(self, epochs, files):
         """Save epochs, the last of them to disk."""
-        writer = CheckpointWriter(self.folder, files, epochs[0] - 1, epochs[-1], interval_s=1e9)
+        writer = CheckpointWriter(self.folder, files, epochs[0] - 1, interval_s=1e9)
         for epoch in epochs:
             model = build_model()
             torch.nn.init.constant_(model.fc.bias, float(epoch))
             optimizer = build_optimizer(model, CONFIG)
             predictions = PREDICTIONS.empty_table().replace_schema_metadata({"epoch": str(epoch)})
-            writer.save(self.history(epoch), model, optimizer, predictions)
+            writer.save(self.history(epoch), model, optimizer, predictions, is_last=epoch == epochs[-1])
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -38,10 +40,11 @@ from catsdogs.schema import read_table
 from catsdogs.start import start_ray
 from catsdogs.train import settings, train
 from catsdogs.train.inputs import ImageInputs, list_validation_batches
-from catsdogs.train.model import compute_learning_rate
+from catsdogs.train.loop import train_step
+from catsdogs.train.model import build_optimizer, compute_class_weights, compute_learning_rate, set_learning_rate
 from catsdogs.train.report_page import write_report
 from catsdogs.train.resume import load_saved_run
-from catsdogs.train.run_folder import RunFolder
+from catsdogs.train.run_folder import History, RunFolder
 from catsdogs.train.worker import Ranks
 from catsdogs.weights import load_state_dict_strictly
 
@@ -358,25 +361,97 @@ def test_on_gpus_the_batch_size_leaves_thirty_steps_per_epoch(num_images, num_wo
     assert (given.batch_size, given.lr) == (48, 0.5)
 
 
-def test_a_table_of_labels_may_name_missing_files_and_may_not_change_on_resume(finished_run, red_blue_root, tmp_path):
+@pytest.fixture(scope="module")
+def table_run(finished_run, red_blue_root, tmp_path_factory):
+    """A run on a table of labels that names two missing files, with weighted classes and a head that does not learn."""
+    folder = tmp_path_factory.mktemp("table")
     rows = ["path,label,split", *(f"gone-{i}.jpg,red,train" for i in range(2))]
     for path in sorted(red_blue_root.rglob("*.jpg")):
         split, label, name = path.parts[-3:]
         rows.append(f"{split}/{label}/{name},{label},{split}")
-    table = tmp_path / "labels.csv"
+    table = folder / "labels.csv"
     table.write_text("\n".join(rows))
     config = dataclasses.replace(
-        finished_run.config, labels=str(table), storage_path=str(tmp_path), epochs=1, freeze="backbone", augment="none"
+        finished_run.config,
+        labels=str(table),
+        storage_path=str(folder),
+        epochs=20,
+        patience=1,
+        lr=1e-30,
+        class_weights="auto",
+        freeze="backbone",
+        augment="none",
     )
-    train(config)
-    left_out = pq.read_table(tmp_path / "run" / "left_out.parquet").select(["path", "status"]).to_pylist()
+    events = []
+    train(config, events.append)
+    return SimpleNamespace(config=config, folder=folder / "run", table=table, lines=lines_of(events))
+
+
+def test_a_table_of_labels_may_name_missing_files(table_run, red_blue_root):
+    left_out = pq.read_table(table_run.folder / "left_out.parquet").select(["path", "status"]).to_pylist()
     assert left_out == [{"path": f"{red_blue_root}/gone-{i}.jpg", "status": "not_found"} for i in range(2)]
-    assert pq.read_table(tmp_path / "run" / "val_predictions.parquet").num_rows == 14
-    args = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
-    assert args["labels_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
-    table.write_text("\n".join(rows[:-1]))
+    assert pq.read_table(table_run.folder / "val_predictions.parquet").num_rows == 14
+
+
+def test_patience_ends_a_run_whose_validation_loss_does_not_decrease(table_run):
+    assert [row["epoch"] for row in read_summary(table_run.folder)] == ["1", "2"]
+    assert table_run.lines[-1] == "stopped: no lower validation loss for 1 epochs (--patience)"
+    assert (table_run.folder / "report.html").exists()
+
+
+def test_class_weights_are_reported(table_run):
+    assert "class weights from 0.933 (red) to 1.08 (blue)" in table_run.lines  # 15 and 13 images
+
+
+def test_a_table_of_labels_may_not_change_on_resume(table_run, tmp_path):
+    args = yaml.safe_load((table_run.folder / "args.yaml").read_text())
+    assert args["labels_sha256"] == hashlib.sha256(table_run.table.read_bytes()).hexdigest()
+    shutil.copytree(table_run.folder, tmp_path / "run")
+    (tmp_path / "labels.csv").write_text(table_run.table.read_text().rsplit("\n", 1)[0])
+    args |= {"labels": f"{tmp_path}/labels.csv"}
+    (tmp_path / "run" / "args.yaml").write_text(yaml.safe_dump(args))
+    config = dataclasses.replace(table_run.config, labels=args["labels"], storage_path=str(tmp_path), resume=True)
     with pytest.raises(InputError, match=r"labels\.csv has changed since the run began; restore the table of --labels"):
-        train(dataclasses.replace(config, resume=True, epochs=2))
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((), 0),
+        ((1.0,), 0),
+        ((1.0, 0.9), 0),
+        ((1.0, 1.0), 1),
+        ((0.9, 1.0, 0.95), 2),
+        ((math.nan, math.nan), 1),
+        ((math.nan, 1.0), 0),
+    ],
+)
+def test_epochs_without_a_lower_validation_loss_are_counted(losses, expected):
+    assert History([{"val_loss": loss} for loss in losses]).num_without_improvement == expected
+
+
+def test_class_weights_give_every_class_the_same_share_of_the_loss():
+    targets_N = np.repeat(np.arange(3, dtype=np.int32), [6, 3, 1])
+    weights_K = compute_class_weights(targets_N)
+    torch.testing.assert_close(weights_K * torch.tensor([6, 3, 1]), torch.full((3,), 10 / 3))
+
+
+def test_a_step_minimizes_the_weighted_mean_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    inputs_ND, targets_N = torch.randn((10, 4), generator=generator), torch.tensor([0] * 6 + [1] * 3 + [2])
+    weights_K = compute_class_weights(targets_N.to(torch.int32).numpy())
+    model, plain = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    plain.load_state_dict(model.state_dict())
+    config = TrainConfig(data_dir="d", lr=0.5, weight_decay=0.0)
+    optimizer, plain_optimizer = build_optimizer(model, config), build_optimizer(plain, config)
+    set_learning_rate(optimizer, 0.5, torch.device("cpu"))
+    set_learning_rate(plain_optimizer, 0.5, torch.device("cpu"))
+    train_step(model, optimizer, (inputs_ND, targets_N), config, Ranks(), weights_K)
+    loss = torch.nn.CrossEntropyLoss(weights_K, label_smoothing=config.label_smoothing)(plain(inputs_ND), targets_N)
+    loss.backward()
+    plain_optimizer.step()
+    torch.testing.assert_close(model.weight, plain.weight)
 
 
 def test_resume_of_a_missing_run_is_an_error(finished_run):

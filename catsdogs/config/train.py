@@ -52,6 +52,8 @@ class TrainConfig:
     """With --freeze backbone: augmented views per image; default 5, without augmentation 1."""
     epochs: int = 10
     """Passes over the training images."""
+    patience: int | None = None
+    """Stop after this many epochs in a row without a lower validation loss; default: never."""
     batch_size: int | None = None
     """Images per worker and step; default 32, on GPUs the largest power of two up to 256 with 30 steps per epoch."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -64,6 +66,8 @@ class TrainConfig:
     """Weight decay; not applied to norms and biases."""
     label_smoothing: float = 0.1
     """Fraction of the target probability spread over all classes."""
+    class_weights: Literal["none", "auto"] = "none"
+    """auto weights the loss of each class by the inverse of its number of training images."""
     clip_grad_norm: float = 5.0
     """Maximum norm of the gradient."""
     augment: Literal["none", "light", "affine"] = "light"
@@ -91,7 +95,7 @@ class TrainConfig:
         check_needed(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone")
         check(self.augment != "none" or self.views in (None, 1), "--views", "1 with --augment none", self.views)
         check_range(self, 1, MAX_VIEWS, "views")
-        check_range(self, 1, math.inf, "epochs", "batch_size", "num_workers")
+        check_range(self, 1, math.inf, "epochs", "patience", "batch_size", "num_workers")
         check_range(self, MIN_IMG_SIZE, MAX_IMG_SIZE, "img_size")
         check_range(self, 0, MAX_SEED, "seed")
         check_range(self, 0, 0.99, "label_smoothing")

@@ -40,7 +40,9 @@ def curves(history: Sequence[Mapping[str, float]]) -> Section:
     epochs = [int(row["epoch"]) for row in history]
     best_epoch = find_best_epoch(history)
     best = None if best_epoch is None else epochs.index(best_epoch)
-    plots = [_build_plot(history, "loss", best), _build_plot(history, "accuracy", best)] if history else []
+    plots = []
+    if history:
+        plots = [_build_plot(history, "loss", best), _build_plot(history, "accuracy", best), _build_lr_plot(history)]
     rows = [
         (epoch, [_format_cell(row, column) for column in _COLUMNS]) for epoch, row in zip(epochs, history, strict=True)
     ]
@@ -65,6 +67,13 @@ def _build_plot(history: Sequence[Mapping[str, float]], quantity: str, best: int
         "best": "" if best is None else f"epoch {epochs[best]}: {format_decimal(val[best])}",
         "measured": not np.isnan(val).all(),
     }
+
+
+def _build_lr_plot(history: Sequence[Mapping[str, float]]) -> dict[str, object]:
+    epochs, rates = [int(row["epoch"]) for row in history], [_read_value(row, "lr") for row in history]
+    alt = f"Learning rate at the end of each of {len(epochs)} epochs, from {rates[0]:.3g} to {rates[-1]:.3g}."
+    svg = plot_epochs(epochs, rates, [math.nan] * len(epochs), best=None)
+    return {"quantity": "Learning rate", "svg": svg, "alt": alt, "best": "", "measured": False}
 
 
 def _describe_course(values: Sequence[float]) -> str:

@@ -40,8 +40,14 @@ from catsdogs.train.events import EpochFinished, Started, TrainingFailed
 from catsdogs.train.features import FeatureInputs, find_or_compute_features
 from catsdogs.train.graph import Batch, GraphedStep, Step, capture_graph
 from catsdogs.train.inputs import ImageInputs
-from catsdogs.train.model import Forward, compute_learning_rate, set_learning_rate
-from catsdogs.train.run_folder import CheckpointWriter, EpochRow
+from catsdogs.train.model import (
+    Forward,
+    compute_class_weights,
+    compute_learning_rate,
+    describe_class_weights,
+    set_learning_rate,
+)
+from catsdogs.train.run_folder import CheckpointWriter, EpochRow, History
 from catsdogs.train.worker import Ranks, TrainWorker
 
 Inputs = ImageInputs | FeatureInputs
@@ -63,12 +69,12 @@ def train_epochs(worker: TrainWorker) -> None:
     config, num_steps = worker.spec.config, worker.plan.num_steps
     first_epoch = worker.history.epoch + 1
     worker.events.send(Started(worker.history, worker.precision, worker.device.type))
-    if first_epoch > config.epochs:
+    if is_finished(worker.history, config):
         return
     inputs, step = build_inputs(worker), build_step(worker)
     interval_s = HEAD_SAVE_INTERVAL_S if config.freeze == "backbone" else 0.0
     num_saved = worker.history.epoch
-    writer = CheckpointWriter(worker.spec.folder, worker.saved_files, num_saved, config.epochs, interval_s)
+    writer = CheckpointWriter(worker.spec.folder, worker.saved_files, num_saved, interval_s)
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.monotonic()
         totals = train_epoch(worker, inputs, step, epoch)
@@ -90,8 +96,19 @@ def train_epochs(worker: TrainWorker) -> None:
             "seconds": time.monotonic() - started,
         }
         save_checkpoint(worker, writer, row, predictions)
-        if interval_s == 0 or epoch == config.epochs:  # a report may take longer than an epoch of a head
+        is_last = is_finished(worker.history, config)
+        if interval_s == 0 or is_last:  # a report may take longer than an epoch of a head
             ray.train.report(row)
+        if is_last:
+            break
+    if worker.history.epoch < config.epochs:
+        worker.events.send_text(f"stopped: no lower validation loss for {config.patience} epochs (--patience)")
+
+
+def is_finished(history: History, config: TrainConfig) -> bool:
+    """Return whether no epoch remains: all are finished, or too many had no lower validation loss."""
+    is_exhausted = config.patience is not None and history.num_without_improvement >= config.patience
+    return is_exhausted or history.epoch >= config.epochs
 
 
 def build_inputs(worker: TrainWorker) -> Inputs:
@@ -104,7 +121,13 @@ def build_inputs(worker: TrainWorker) -> Inputs:
 def build_step(worker: TrainWorker) -> Step:
     """Bind `train_step` to the worker; on one GPU, it becomes a CUDA graph."""
     config, ranks = worker.spec.config, worker.ranks
-    step = partial(train_step, worker.train_model, worker.optimizer, config=config, ranks=ranks)
+    weights_K = None
+    if config.class_weights == "auto":
+        weights_K = compute_class_weights(worker.spec.train_files["true_index"].to_numpy()).to(worker.device)
+        worker.events.send_text(describe_class_weights(weights_K.tolist(), worker.spec.folder.class_names))
+    step = partial(
+        train_step, worker.train_model, worker.optimizer, config=config, ranks=ranks, class_weights_K=weights_K
+    )
     if worker.device.type != "cuda" or ranks.world_size > 1:
         return step
     return GraphedStep(step, worker.optimizer, worker.plan.batch_size, worker.events.send_text, capture_graph)
@@ -128,20 +151,31 @@ def train_epoch(worker: TrainWorker, inputs: Inputs, step: Step, epoch: int) -> 
 
 
 def train_step(
-    model: Forward, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig, ranks: Ranks
+    model: Forward,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: TrainConfig,
+    ranks: Ranks,
+    class_weights_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Take one optimizer step on this worker's rows of a global batch.
 
     It does not wait for the device, unless a worker has no rows: a CUDA graph can replay it.
+
+    Args:
+        class_weights_K: float32, on the device; the loss is the mean over the rows, weighted by their classes.
 
     Returns:
         float64 (3,): over this worker's rows, the sum of the cross-entropy, the correct rows, the rows.
     """
     inputs, targets_N = batch
     num_rows, device = len(targets_N), targets_N.device
-    global_num_rows = ranks.all_reduce(torch.full((), float(num_rows), device=device))
+    weight = (
+        torch.full((), float(num_rows), device=device) if class_weights_K is None else class_weights_K[targets_N].sum()
+    )
+    global_weight = ranks.all_reduce(weight)
     if num_rows == 0:
-        if global_num_rows.item() == 0:  # no image of the global batch could be decoded
+        if global_weight.item() == 0:  # no image of the global batch could be decoded
             return torch.zeros(3, dtype=torch.float64, device=device)
         # Dummy batch of one row, so that DDP's backward also runs on ranks without data.
         inputs, targets_N = inputs.new_zeros((1, *inputs.shape[1:])), targets_N.new_zeros(1)
@@ -149,10 +183,12 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
 
     logits_NK = model(inputs)
-    loss = F.cross_entropy(logits_NK, targets_N, reduction="sum", label_smoothing=config.label_smoothing)
-    # DDP averages gradients over workers. The factor makes this average the mean over the rows of the global batch,
-    # even if workers have different numbers of rows. The last factor is 0 for a dummy batch.
-    loss = loss * (ranks.world_size / global_num_rows) * (num_rows > 0)
+    loss = F.cross_entropy(
+        logits_NK, targets_N, class_weights_K, reduction="sum", label_smoothing=config.label_smoothing
+    )
+    # DDP averages gradients over workers. The factor makes this average the weighted mean over the rows of the global
+    # batch, even if workers have different numbers of rows. The last factor is 0 for a dummy batch.
+    loss = loss * (ranks.world_size / global_weight) * (num_rows > 0)
     loss.backward()
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -206,5 +242,6 @@ def save_checkpoint(worker: TrainWorker, writer: CheckpointWriter, row: EpochRow
     """
     worker.history.rows.append(row)
     if predictions is not None:  # on the first worker
-        writer.save(worker.history, worker.model, worker.optimizer, predictions)
+        is_last = is_finished(worker.history, worker.spec.config)
+        writer.save(worker.history, worker.model, worker.optimizer, predictions, is_last)
         worker.events.send(EpochFinished(worker.history, writer.num_saved))

@@ -28,6 +28,7 @@ def write_report(config: TrainConfig, folder: RunFolder, history: History, train
     facts = {
         "validation accuracy": f"{best['val_accuracy']:.4f}",
         "best epoch": f"{history.best_epoch} of {history.epoch}",
+        "peak learning rate": f"{config.peak_lr:.3g}",
         "training images": f"{train_files.files.num_rows:,}",
         "validation images": f"{predictions.num_rows:,}",
         "img/s": f"{best['images_per_s']:.1f}",

@@ -13,6 +13,7 @@ import copy
 import csv
 import hashlib
 import io
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,12 @@ class History:
     def epoch(self) -> int:
         """The last finished epoch; 0 before the first."""
         return len(self.rows)
+
+    @property
+    def num_without_improvement(self) -> int:
+        """Epochs since that of the lowest validation loss; NaN is never lower."""
+        losses = [row["val_loss"] if math.isfinite(row["val_loss"]) else math.inf for row in self.rows]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     @property
     def best_epoch(self) -> int:
@@ -176,25 +183,33 @@ def is_complete(state: Mapping[str, Any], found: Digests) -> bool:
 
 
 class CheckpointWriter:
-    """Saves epochs at most once per `interval_s`, and always the last one of the run."""
+    """Saves epochs at most once per `interval_s`, and always the last one."""
 
-    def __init__(self, folder: RunFolder, files: Digests, num_saved: int, num_epochs: int, interval_s: float) -> None:
+    def __init__(self, folder: RunFolder, files: Digests, num_saved: int, interval_s: float) -> None:
         self._folder = folder
         self._files = files
-        self._num_epochs = num_epochs
         self._interval_s = interval_s
         self._saved_at = time.monotonic()
         self._unsaved_best: tuple[ResNet50, pa.Table] | None = None  # and its validation predictions
         self.num_saved = num_saved
 
     def save(
-        self, history: History, model: "ResNet50", optimizer: "torch.optim.Optimizer", predictions: pa.Table
+        self,
+        history: History,
+        model: "ResNet50",
+        optimizer: "torch.optim.Optimizer",
+        predictions: pa.Table,
+        is_last: bool,
     ) -> None:
-        """Save the last epoch of `history` if it is due; else keep its model in memory if it is the best one."""
+        """Save the last epoch of `history` if it is due; else keep its model in memory if it is the best one.
+
+        Args:
+            is_last: no epoch follows, so that this one is due.
+        """
         if history.best_epoch == history.epoch:
             self._unsaved_best = copy.deepcopy(model), predictions
         is_due = time.monotonic() - self._saved_at >= self._interval_s
-        if is_due or history.epoch == self._num_epochs:
+        if is_due or is_last:
             self._write(history, model, optimizer)
             self._unsaved_best, self._saved_at, self.num_saved = None, time.monotonic(), history.epoch
 
