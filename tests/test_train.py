@@ -383,7 +383,10 @@ def table_run(finished_run, red_blue_root, tmp_path_factory):
         augment="none",
     )
     events = []
-    train(config, events.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"file://{folder}/mlruns")
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        train(config, events.append)
     return SimpleNamespace(config=config, folder=folder / "run", table=table, lines=lines_of(events))
 
 
@@ -397,6 +400,16 @@ def test_patience_ends_a_run_whose_validation_loss_does_not_decrease(table_run):
     assert [row["epoch"] for row in read_summary(table_run.folder)] == ["1", "2"]
     assert table_run.lines[-1] == "stopped: no lower validation loss for 1 epochs (--patience)"
     assert (table_run.folder / "report.html").exists()
+
+
+def test_every_epoch_and_the_files_of_a_run_are_logged_to_mlflow(table_run):
+    (run,) = (table_run.folder.parent / "mlruns" / "0").glob("*/")
+    losses = [line.split()[1:] for line in (run / "metrics" / "val_loss").read_text().splitlines()]
+    expected = [row["val_loss"] for row in read_summary(table_run.folder)]
+    assert [(f"{float(value):.6g}", epoch) for value, epoch in losses] == list(zip(expected, ["1", "2"], strict=True))
+    assert (run / "params" / "class_weights").read_text() == "auto"
+    for name in ("report.html", "best/model.safetensors"):
+        assert (run / "artifacts" / name).read_bytes() == (table_run.folder / name).read_bytes()
 
 
 def test_class_weights_are_reported(table_run):

@@ -22,6 +22,7 @@ from catsdogs.train import settings
 from catsdogs.train.api import TrainResult
 from catsdogs.train.resume import SavedRun, load_saved_run
 from catsdogs.train.run_folder import History, RunFolder
+from catsdogs.train.tracking import track
 from catsdogs.weights import NONE, PretrainedWeights, read_pretrained
 
 
@@ -49,9 +50,13 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     progress(Message(f"{uri}: {_describe_steps(config)}"))
     folder.remove_temporaries()
     settings.write_args(config, folder, digests)
-    reporter = trainer.run_workers(config, folder, (train_files.files, validation_files.files), weights, progress)
-    assert reporter.precision is not None, "no worker reported its precision"
-    trainer.write_report_page(dataclasses.replace(config, precision=reporter.precision), folder, reporter, train_files)
+    files = (train_files.files, validation_files.files)
+    with track(config, uri, progress) as tracker:
+        reporter = trainer.run_workers(config, folder, files, weights, progress, tracker)
+        assert reporter.precision is not None, "no worker reported its precision"
+        config = dataclasses.replace(config, precision=reporter.precision)
+        trainer.write_report_page(config, folder, reporter, train_files)
+        tracker.log_files(uri)
     best = reporter.history.rows[reporter.history.best_epoch - 1]
     return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
 

@@ -24,6 +24,7 @@ from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
 from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
 from catsdogs.train.run_folder import History
+from catsdogs.train.tracking import Tracker
 
 if TYPE_CHECKING:  # imports torch, which the driver does not need
     from catsdogs.process_setup import Precision
@@ -164,9 +165,10 @@ class ProgressReporter:
         error: why the workers stopped, if one of them reported it; None again after a restart.
     """
 
-    def __init__(self, config: TrainConfig, progress: Progress) -> None:
+    def __init__(self, config: TrainConfig, progress: Progress, tracker: Tracker) -> None:
         self._config = config
         self._progress = progress
+        self._tracker = tracker
         self.history = History()
         self.num_saved = 0
         self.precision: Precision | None = None
@@ -179,6 +181,7 @@ class ProgressReporter:
         elif isinstance(event, EpochFinished):
             self.history, self.num_saved = event.history, event.num_saved
             self._progress(Message(self._format_epoch()))
+            self._tracker.log_epoch(self.history.rows[-1])
         elif isinstance(event, TrainingFailed):
             self.error = event.error
         elif isinstance(event, StageProgress | Message):

@@ -28,6 +28,7 @@ from catsdogs.train.events import EventSender, ProgressReporter, forward_events,
 from catsdogs.train.process_group import LocalConfig
 from catsdogs.train.run_folder import RunFolder
 from catsdogs.train.spec import RunSpec
+from catsdogs.train.tracking import Tracker
 from catsdogs.weights import PretrainedWeights
 
 # Long, because a worker waits in a collective while another computes features. Ray detects dead workers.
@@ -50,6 +51,7 @@ def run_workers(
     files: tuple[pa.Table, pa.Table],
     weights: PretrainedWeights | None,
     progress: Progress,
+    tracker: Tracker,
 ) -> ProgressReporter:
     """Train until all epochs are finished; return the reporter, which has their history.
 
@@ -59,7 +61,7 @@ def run_workers(
     """
     num_gpus = config.num_workers if config.use_gpu == "true" else 0
     stalls = StallReporter(progress, partial(data.describe_wait, "the training workers", num_gpus))
-    reporter = ProgressReporter(config, stalls)
+    reporter = ProgressReporter(config, stalls, tracker)
     with data.quiet_ray_loggers(), stalls:
         this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         spec = RunSpec(
