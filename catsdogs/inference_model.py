@@ -118,12 +118,16 @@ class InferenceBackbone:
 
     def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Compute the features (N, NUM_FEATURES) of normalized images (N, 3, H, W), in the backbone's precision."""
+        return F.adaptive_avg_pool2d(self.extract(images_NCHW), 1).flatten(1)
+
+    def extract(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Compute the features before the pooling, (N, NUM_FEATURES, H / 32, W / 32)."""
         outputs_NCHW = F.max_pool2d(self._stem.relu(images_NCHW), kernel_size=3, stride=2, padding=1)
         for conv1, conv2, conv3, downsample in self._blocks:
             branch_NCHW = conv2.relu(conv1.relu(outputs_NCHW))
             residual_NCHW = outputs_NCHW if downsample is None else downsample(outputs_NCHW)
             outputs_NCHW = conv3.add_relu(branch_NCHW, residual_NCHW)
-        return F.adaptive_avg_pool2d(outputs_NCHW, 1).flatten(1)
+        return outputs_NCHW
 
 
 def select_conv_type(dtype: torch.dtype, device: torch.device) -> type[PlainConv]:

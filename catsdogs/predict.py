@@ -44,7 +44,8 @@ class Predictor:
         disable_tf32(precision, device)
         self._backbone = InferenceBackbone(state_dict, precision, device, plain)
         head = {name: state_dict[f"{HEAD}.{name}"].to(device, copy=True) for name in ("weight", "bias")}
-        self._head = functools.partial(F.linear, **head)
+        self._head: Callable[[torch.Tensor], torch.Tensor] = functools.partial(F.linear, **head)
+        self._head_weight_KD = head["weight"]
         num_threads = torch.get_num_threads()
         self._num_batch_shards = min(NUM_BATCH_SHARDS, num_threads)
         shard_threads = num_threads // self._num_batch_shards
@@ -77,6 +78,17 @@ class Predictor:
         probs_NK = compute_probs(self._head, features_ND)
         return probs_NK, _to_array(features_ND) if with_features else None
 
+    @torch.inference_mode()
+    def map_activations(self, images_NHWC: ImageArray) -> FloatArray:
+        """Compute where the predicted class has its evidence, float32 (N, H / 32, W / 32): the class activation map.
+
+        Pooling and the head are linear, so the mean of a map plus the head's bias is the logit (Zhou et al. 2016,
+        arXiv 1512.04150).
+        """
+        features_NDHW = self._backbone.extract(self._normalize(images_NHWC)).float()
+        index_N = self._head(features_NDHW.mean(dim=(2, 3))).argmax(dim=1)
+        return _to_array(torch.einsum("ndhw,nd->nhw", features_NDHW, self._head_weight_KD[index_N]))
+
     def _embed(self, images_NHWC: ImageArray | torch.Tensor) -> torch.Tensor:
         """Compute the inputs of the head, float32 on the device.
 
@@ -90,11 +102,14 @@ class Predictor:
 
     @torch.inference_mode()
     def _embed_shard(self, images_NHWC: ImageArray | torch.Tensor) -> torch.Tensor:
+        return self._backbone(self._normalize(images_NHWC)).float()
+
+    def _normalize(self, images_NHWC: ImageArray | torch.Tensor) -> torch.Tensor:
+        """Convert images to the backbone's inputs (N, 3, H, W)."""
         if not isinstance(images_NHWC, torch.Tensor):
             images_NHWC = to_device(images_NHWC, self._device)
         images_NCHW = normalize(images_NHWC.permute(0, 3, 1, 2), self._preprocessing.mean, self._preprocessing.std)
-        features_ND = self._backbone(images_NCHW.to(DTYPES[self.precision], memory_format=torch.channels_last))
-        return features_ND.float()
+        return images_NCHW.to(DTYPES[self.precision], memory_format=torch.channels_last)
 
 
 def compute_probs(head: Callable[[torch.Tensor], torch.Tensor], features_ND: torch.Tensor) -> FloatArray:

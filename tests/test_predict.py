@@ -68,6 +68,22 @@ def test_probabilities_equal_those_of_the_training_model(checkpoint, resnet, pre
     np.testing.assert_allclose(predictor(images[15:25]), expected, atol=1e-5)
 
 
+def test_the_mean_of_an_activation_map_and_the_bias_are_the_logit(checkpoint, resnet, predictor, images):
+    both_NHWC = np.concatenate([images[15:25]] * 4, axis=2)  # four images wide: maps of several places
+    maps_NHW = predictor.map_activations(both_NHWC)
+    with torch.inference_mode():
+        logits_NK = resnet(normalize(both_NHWC, checkpoint.preprocessing))
+    assert maps_NHW.shape[2] >= 4
+    expected_N = logits_NK.max(dim=1).values - resnet.fc.bias.detach()[logits_NK.argmax(dim=1)]
+    np.testing.assert_allclose(maps_NHW.mean(axis=(1, 2)), expected_N.numpy(), atol=1e-4)
+
+
+def test_an_activation_map_shows_where_the_predicted_class_is(predictor, images):
+    blue, red = images[0], images[20]
+    (map_HW,) = predictor.map_activations(np.concatenate([blue] * 6 + [red] * 4, axis=1)[None])
+    assert map_HW[:, :6].min() > 2 * map_HW[:, -3:].max()
+
+
 @pytest.mark.parametrize("num_images", [1, 2, 5])
 def test_threads_share_a_batch_and_its_rows_stay_in_order(state, checkpoint, predictor, images, num_images):
     threads = torch.get_num_threads()

@@ -1,6 +1,7 @@
 """The page in a real browser, and the HTML of each section without one."""
 
 import base64
+import dataclasses
 import io
 import math
 import re
@@ -134,6 +135,18 @@ def test_mistakes_are_sorted_by_confidence() -> None:
     pictures = [picture("/a/low.jpg", 0.6), picture("/a/none.jpg", None), picture("/a/high.jpg", 0.99)]
     shown = " ".join(text(report.worst_mistakes(pictures).html).split())
     assert shown == "cats → dogs 0.990 high.jpg cats → dogs 0.600 low.jpg cats → dogs none.jpg"
+
+
+def test_a_mistake_is_as_bright_as_each_place_supports_it() -> None:
+    support = np.array([[-1.0, 0.5, 2.0]], dtype=np.float32)  # a third of the width each
+    (marked, plain) = (dataclasses.replace(picture(), activation_map=values) for values in (support, None))
+    html = report.worst_mistakes([marked, plain]).html
+    assert html.count("<img") == 3
+    assert "class activation map" in html
+    assert "class activation map" not in report.worst_mistakes([plain]).html
+    with Image.open(io.BytesIO(base64.b64decode(marked.attention.partition(",")[2]))) as image:
+        red_W = np.asarray(image)[50, :, 0]
+    assert (red_W[5], red_W[-5]) == (pytest.approx(0.15 * 200, abs=8), pytest.approx(200, abs=8))
 
 
 def test_confusion_matrix_counts_and_quality() -> None:

@@ -4,17 +4,15 @@ The page makes no requests, needs no JavaScript, and follows the light and the d
 neither Ray nor torch and reads no storage.
 """
 
+from catsdogs.report.pictures import Picture, dataset_grid, worst_mistakes
 from catsdogs.report.sections import (
-    Picture,
     confidence,
     confusion_matrix,
     curves,
-    dataset_grid,
     facts,
     failures,
     label_counts,
     settings,
-    worst_mistakes,
 )
 from catsdogs.report.templates import Section, page
 

@@ -1,14 +1,10 @@
 """The sections of the page. K classes, H height, W width."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from catsdogs.metrics import find_best_epoch
 from catsdogs.report.plots import plot_epochs, plot_histogram
@@ -18,7 +14,6 @@ _MAX_CLASSES = 30  # a wider matrix is unreadable
 _MAX_PAIRS = 20
 _MAX_LABELS = 25
 _MAX_EXAMPLES = 50
-_THUMBNAIL = 160  # pixels of the longer side, about the size in the grid
 # Columns of the table of epochs, with their decimal places.
 _COLUMNS = {
     "train_loss": 4,
@@ -153,42 +148,6 @@ def _compute_metrics(
 def _ratio(part_K: NDArray[np.int64], whole_K: NDArray[np.int64]) -> NDArray[np.float64]:
     """Divide; nan where the divisor is 0."""
     return np.where(whole_K > 0, part_K / np.maximum(whole_K, 1), np.nan)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
-    """An image with its labels.
-
-    Args:
-        image: uint8 (H, W, 3), RGB, of any size.
-        prob: probability of `label`, in [0, 1].
-    """
-
-    path: str
-    image: NDArray[np.uint8]
-    true_label: str | None = None
-    label: str | None = None
-    prob: float | None = None
-
-    @property
-    def thumbnail(self) -> str:
-        """The image as a small JPEG in a `data:` URI."""
-        image = Image.fromarray(np.ascontiguousarray(self.image))
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=82, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def dataset_grid(pictures: Sequence[Picture]) -> Section:
-    """Build the section with images and their labels."""
-    return Section(title="Data", html=render("pictures", pictures=pictures, mistakes=False))
-
-
-def worst_mistakes(pictures: Sequence[Picture]) -> Section:
-    """Build the section with misclassified images, the most confident first."""
-    ordered = sorted(pictures, key=lambda picture: -1 if picture.prob is None else picture.prob, reverse=True)
-    return Section(title="Worst mistakes", html=render("pictures", pictures=ordered, mistakes=True))
 
 
 def facts(values: Mapping[str, str]) -> Section:

@@ -1,18 +1,19 @@
 """The page `report.html` of a finished run."""
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 
 from catsdogs import data, report, storage
+from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import TrainConfig
 from catsdogs.images import MAX_PIXELS, ImageArray, Preprocessing
 from catsdogs.labels import LabelledFiles
 from catsdogs.metrics import MetricSums
+from catsdogs.predictions import FloatArray
 from catsdogs.schema import OK, read_table
-from catsdogs.train.run_folder import REPORT, VAL_PREDICTIONS, History, RunFolder
+from catsdogs.train.run_folder import BEST, REPORT, VAL_PREDICTIONS, History, RunFolder
 
 NUM_PICTURES = 24  # in each section
 THUMBNAIL = Preprocessing(img_size=160, crop_pct=1.0)
@@ -34,13 +35,12 @@ def write_report(config: TrainConfig, folder: RunFolder, history: History, train
         "img/s": f"{best['images_per_s']:.1f}",
     }
     mistakes, samples = _select_mistakes(predictions), _select_samples(train_files)
-    images = _decode({path: None for path, *_ in mistakes + samples})
     sections = [
         report.facts(facts),
         report.curves(history.rows),
         report.confusion_matrix(folder.class_names, sums.matrix_KK, sums.failed_K.tolist()),
-        report.worst_mistakes(_build_pictures(mistakes, images)),
-        report.dataset_grid(_build_pictures(samples, images)),
+        report.worst_mistakes(_build_mistakes(mistakes, folder)),
+        report.dataset_grid(_build_samples(samples)),
         report.settings(dataclasses.asdict(config)),
     ]
     page = report.page(f"Training {config.name}", sections, subtitle=folder.uri)
@@ -66,22 +66,53 @@ def _select_samples(labelled: LabelledFiles) -> list[PictureRow]:
     return selected
 
 
-def _decode(paths: Iterable[str]) -> dict[str, ImageArray]:
+def _build_samples(rows: list[PictureRow]) -> list[report.Picture]:
+    images = _decode(rows, THUMBNAIL)
+    return [
+        report.Picture(path=path, image=images[path], true_label=true_label)
+        for path, true_label, *_ in rows
+        if path in images
+    ]
+
+
+def _build_mistakes(rows: list[PictureRow], folder: RunFolder) -> list[report.Picture]:
+    """Build pictures of what the model sees, with the class activation maps of the best epoch's model."""
+    images = _decode(rows, folder.preprocessing)
+    shown = [row for row in rows if row[0] in images]
+    if not shown:
+        return []
+    checkpoint = read_checkpoint(folder.path(BEST))
+    images_NHWC = np.stack([images[path] for path, *_ in shown])
+    (maps_NHW,) = data.map_in_tasks(_map_activations, [(checkpoint, images_NHWC)])
+    return [
+        report.Picture(
+            path=path, image=images[path], true_label=true_label, label=label, prob=prob, activation_map=activation_map
+        )
+        for (path, true_label, label, prob), activation_map in zip(shown, maps_NHW, strict=True)
+    ]
+
+
+def _map_activations(inputs: tuple[CheckpointFiles, ImageArray]) -> FloatArray:
+    """Compute class activation maps, in a Ray task."""
+    import torch  # not at the top: the driver needs none
+
+    from catsdogs.predict import Predictor
+
+    checkpoint, images_NHWC = inputs
+    predictor = Predictor(checkpoint.load_state_dict(), checkpoint.preprocessing, "fp32", torch.device("cpu"))
+    return predictor.map_activations(images_NHWC)
+
+
+def _decode(rows: list[PictureRow], preprocessing: Preprocessing) -> dict[str, ImageArray]:
     """Decode images where all others are decoded, in child processes with limits; leave out those that fail."""
-    files = storage.build_files_table(storage.Entry(path) for path in paths)
-    stage = data.DecodeForInference(THUMBNAIL, MAX_PIXELS, 2 * NUM_PICTURES)
+    files = storage.build_files_table(storage.Entry(path) for path, *_ in rows)
+    stage = data.DecodeForInference(preprocessing, MAX_PIXELS, NUM_PICTURES)
     images = {}
-    for rows in data.decode_files(files, stage, data.allocate_cpus(1).decode):
-        images_NHWC = data.view_images(rows, THUMBNAIL.img_size)
-        for path, status, image in zip(rows["path"].to_pylist(), rows["status"].to_pylist(), images_NHWC, strict=True):
+    for batch in data.decode_files(files, stage, data.allocate_cpus(1).decode):
+        images_NHWC = data.view_images(batch, preprocessing.img_size)
+        for path, status, image in zip(
+            batch["path"].to_pylist(), batch["status"].to_pylist(), images_NHWC, strict=True
+        ):
             if status == OK:
                 images[path] = image
     return images
-
-
-def _build_pictures(rows: list[PictureRow], images: dict[str, ImageArray]) -> list[report.Picture]:
-    return [
-        report.Picture(path=path, image=images[path], true_label=true_label, label=label, prob=prob)
-        for path, true_label, label, prob in rows
-        if path in images
-    ]

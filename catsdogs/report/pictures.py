@@ -1,0 +1,68 @@
+"""The sections with images. H height, W width."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from catsdogs.report.templates import Section, render
+
+_THUMBNAIL = 160  # pixels of the longer side, about the size in the grid
+MIN_BRIGHTNESS = 0.15  # of an image where it does not support the label
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """An image with its labels.
+
+    Args:
+        image: uint8 (H, W, 3), RGB, of any size.
+        prob: probability of `label`, in [0, 1].
+        activation_map: float32 (h, w), of the whole image: where the evidence for `label` is.
+    """
+
+    path: str
+    image: NDArray[np.uint8]
+    true_label: str | None = None
+    label: str | None = None
+    prob: float | None = None
+    activation_map: NDArray[np.float32] | None = None
+
+    @property
+    def thumbnail(self) -> str:
+        """The image as a small JPEG in a `data:` URI."""
+        return _encode(self.image)
+
+    @property
+    def attention(self) -> str:
+        """The same, as bright as each place supports `label`; "" without an activation map."""
+        if self.activation_map is None:
+            return ""
+        support = np.maximum(self.activation_map, 0)
+        small = Image.fromarray(support / max(float(support.max()), 1e-12))
+        size = (self.image.shape[1], self.image.shape[0])
+        support_HW1 = np.asarray(small.resize(size, Image.Resampling.BILINEAR))[:, :, None]
+        return _encode((self.image * (MIN_BRIGHTNESS + (1 - MIN_BRIGHTNESS) * support_HW1)).astype(np.uint8))
+
+
+def _encode(image: NDArray[np.uint8]) -> str:
+    small = Image.fromarray(np.ascontiguousarray(image))
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def dataset_grid(pictures: Sequence[Picture]) -> Section:
+    """Build the section with images and their labels."""
+    return Section(title="Data", html=render("pictures", pictures=pictures, mistakes=False))
+
+
+def worst_mistakes(pictures: Sequence[Picture]) -> Section:
+    """Build the section with misclassified images, the most confident first; if known, with what supports the label."""
+    ordered = sorted(pictures, key=lambda picture: -1 if picture.prob is None else picture.prob, reverse=True)
+    return Section(title="Worst mistakes", html=render("pictures", pictures=ordered, mistakes=True))
