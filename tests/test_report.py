@@ -137,7 +137,7 @@ def test_mistakes_are_sorted_by_confidence() -> None:
     assert shown == "cats → dogs 0.990 high.jpg cats → dogs 0.600 low.jpg cats → dogs none.jpg"
 
 
-def test_a_mistake_is_as_bright_as_each_place_supports_it() -> None:
+def test_a_mistake_is_pale_where_it_does_not_support_the_label() -> None:
     support = np.array([[-1.0, 0.5, 2.0]], dtype=np.float32)  # a third of the width each
     (marked, plain) = (dataclasses.replace(picture(), activation_map=values) for values in (support, None))
     html = report.worst_mistakes([marked, plain]).html
@@ -145,8 +145,8 @@ def test_a_mistake_is_as_bright_as_each_place_supports_it() -> None:
     assert "class activation map" in html
     assert "class activation map" not in report.worst_mistakes([plain]).html
     with Image.open(io.BytesIO(base64.b64decode(marked.attention.partition(",")[2]))) as image:
-        red_W = np.asarray(image)[50, :, 0]
-    assert (red_W[5], red_W[-5]) == (pytest.approx(0.15 * 200, abs=8), pytest.approx(200, abs=8))
+        green_W = np.asarray(image)[50, :, 1]
+    assert (green_W[5], green_W[-5]) == (pytest.approx(240 - 0.15 * 210, abs=8), pytest.approx(30, abs=8))
 
 
 def test_confusion_matrix_counts_and_quality() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from catsdogs.report.templates import Section, render
 
 _THUMBNAIL = 160  # pixels of the longer side, about the size in the grid
-MIN_BRIGHTNESS = 0.15  # of an image where it does not support the label
+MIN_OPACITY, PAPER = 0.15, 240  # of an image where it does not support the label; the gray behind it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,14 +39,15 @@ class Picture:
 
     @property
     def attention(self) -> str:
-        """The same, as bright as each place supports `label`; "" without an activation map."""
+        """The same, the paler the less a place supports `label`; "" without an activation map."""
         if self.activation_map is None:
             return ""
         support = np.maximum(self.activation_map, 0)
         small = Image.fromarray(support / max(float(support.max()), 1e-12))
         size = (self.image.shape[1], self.image.shape[0])
         support_HW1 = np.asarray(small.resize(size, Image.Resampling.BILINEAR))[:, :, None]
-        return _encode((self.image * (MIN_BRIGHTNESS + (1 - MIN_BRIGHTNESS) * support_HW1)).astype(np.uint8))
+        opacity_HW1 = MIN_OPACITY + (1 - MIN_OPACITY) * support_HW1
+        return _encode((PAPER + opacity_HW1 * (self.image - float(PAPER))).astype(np.uint8))
 
 
 def _encode(image: NDArray[np.uint8]) -> str:
