@@ -53,6 +53,7 @@ def build_page(names: list[str], rows: Rows) -> str:
         report.confusion_matrix(names, np.eye(len(names), dtype=int) * 90 + 3, [2] * len(names)),
         report.dataset_grid(pictures),
         report.worst_mistakes(pictures),
+        report.class_examples({name: (pictures, pictures[:1]) for name in names}),
         report.settings(dict.fromkeys(names, names[0])),
         report.label_counts(counts),
         report.confidence([3, 8, 20, 60, 300], np.linspace(0.5, 1, 6).tolist()),
@@ -74,7 +75,7 @@ def test_page_closes_every_tag_and_is_reproducible() -> None:
     html = build_page(["cats", "dogs"], history(4))
     assert html == build_page(["cats", "dogs"], history(4))
     opened = Counter(re.findall(r"<(\w+)(?![^>]*/>)", html))
-    assert opened - Counter(re.findall(r"</(\w+)>", html)) == {"meta": 5, "link": 1, "img": 4}
+    assert opened - Counter(re.findall(r"</(\w+)>", html)) == {"meta": 5, "link": 1, "img": 10}
 
 
 def test_hostile_names_are_escaped_and_can_be_encoded() -> None:

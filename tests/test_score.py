@@ -133,6 +133,7 @@ def test_the_summary_adds_up_and_success_is_written_last(local_scores):
     assert summary["listed"] == summary["rows"] == sum(summary["by_status"].values()) == NUM_IMAGES + 4
     assert sum(summary["by_label"].values()) == summary["by_status"]["ok"] == NUM_IMAGES
     assert summary["unlisted"] == {}
+    assert (output / "_report.html").read_text().count("data:image/jpeg") == min(NUM_IMAGES, 24)
     names = {path.name for path in output.iterdir() if not path.name.startswith("part-")}
     assert names == {"_SUCCESS", "_manifest", "_report.html", "_run.json", "_stats", "_summary.json"}
     assert max(path.stat().st_mtime_ns for path in output.iterdir()) == (output / "_SUCCESS").stat().st_mtime_ns

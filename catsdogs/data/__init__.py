@@ -8,8 +8,9 @@ For models on GPUs, a row of a dataset is a block of such rows (`blocks.py`).
 
 from catsdogs.data.blocks import pack_block, unpack_blocks
 from catsdogs.data.datasets import (
+    THUMBNAIL,
     EpochPlan,
-    decode_files,
+    decode_images,
     iter_decoded_batches,
     iter_epoch_batches,
     read_and_decode,
@@ -36,6 +37,7 @@ from catsdogs.data.runtime import (
 from catsdogs.data.tasks import map_in_tasks
 
 __all__ = [
+    "THUMBNAIL",
     "CpuAllocation",
     "DecodeForInference",
     "DecodeForTraining",
@@ -44,7 +46,7 @@ __all__ = [
     "configure_ray_data",
     "count_decoders",
     "count_nodes",
-    "decode_files",
+    "decode_images",
     "default_num_actors",
     "describe_wait",
     "gpus_decode_jpegs",

@@ -1,24 +1,28 @@
 """Datasets of decoded batches, for validation, evaluation, scoring and the epochs of training."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from catsdogs import storage
 from catsdogs.data.blocks import find_block_rows, join_batches, pack_block, split_files, unpack_blocks
-from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForInference, DecodeForTraining
-from catsdogs.data.runtime import configure_ray_data
-from catsdogs.schema import read_table
+from catsdogs.data.decode import PREFETCH_BATCHES, DecodeForInference, DecodeForTraining, view_images
+from catsdogs.data.runtime import allocate_cpus, configure_ray_data
+from catsdogs.images import MAX_PIXELS, ImageArray, Preprocessing
+from catsdogs.schema import OK, read_table
 
 RowIndices = np.ndarray[Any, np.dtype[np.int64]]
+THUMBNAIL = Preprocessing(img_size=160, crop_pct=1.0)  # for reports
+FEW_IMAGES = 32  # of a batch of `decode_images`
 MIN_BLOCKS_PER_DECODER = 4  # so that the last blocks of a dataset keep all CPUs busy
 
 
@@ -30,11 +34,17 @@ def iter_decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: f
         )
 
 
-def decode_files(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> list[pa.Table]:
-    """Decode a few files to batches, in one task."""
-    decode = ray.remote(num_cpus=num_cpus)(_decode_files)
-    batches: list[pa.Table] = ray.get(decode.remote(stage, files))
-    return batches
+def decode_images(paths: Iterable[str], preprocessing: Preprocessing) -> dict[str, ImageArray]:
+    """Decode a few images in one task, where all others are decoded; leave out those that fail."""
+    files = storage.build_files_table(storage.Entry(path) for path in dict.fromkeys(paths))
+    stage = DecodeForInference(preprocessing, MAX_PIXELS, FEW_IMAGES)
+    decode = ray.remote(num_cpus=allocate_cpus(1).decode)(_decode_files)
+    images: dict[str, ImageArray] = {}
+    for rows in ray.get(decode.remote(stage, files)):
+        ok_N = np.asarray(pc.equal(rows["status"], OK))
+        names = rows["path"].filter(pa.array(ok_N)).to_pylist()
+        images |= zip(names, view_images(rows, preprocessing.img_size)[ok_N], strict=True)
+    return images
 
 
 def _decode_files(stage: DecodeForInference, files: pa.Table) -> list[pa.Table]:

@@ -4,7 +4,7 @@ The page makes no requests, needs no JavaScript, and follows the light and the d
 neither Ray nor torch and reads no storage.
 """
 
-from catsdogs.report.pictures import Picture, dataset_grid, worst_mistakes
+from catsdogs.report.pictures import Picture, class_examples, dataset_grid, worst_mistakes
 from catsdogs.report.sections import (
     confidence,
     confusion_matrix,
@@ -19,6 +19,7 @@ from catsdogs.report.templates import Section, page
 __all__ = [
     "Picture",
     "Section",
+    "class_examples",
     "confidence",
     "confusion_matrix",
     "curves",

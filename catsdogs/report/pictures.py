@@ -1,8 +1,9 @@
 """The sections with images. H height, W width."""
 
 import base64
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from catsdogs.report.templates import Section, render
 
 _THUMBNAIL = 160  # pixels of the longer side, about the size in the grid
+MAX_EXAMPLE_BYTES = 3_000_000
 MIN_OPACITY, PAPER = 0.15, 240  # of an image where it does not support the label; the gray behind it
 
 
@@ -32,12 +34,12 @@ class Picture:
     prob: float | None = None
     activation_map: NDArray[np.float32] | None = None
 
-    @property
+    @functools.cached_property
     def thumbnail(self) -> str:
         """The image as a small JPEG in a `data:` URI."""
         return _encode(self.image)
 
-    @property
+    @functools.cached_property
     def attention(self) -> str:
         """The same, the paler the less a place supports `label`; "" without an activation map."""
         if self.activation_map is None:
@@ -67,3 +69,17 @@ def worst_mistakes(pictures: Sequence[Picture]) -> Section:
     """Build the section with misclassified images, the most confident first; if known, with what supports the label."""
     ordered = sorted(pictures, key=lambda picture: -1 if picture.prob is None else picture.prob, reverse=True)
     return Section(title="Worst mistakes", html=render("pictures", pictures=ordered, mistakes=True))
+
+
+def class_examples(examples: Mapping[str, tuple[Sequence[Picture], Sequence[Picture]]]) -> Section:
+    """Build the section with images that the model is sure and unsure of.
+
+    Args:
+        examples: by predicted class; classes are left out once all thumbnails have MAX_EXAMPLE_BYTES.
+    """
+    shown, num_bytes = {}, 0
+    for label, rows in examples.items():
+        num_bytes += sum(len(picture.thumbnail) for row in rows for picture in row)
+        if num_bytes <= MAX_EXAMPLE_BYTES:
+            shown[label] = rows
+    return Section(title="Examples", html=render("examples", examples=shown))

@@ -27,7 +27,7 @@ A shard is a group of files, listed in its manifest; a part is the Parquet file 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,11 +39,13 @@ from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import CatsdogsError, RunError
+from catsdogs.images import ImageArray
 from catsdogs.lease import Lease, LeaseClaim
 from catsdogs.progress import Message, Progress, StallReporter
 from catsdogs.score.attempts import Predict, score_pending_shards
 from catsdogs.score.audit import ConcurrentMap, audit
 from catsdogs.score.background import BackgroundListing
+from catsdogs.score.examples import DecodeImages, build_examples
 from catsdogs.score.listing import has_images
 from catsdogs.score.parts import PASSTHROUGH_COLUMNS, PartWriter
 from catsdogs.score.plan import MANIFEST, RESCORE, STATS, SUCCESS, SUMMARY, PendingShard, Plan, parse_record
@@ -74,16 +76,21 @@ def score(config: ScoreConfig, progress: Progress) -> dict[str, Any]:
     if not storage.list_names(config.output) and has_images(config):  # a resumed run may have nothing to score
         import_while_ray_starts("catsdogs.classify")  # before the listing, which imports packages of Ray Data, too
     predict = partial(predict_rows, config, checkpoint, progress)
-    return run_pipeline(config, build_run_settings(config, checkpoint), predict, progress)
+    return run_pipeline(config, build_run_settings(config, checkpoint), predict, progress, _decode_thumbnails)
 
 
 def run_pipeline(
-    config: ScoreConfig, run_settings: RunSettings, predict: Predict, progress: Progress
+    config: ScoreConfig,
+    run_settings: RunSettings,
+    predict: Predict,
+    progress: Progress,
+    decode_images: DecodeImages | None = None,
 ) -> dict[str, Any]:
     """List the input, and finish the plan of the output; return the content of `_summary.json`.
 
     Args:
         predict: stages 2 and 3: `predict_rows`, or in tests a function without Ray and model.
+        decode_images: decodes examples for the report, which has none otherwise.
 
     Raises:
         InputError: the input or the output cannot be used.
@@ -94,7 +101,7 @@ def run_pipeline(
     try:
         with Lease(config.output, progress, "scoring run", "--output") as lease:
             check_run_settings(config.output, run_settings, lease)
-            return _run_stages(config, run_settings, predict, lease, progress)
+            return _run_stages(config, run_settings, predict, lease, progress, decode_images)
     except RunError as error:
         raise RunError(f"{error}; {kept}") from error
     except Exception as error:
@@ -104,7 +111,12 @@ def run_pipeline(
 
 
 def _run_stages(
-    config: ScoreConfig, run_settings: RunSettings, predict: Predict, lease: LeaseClaim, progress: Progress
+    config: ScoreConfig,
+    run_settings: RunSettings,
+    predict: Predict,
+    lease: LeaseClaim,
+    progress: Progress,
+    decode_images: DecodeImages | None,
 ) -> dict[str, Any]:
     for folder in ((), (MANIFEST,), (STATS,), (MANIFEST, RESCORE)):
         storage.remove_temporaries(storage.join(config.output, *folder))
@@ -130,9 +142,17 @@ def _run_stages(
         writer.write_records(totals.stale)
 
     summary = build_summary(plan, totals, stats, run_settings)
-    write_summary(config, summary, totals, lease)
+    examples = None if decode_images is None else build_examples(plan, summary["by_label"], decode_images)
+    write_summary(config, summary, totals, examples, lease)
     lease.write(success_uri, b"")
     return summary
+
+
+def _decode_thumbnails(paths: Iterable[str]) -> dict[str, ImageArray]:
+    """Decode images for the report, with Ray; it may not run yet if every part was finished."""
+    data = import_while_ray_starts("catsdogs.data")
+    images: dict[str, ImageArray] = data.decode_images(paths, data.THUMBNAIL)
+    return images
 
 
 def _find_map_in_tasks() -> ConcurrentMap | None:

@@ -21,6 +21,7 @@ from catsdogs.errors import InputError
 from catsdogs.lease import LEASE, LeaseClaim
 from catsdogs.progress import StageProgress
 from catsdogs.schema import OK
+from catsdogs.score.examples import Examples
 from catsdogs.score.parts import NUM_BINS, count_values
 from catsdogs.score.plan import MANIFEST, REPORT, RUN, SUMMARY, Plan, parse_record
 from catsdogs.score.shard_checks import Totals
@@ -188,7 +189,9 @@ def build_summary(plan: Plan, totals: Totals, stats: RunStats, run_settings: Run
     )
 
 
-def write_summary(config: ScoreConfig, summary: dict[str, Any], totals: Totals, lease: LeaseClaim) -> None:
+def write_summary(
+    config: ScoreConfig, summary: dict[str, Any], totals: Totals, examples: Examples | None, lease: LeaseClaim
+) -> None:
     """Write `_summary.json` and `_report.html`."""
     from catsdogs import report  # not at the top: matplotlib would add a second to every start
 
@@ -203,6 +206,7 @@ def write_summary(config: ScoreConfig, summary: dict[str, Any], totals: Totals, 
         report.facts(facts),
         report.label_counts(summary["by_label"]),
         report.confidence(totals.histogram, np.linspace(0, 1, NUM_BINS + 1).tolist()),
+        *([] if examples is None else [report.class_examples(examples)]),
         report.failures(summary["by_status"], totals.examples),
         report.settings(settings | {"model_sha256": summary["model_sha256"]}),
     ]

@@ -8,7 +8,7 @@ import pyarrow as pa
 from catsdogs import data, report, storage
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import TrainConfig
-from catsdogs.images import MAX_PIXELS, ImageArray, Preprocessing
+from catsdogs.images import ImageArray
 from catsdogs.labels import LabelledFiles
 from catsdogs.metrics import MetricSums
 from catsdogs.predictions import FloatArray
@@ -16,7 +16,6 @@ from catsdogs.schema import OK, read_table
 from catsdogs.train.run_folder import BEST, REPORT, VAL_PREDICTIONS, History, RunFolder
 
 NUM_PICTURES = 24  # in each section
-THUMBNAIL = Preprocessing(img_size=160, crop_pct=1.0)
 
 PictureRow = tuple[str, str, str | None, float | None]  # path, true label, predicted label and its probability
 
@@ -67,7 +66,7 @@ def _select_samples(labelled: LabelledFiles) -> list[PictureRow]:
 
 
 def _build_samples(rows: list[PictureRow]) -> list[report.Picture]:
-    images = _decode(rows, THUMBNAIL)
+    images = data.decode_images([path for path, *_ in rows], data.THUMBNAIL)
     return [
         report.Picture(path=path, image=images[path], true_label=true_label)
         for path, true_label, *_ in rows
@@ -77,7 +76,7 @@ def _build_samples(rows: list[PictureRow]) -> list[report.Picture]:
 
 def _build_mistakes(rows: list[PictureRow], folder: RunFolder) -> list[report.Picture]:
     """Build pictures of what the model sees, with the class activation maps of the best epoch's model."""
-    images = _decode(rows, folder.preprocessing)
+    images = data.decode_images([path for path, *_ in rows], folder.preprocessing)
     shown = [row for row in rows if row[0] in images]
     if not shown:
         return []
@@ -101,18 +100,3 @@ def _map_activations(inputs: tuple[CheckpointFiles, ImageArray]) -> FloatArray:
     checkpoint, images_NHWC = inputs
     predictor = Predictor(checkpoint.load_state_dict(), checkpoint.preprocessing, "fp32", torch.device("cpu"))
     return predictor.map_activations(images_NHWC)
-
-
-def _decode(rows: list[PictureRow], preprocessing: Preprocessing) -> dict[str, ImageArray]:
-    """Decode images where all others are decoded, in child processes with limits; leave out those that fail."""
-    files = storage.build_files_table(storage.Entry(path) for path, *_ in rows)
-    stage = data.DecodeForInference(preprocessing, MAX_PIXELS, NUM_PICTURES)
-    images = {}
-    for batch in data.decode_files(files, stage, data.allocate_cpus(1).decode):
-        images_NHWC = data.view_images(batch, preprocessing.img_size)
-        for path, status, image in zip(
-            batch["path"].to_pylist(), batch["status"].to_pylist(), images_NHWC, strict=True
-        ):
-            if status == OK:
-                images[path] = image
-    return images
