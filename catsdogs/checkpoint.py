@@ -8,19 +8,20 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from catsdogs import __version__, storage
-from catsdogs.errors import InputError
+from catsdogs.errors import InputError, RunError
 from catsdogs.images import Preprocessing
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CALIBRATION = "calibration"  # key of the config
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")  # safetensors' names
 MAX_NAMED_KEYS, MAX_KEYS_LENGTH = 5, 70  # of a list of keys in a message
 HEAD = "fc"
@@ -43,13 +44,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """The content of a checkpoint directory; `weights` and `sha256` belong to `model.safetensors`."""
+    """The content of a checkpoint directory; `weights` and `sha256` belong to `model.safetensors`.
+
+    Attributes:
+        calibration: as `config.json` has it, not checked; None if it has none.
+    """
 
     uri: str
     weights: bytes
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     sha256: str
+    calibration: object = None
 
     def load_state_dict(self) -> "dict[str, torch.Tensor]":
         """Parse the weights: fp32 tensors under torchvision's key names; raises as `check_values`."""
@@ -68,9 +74,17 @@ class CheckpointFiles:
         }
 
 
+class CheckpointConfig(NamedTuple):
+    """The content of `config.json`; `calibration` is not checked, and None if there is none."""
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    calibration: object
+
+
 def read_checkpoint(uri: str) -> CheckpointFiles:
     """Read a checkpoint directory; raises InputError if a file is missing or damaged, or a tensor does not fit."""
-    class_names, preprocessing = read_config(uri)
+    class_names, preprocessing, calibration = read_config(uri)
     weights = storage.read_bytes(storage.join(uri, WEIGHTS))
     try:
         tensors = dict(deserialize(weights))
@@ -81,7 +95,7 @@ def read_checkpoint(uri: str) -> CheckpointFiles:
     unknown = sorted({tensor["dtype"] for tensor in tensors.values()} - set(DTYPES))
     if unknown:
         raise InputError(f"{uri}: expected weights in {' '.join(DTYPES)}, found {' '.join(unknown)}")
-    return CheckpointFiles(uri, weights, class_names, preprocessing, hashlib.sha256(weights).hexdigest())
+    return CheckpointFiles(uri, weights, class_names, preprocessing, hashlib.sha256(weights).hexdigest(), calibration)
 
 
 def list_shapes(num_classes: int) -> dict[str, Shape]:
@@ -118,9 +132,16 @@ def serialize_checkpoint(
     """Build the files of a checkpoint directory, in the order to write them."""
     from safetensors.torch import save
 
-    config = json.dumps(_build_config(class_names, preprocessing), indent=2).encode()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    return {CONFIG: config, WEIGHTS: save(tensors, metadata={"format": "pt"})}
+    return {CONFIG: serialize_config(class_names, preprocessing), WEIGHTS: save(tensors, metadata={"format": "pt"})}
+
+
+def serialize_config(
+    class_names: tuple[str, ...], preprocessing: Preprocessing, calibration: Mapping[str, Any] | None = None
+) -> bytes:
+    """Build `config.json`."""
+    config = _build_config(class_names, preprocessing)
+    return json.dumps(config | ({} if calibration is None else {CALIBRATION: calibration}), indent=2).encode()
 
 
 def parse_safetensors(content: bytes, source: str) -> "dict[str, torch.Tensor]":
@@ -206,8 +227,8 @@ def _build_config(class_names: tuple[str, ...], preprocessing: Preprocessing) ->
     }
 
 
-def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
-    """Read a checkpoint's class names and preprocessing; raises InputError if the file is missing or another's."""
+def read_config(uri: str) -> CheckpointConfig:
+    """Read a checkpoint's `config.json`; raises InputError if the file is missing or another's."""
     path = storage.join(uri, CONFIG)
     content = storage.read_bytes(path)
     try:
@@ -229,7 +250,7 @@ def read_config(uri: str) -> tuple[tuple[str, ...], Preprocessing]:
             f"{path}: expected {preprocessing.interpolation} interpolation, the only one that evaluate and score have, "
             f"got {pretrained.get('interpolation')!r}; fine-tune it: catsdogs train --weights {uri}"
         )
-    return class_names, preprocessing
+    return CheckpointConfig(class_names, preprocessing, config.get(CALIBRATION))
 
 
 def _parse_class_names(names: Any) -> tuple[str, ...]:
@@ -238,6 +259,35 @@ def _parse_class_names(names: Any) -> tuple[str, ...]:
         raise ValueError(f"label_names must be a list of different names, not {names!r}")
     "".join(map(str, names)).encode()  # half of a surrogate pair is no Unicode text, and Parquet cannot have it
     return tuple(map(str, names))
+
+
+@dataclass(frozen=True)
+class WritableConfig:
+    """The `config.json` of a checkpoint to calibrate, as it was when a command started."""
+
+    uri: str
+    content: bytes
+    version: str
+
+    @classmethod
+    def open(cls, checkpoint_uri: str, flag: str) -> "WritableConfig":
+        """Check that it can be written, by writing what it contains; InputError with the flag if it cannot."""
+        uri = storage.join(checkpoint_uri, CONFIG)
+        found = storage.read_versioned(uri)
+        try:
+            written = found is not None and storage.replace_bytes(uri, *found)
+            found = storage.read_versioned(uri)
+        except RunError as error:
+            raise InputError(f"{flag}: {error}; copy the checkpoint to a folder that can be written") from error
+        if found is None or not written:
+            raise InputError(f"{flag}: {uri} was written by another process; repeat the command when that has ended")
+        return cls(uri, *found)
+
+    def write_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """Set the calibration, atomically; RunError if another process has written the file meanwhile."""
+        config = json.loads(self.content) | {CALIBRATION: calibration}
+        if not storage.replace_bytes(self.uri, json.dumps(config, indent=2).encode(), self.version):
+            raise RunError(f"{self.uri} was written by another process meanwhile: evaluate the checkpoint again")
 
 
 def read_label_names(uri: str) -> tuple[str, ...]:

@@ -12,7 +12,14 @@ from models import randomize_batchnorm
 from safetensors.torch import load_file, save_file
 
 from catsdogs import storage
-from catsdogs.checkpoint import CONFIG, WEIGHTS, parse_safetensors, read_checkpoint, write_checkpoint
+from catsdogs.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    parse_safetensors,
+    read_checkpoint,
+    serialize_config,
+    write_checkpoint,
+)
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.resnet import build_resnet50
@@ -119,6 +126,15 @@ def test_timm_loads_model_and_preprocessing_from_the_folder(folder, images, own_
     assert resolved["crop_mode"] == "center"
     assert (tuple(resolved["mean"]), tuple(resolved["std"])) == (PREPROCESSING.mean, PREPROCESSING.std)
     assert found.pretrained_cfg["label_names"] == list(CLASSES)
+
+
+def test_timm_loads_a_checkpoint_with_a_calibration(folder, tmp_path):
+    (tmp_path / WEIGHTS).symlink_to(folder / WEIGHTS)
+    (tmp_path / CONFIG).write_bytes(serialize_config(CLASSES, PREPROCESSING, {"temperature": 2.0, "curves": {}}))
+    found, expected = (timm.create_model(f"local-dir:{path}", pretrained=True) for path in (tmp_path, folder))
+    assert same_state(found.state_dict(), expected.state_dict())
+    assert found.pretrained_cfg == expected.pretrained_cfg | {"file": found.pretrained_cfg["file"]}
+    assert read_checkpoint(str(tmp_path)).sha256 == read_checkpoint(str(folder)).sha256
 
 
 def test_timm_loads_the_weights_alone(folder, images, own_logits):

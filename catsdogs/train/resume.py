@@ -91,7 +91,7 @@ def _format_digest(sha256: str | None) -> str:
 
 
 def _check_class_names(uri: str, expected: tuple[str, ...]) -> None:
-    found, _ = read_config(uri)
+    found = read_config(uri).class_names
     if found != expected:
         raise InputError(f"{uri} has the classes {format_names(found)}, {LAST}/{STATE} has {format_names(expected)}")
 
