@@ -54,6 +54,8 @@ def frozen(finished_run, tmp_path_factory):
     )
     events = []
     train(config, events.append)
+    best = read_checkpoint(str(folder / "runs" / "run" / "best"))
+    assert (best.calibration["n"], best.calibration["model_sha256"]) == (14, best.sha256)
     return SimpleNamespace(config=config, folder=folder / "runs" / "run", lines=lines_of(events))
 
 

@@ -53,7 +53,7 @@ def build_page(names: list[str], rows: Rows) -> str:
         report.confusion_matrix(names, np.eye(len(names), dtype=int) * 90 + 3, [2] * len(names)),
         report.dataset_grid(pictures),
         report.worst_mistakes(pictures),
-        report.class_examples({name: (pictures, pictures[:1]) for name in names}),
+        report.class_examples(dict.fromkeys(names, (pictures, pictures[:1]))),
         report.settings(dict.fromkeys(names, names[0])),
         report.label_counts(counts),
         report.confidence([3, 8, 20, 60, 300], np.linspace(0.5, 1, 6).tolist()),
@@ -262,3 +262,35 @@ def test_a_wide_confusion_matrix_scrolls_in_its_own_box(show: Show, width: int) 
     matrix = report.confusion_matrix([f"a long class name {i}" for i in range(30)], np.full((30, 30), 12345))
     page = show(report.page("Wide", [matrix]), width)
     assert page.locator(".scroll").first.evaluate("box => box.scrollWidth > box.clientWidth")
+
+
+def build_decisions(names: list[str]) -> list[report.Section]:
+    before, after = ([0.6, 0.8, 0.95], [0.7, 0.9, 0.99]), ([0.65, 0.85, 0.97], [0.66, 0.84, 0.98])
+    observed, guaranteed = [(1.0, 0.1), (0.9, 0.6), (0.8, 1.0)], [(0.99, 0.0), (0.95, 0.2), (0.9, 0.5), (0.7, 1.0)]
+    counts = report.decision_counts(dict.fromkeys(names, 10), {names[0]: 4, "review": 6}, dict.fromkeys(names, 0.875))
+    return [report.calibration("temperature 2", before, after, observed, guaranteed), counts]
+
+
+def test_calibration_and_decisions_have_their_numbers() -> None:
+    calibration, counts = build_decisions(["cats", "dogs"])
+    assert table(calibration.html)[1:] == ["0.99|0.0 %", "0.95|20.0 %", "0.9|50.0 %"]
+    assert "0.95 accepts 20.0 %" in calibration.html
+    assert "Before: 0.70 at 0.60, 0.90 at 0.80, 0.99 at 0.95." in calibration.html
+    assert "20.0 % of 20 classified images are accepted" in counts.html
+    assert table(counts.html)[1:] == ["cats|0.8750|4|6", "dogs|0.8750|0|10"]
+    none = report.decision_counts({"cats": 0}, {}, {"cats": None}).html
+    assert "No image was classified." in none
+    empty = report.calibration("", ([0.9], [1.0]), ([0.9], [1.0]), [(1.0, 1.0)], [(0.95, 0.0)])
+    assert "0.95 accepts 0.0 %" in empty.html
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", SIZES)
+def test_plots_of_calibration_are_drawn_and_hostile_names_are_text(show: Show, width: int, scheme: str) -> None:
+    page = show(report.page("Decisions", build_decisions(MARKUP + CONTROL)), width, scheme)
+    drawn = [count for plot in page.locator(".drawing").all() for count in pixels_of(plot, "--train", "--accent")]
+    assert len(drawn) == 4
+    assert min(drawn) > 50
+    assert page.locator("script, [onerror], [onmouseover], [role]:not([aria-label])").count() == 0
+    for escaped in MARKUP + ESCAPED:
+        assert page.get_by_text(escaped, exact=True).count() == 1

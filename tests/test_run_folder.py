@@ -8,12 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from conftest import CLASSES, read_summary
 
 from catsdogs import environment, storage
+from catsdogs.checkpoint import read_config
 from catsdogs.config import TrainConfig
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
@@ -30,6 +32,9 @@ from catsdogs.train.run_folder import CheckpointWriter, History, RunFolder, hash
 CONFIG = TrainConfig(data_dir="data", name="run", epochs=9)
 FILES = ("summary.csv", "last/model.safetensors", "best/model.safetensors", "val_predictions.parquet")
 CPU = torch.device("cpu")
+# A validation row; epoch i has i of them.
+VALIDATED = dict.fromkeys(PREDICTIONS.names) | {"path": "a", "status": "ok", "label": CLASSES[0], "index": 0}
+VALIDATED |= {"prob": 0.75, "probs": [0.75, 0.25], "true_label": CLASSES[0]}
 
 
 @functools.cache
@@ -54,8 +59,17 @@ class Run(NamedTuple):
             model = build_model()
             torch.nn.init.constant_(model.fc.bias, float(epoch))
             optimizer = build_optimizer(model, CONFIG)
-            predictions = PREDICTIONS.empty_table().replace_schema_metadata({"epoch": str(epoch)})
+            predictions = pa.Table.from_pylist([VALIDATED] * epoch, PREDICTIONS)
             writer.save(self.history(epoch), model, optimizer, predictions, is_last=epoch == epochs[-1])
+
+
+def check_calibration(run, files, epoch):
+    """Check that the calibration is that of the weights beside it, and of the rows of the best epoch."""
+    if epoch:
+        calibration = read_config(run.folder.path("best")).calibration
+        assert calibration["model_sha256"] == files["best/model.safetensors"]
+        assert calibration["n"] == run.history(epoch).best_epoch
+        assert read_config(run.folder.path("last")).calibration is None
 
 
 @pytest.fixture
@@ -122,6 +136,7 @@ def test_a_kill_between_two_files_leaves_complete_files_that_the_next_worker_mak
             assert saved.history.epoch == (second[-1] if num_files else len(first))
             current = run.folder.restore_files(run.folder.load_state())
             assert hash_files(uri) == current == (new if num_files else old)
+            check_calibration(run, current, second[-1] if num_files else len(first))
     assert len(killed_at) >= 4
 
 

@@ -59,7 +59,11 @@ def test_a_run_has_the_files_and_columns_of_the_reference(finished_run):
     args = yaml.safe_load((run / "args.yaml").read_text())
     assert args["lr"] == pytest.approx(0.02 * 8 / 32)
     assert args["use_gpu"] == "false"
-    assert read_checkpoint(str(run / "best")).class_names == CLASSES
+    best = read_checkpoint(str(run / "best"))
+    assert best.class_names == CLASSES
+    assert (best.calibration["n"], best.calibration["model_sha256"]) == (14, best.sha256)
+    assert any(line.startswith("calibration") for line in lines_of(finished_run.events))
+    assert "Precision against share accepted" in (run / "report.html").read_text()
 
 
 def test_the_report_shows_pictures_that_the_driver_did_not_decode(finished_run, monkeypatch):
@@ -153,6 +157,9 @@ def test_an_interrupted_and_resumed_run_on_s3_equals_an_uninterrupted_run_on_dis
         torch.testing.assert_close(resumed_state[name], tensor, atol=1e-6, rtol=0)
 
     assert result.val_accuracy == finished_run.result.val_accuracy
+    ours, theirs = (read_checkpoint(f"{uri}/best").calibration for uri in (run, str(finished_run.folder)))
+    assert (ours["n"], ours["mistakes"]) == (theirs["n"], theirs["mistakes"])
+    assert ours["log_loss"] == pytest.approx(theirs["log_loss"], abs=1e-4)
     actual = read_table(storage.read_bytes(f"{run}/val_predictions.parquet"))
     expected = pq.read_table(finished_run.folder / "val_predictions.parquet")
     names = [path.removeprefix(f"{data_dir}/") for path in actual["path"].to_pylist()]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 # matplotlib does not support CSS variables: it draws in these colours, which `_render_svg` replaces.
 _MUTED, _RULE, _TRAIN, _VAL = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
 _VARIABLES = {_MUTED: "var(--muted)", _RULE: "var(--rule)", _TRAIN: "var(--train)", _VAL: "var(--accent)"}
+Curve = tuple[Sequence[float], Sequence[float]]  # x and y of its points
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
@@ -48,6 +50,38 @@ def _set_limits(axes: Axes, epochs: Sequence[float], top: float | None) -> None:
     low, high = axes.get_ylim()
     low, high = (0, 1.15 * high) if first == last else (max(low, 0), high)
     axes.set_ylim(low, high if top is None else min(high, top * 1.01))
+
+
+def plot_reliability(before: Curve, after: Curve) -> Markup:
+    """Draw accuracy against confidence before and after calibration; on the diagonal they are equal.
+
+    Args:
+        before, after: confidence and accuracy of each bin.
+    """
+    figure, axes = _create_figure(4.4, 2.75)
+    low = min(*before[0], *before[1], *after[0], *after[1])
+    axes.axline((low, low), (1, 1), color=_MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    _plot_pair(axes, before, after, marker="o", markersize=4)
+    axes.margins(0.04)
+    return _render_svg(figure)
+
+
+def plot_coverage(observed: Curve, guaranteed: Curve) -> Markup:
+    """Draw precision against the share of accepted images.
+
+    Args:
+        observed, guaranteed: share and precision, by descending precision.
+    """
+    figure, axes = _create_figure(4.4, 2.75)
+    _plot_pair(axes, observed, guaranteed)
+    axes.set_xlim(-0.02, 1.02)
+    return _render_svg(figure)
+
+
+def _plot_pair(axes: Axes, first: Curve, second: Curve, **style: Any) -> None:
+    """Draw two curves with the styles of the legend's first and second key."""
+    axes.plot(*first, color=_TRAIN, linewidth=1.4, linestyle=(0, (4, 2)), **style)
+    axes.plot(*second, color=_VAL, linewidth=1.8, **style)
 
 
 def plot_histogram(counts: Sequence[int], edges: Sequence[float]) -> Markup:

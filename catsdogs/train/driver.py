@@ -7,7 +7,10 @@ state of torch.save: Ray starts first, and the workers build the model.
 import dataclasses
 
 from catsdogs import start, storage
+from catsdogs.calibration import parse_calibration
+from catsdogs.checkpoint import read_config
 from catsdogs.config import TrainConfig
+from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.labels import (
     LabelSource,
@@ -21,7 +24,7 @@ from catsdogs.progress import Message, Progress
 from catsdogs.train import settings
 from catsdogs.train.api import TrainResult
 from catsdogs.train.resume import SavedRun, load_saved_run
-from catsdogs.train.run_folder import History, RunFolder
+from catsdogs.train.run_folder import BEST, History, RunFolder
 from catsdogs.train.tracking import track
 from catsdogs.weights import NONE, PretrainedWeights, read_pretrained
 
@@ -57,8 +60,21 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
         config = dataclasses.replace(config, precision=reporter.precision)
         trainer.write_report_page(config, folder, reporter, train_files)
         tracker.log_files(uri)
+    _report_calibration(folder, progress)
     best = reporter.history.rows[reporter.history.best_epoch - 1]
     return TrainResult(uri, best["val_accuracy"], reporter.history.best_epoch)
+
+
+def _report_calibration(folder: RunFolder, progress: Progress) -> None:
+    """Describe the calibration of the best epoch; without one, no validation image is classified."""
+    uri = folder.path(BEST)
+    calibration = read_config(uri).calibration
+    if calibration is None:
+        return
+    try:
+        progress(Message(parse_calibration(calibration, folder.class_names, uri).describe()))
+    except InputError as error:  # of an earlier epoch, changed by another program; training does not need it
+        progress(Message(str(error)))
 
 
 def _list_files(config: TrainConfig, saved: SavedRun, progress: Progress) -> TrainingFiles:

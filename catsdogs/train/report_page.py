@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from catsdogs import data, report, storage
+from catsdogs.calibration import LabelledProbs, compute_confidence, compute_reliability, fit_calibration
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import TrainConfig
+from catsdogs.decisions import list_coverage, measure_coverage
 from catsdogs.images import ImageArray
 from catsdogs.labels import LabelledFiles
 from catsdogs.metrics import MetricSums
@@ -38,12 +40,31 @@ def write_report(config: TrainConfig, folder: RunFolder, history: History, train
         report.facts(facts),
         report.curves(history.rows),
         report.confusion_matrix(folder.class_names, sums.matrix_KK, sums.failed_K.tolist()),
+        *_build_calibration(predictions, folder.class_names),
         report.worst_mistakes(_build_mistakes(mistakes, folder)),
         report.dataset_grid(_build_samples(samples)),
         report.settings(dataclasses.asdict(config)),
     ]
     page = report.page(f"Training {config.name}", sections, subtitle=folder.uri)
     folder.write(page.encode(), REPORT)
+
+
+def _build_calibration(predictions: pa.Table, class_names: tuple[str, ...]) -> list[report.Section]:
+    """Build the section about the calibration of the best epoch; none if no validation image is classified."""
+    calibration = fit_calibration(predictions, class_names, model_sha256="")
+    if calibration is None:
+        return []
+    rows = LabelledProbs.from_predictions(predictions, class_names)
+    before_N, after_N = (compute_confidence(rows.probs_NK, value) for value in (1.0, calibration.temperature))
+    before, after = (compute_reliability(confidence_N, rows.is_correct) for confidence_N in (before_N, after_N))
+    section = report.calibration(
+        calibration.describe(),
+        (before.confidence.tolist(), before.accuracy.tolist()),
+        (after.confidence.tolist(), after.accuracy.tolist()),
+        measure_coverage(after_N, rows.is_correct),
+        list_coverage(calibration),
+    )
+    return [section]
 
 
 def _select_mistakes(predictions: pa.Table) -> list[PictureRow]:

@@ -22,12 +22,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from catsdogs import storage
-from catsdogs.checkpoint import HEAD, WEIGHTS, check_shapes, list_shapes, serialize_checkpoint
+from catsdogs.calibration import fit_calibration
+from catsdogs.checkpoint import (
+    CONFIG,
+    HEAD,
+    WEIGHTS,
+    check_shapes,
+    list_shapes,
+    serialize_checkpoint,
+    serialize_config,
+)
 from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 from catsdogs.lease import LeaseClaim
 from catsdogs.metrics import find_best_epoch
-from catsdogs.schema import parquet_bytes
+from catsdogs.schema import parquet_bytes, read_table
 from catsdogs.text import format_reason
 
 if TYPE_CHECKING:  # imports torch, which the driver does not need
@@ -127,6 +136,8 @@ class RunFolder:
         """
         files = self._build_files(state)
         now = before | {name: hash_content(files[name]) for name in HASHED_FILES if name in files}
+        if (best_sha256 := now[f"{BEST}/{WEIGHTS}"]) and VAL_PREDICTIONS in files:
+            files[f"{BEST}/{CONFIG}"] = self._build_best_config(files[VAL_PREDICTIONS], best_sha256)
         digests = {name: list(dict.fromkeys([now[name], before[name]])) for name in HASHED_FILES}
         self.write_state(state | self._describe_files(digests))
         for name, content in files.items():
@@ -147,6 +158,15 @@ class RunFolder:
         if state.get("val_predictions") is not None:
             files[VAL_PREDICTIONS] = state["val_predictions"]
         return files
+
+    def _build_best_config(self, val_predictions: bytes, model_sha256: str) -> bytes:
+        """Build `config.json` of the best epoch, calibrated on its validation rows.
+
+        It names the weights: if the process is killed between the two files, the calibration of one is not used for
+        the other.
+        """
+        calibration = fit_calibration(read_table(val_predictions), self.class_names, model_sha256)
+        return serialize_config(self.class_names, self.preprocessing, calibration.to_json() if calibration else None)
 
     def restore_files(self, state: dict[str, Any]) -> Digests:
         """Write the files that are older than a training state, if a process was killed while it saved them.
