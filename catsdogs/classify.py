@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from catsdogs import data
 from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import EvaluateConfig, ScoreConfig
+from catsdogs.decisions import Decisions
 from catsdogs.predictions import FloatArray, build_predictions
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,14 @@ def default_batch_size(use_gpu: bool, img_size: int) -> int:
     return max(1, min(GPU_BATCH_SIZE, GPU_BATCH_SIZE * GPU_BATCH_SIDE**2 // img_size**2))
 
 
+class ExtraColumns(NamedTuple):
+    """Columns beside those of PREDICTIONS: decoded ones that are copied unchanged, features, decisions."""
+
+    passthrough: Sequence[str] = ()
+    save_embeddings: bool = False
+    decisions: Decisions | None = None
+
+
 class Classifier:
     """Callable class for `map_batches`: converts decoded rows to the columns of the output.
 
@@ -117,12 +126,10 @@ class Classifier:
         decode_stage: data.DecodeForInference,
         precision: str,
         cpu_models_per_node: int,
-        passthrough: Sequence[str],
-        save_embeddings: bool,
+        columns: ExtraColumns,
     ) -> None:
         self._decode_stage = decode_stage
-        self._passthrough = passthrough
-        self._save_embeddings = save_embeddings
+        self._columns = columns
         self._failure: Exception | None = None
         try:
             from catsdogs import predict, process_setup  # not at the top: the driver does not import torch
@@ -167,8 +174,8 @@ class Classifier:
     def _classify_batch(self, rows: pa.Table) -> pa.Table:
         start_s = time.monotonic()
         rows, probs_NK, features_ND = self._predict(rows)
-        predictions = build_predictions(rows, probs_NK, self._class_names, features_ND)
-        for name in self._passthrough:
+        predictions = build_predictions(rows, probs_NK, self._class_names, features_ND, self._columns.decisions)
+        for name in self._columns.passthrough:
             predictions = predictions.append_column(name, rows[name])
         device_precisions = pa.array([self._device_precision] * rows.num_rows, pa.string())
         seconds = (time.monotonic() - start_s) / max(1, rows.num_rows)
@@ -179,13 +186,13 @@ class Classifier:
         """Decode what is encoded, and compute probabilities; on request features, too."""
         if self._decoder is None:
             images_NHWC = data.view_images(rows, self._decode_stage.preprocessing.img_size)
-            return rows, *self._predictor.predict(images_NHWC, self._save_embeddings)
+            return rows, *self._predictor.predict(images_NHWC, self._columns.save_embeddings)
         batch = self._decoder.decode(rows)
-        outputs = self._predictor.predict(batch.images_NHWC, self._save_embeddings)
+        outputs = self._predictor.predict(batch.images_NHWC, self._columns.save_embeddings)
         completed = self._decoder.complete(batch)
         if completed is None:
             return batch.rows, *outputs
-        return completed.rows, *self._predictor.predict(completed.images_NHWC, self._save_embeddings)
+        return completed.rows, *self._predictor.predict(completed.images_NHWC, self._columns.save_embeddings)
 
 
 def add_classifier(
@@ -194,6 +201,7 @@ def add_classifier(
     options: ClassifyOptions,
     passthrough: Sequence[str] = (),
     save_embeddings: bool = False,
+    decisions: Decisions | None = None,
 ) -> Dataset:
     """Add the classifier to a dataset that `decode_stage` decodes; each block becomes one block."""
     cpu_models_per_node = 1 if options.use_gpu else -(-options.num_models // data.count_nodes())
@@ -209,8 +217,7 @@ def add_classifier(
             decode_stage,
             options.precision,
             cpu_models_per_node,
-            passthrough,
-            save_embeddings,
+            ExtraColumns(passthrough, save_embeddings, decisions),
         ),
         batch_size=1 if decode_stage.large_blocks else None,  # a packed block is one row; others are batches already
         batch_format="pyarrow",

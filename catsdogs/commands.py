@@ -58,6 +58,8 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
         f"accuracy {metrics['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}); "
         f"all numbers in {config.output}/metrics.json"
     )
+    if decisions := metrics.get("decisions"):
+        print_result(_describe_decisions(decisions))
     if metrics["failed"] == metrics["n"]:
         return _fail_rows(metrics["failed"], metrics["n"])
     return 0
@@ -71,9 +73,16 @@ def _score(config: ScoreConfig, display: Display) -> int:
         f"last run: {summary['scored']:,} rows at {summary['images_per_s']:.1f} img/s, "
         f"slowest stage {summary['limited_by']}"
     )
+    if "accepted" in summary:
+        print_result(_describe_decisions(summary))
     if failed == summary["rows"] or failed > config.max_error_rate * summary["rows"]:
         return _fail_rows(failed, summary["rows"])
     return 0
+
+
+def _describe_decisions(counts: dict[str, Any]) -> str:
+    precision = f", of which {counts['precision']:.4f} are correct" if counts.get("precision") is not None else ""
+    return f"{counts['accepted']:,} accepted{precision}; {counts['review']:,} to review"
 
 
 def _fail_rows(failed: int, total: int) -> int:

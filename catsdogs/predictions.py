@@ -11,17 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catsdogs import storage
+from catsdogs.decisions import Decisions
 from catsdogs.errors import RunError
 from catsdogs.labels import normalize_name
-from catsdogs.schema import OK, PREDICTIONS, WITH_EMBEDDINGS
+from catsdogs.schema import OK, build_schema
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def build_predictions(
-    rows: pa.Table, probs_NK: FloatArray, class_names: Sequence[str], embeddings_ND: FloatArray | None = None
+    rows: pa.Table,
+    probs_NK: FloatArray,
+    class_names: Sequence[str],
+    embeddings_ND: FloatArray | None = None,
+    decisions: Decisions | None = None,
 ) -> pa.Table:
-    """Build a table of schema PREDICTIONS; with embeddings, of WITH_EMBEDDINGS.
+    """Build a table of schema PREDICTIONS, with embeddings and decisions if they are given.
 
     Args:
         rows: decoded rows: `path`, `size_bytes`, `status`, `error`, `width`, `height`, and `true_index` where the
@@ -40,13 +45,15 @@ def build_predictions(
     }
     if embeddings_ND is not None:
         predicted["embedding"] = pa.array(list(embeddings_ND), pa.list_(pa.float32()))
+    if decisions is not None:
+        predicted |= decisions.build_columns(probs_NK, index_N)
     failed_N = np.asarray(pc.not_equal(rows["status"], OK))
     _check_finite(rows, probs_NK, ~failed_N)
     failed = pa.array(failed_N)
     predicted = {name: pc.if_else(failed, pa.scalar(None, column.type), column) for name, column in predicted.items()}
     columns = {name: rows[name] for name in ("path", "status", "error", "width", "height", "size_bytes")}
     columns |= predicted | {"true_label": find_true_labels(rows, class_names)}
-    schema = PREDICTIONS if embeddings_ND is None else WITH_EMBEDDINGS
+    schema = build_schema(embeddings_ND is not None, decisions is not None)
     return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
 
 

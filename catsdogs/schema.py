@@ -38,7 +38,9 @@ PREDICTIONS = pa.schema(
 )
 
 # With --save-embeddings: the features that the model's head takes.
-WITH_EMBEDDINGS = PREDICTIONS.append(pa.field("embedding", pa.list_(pa.float32())))
+EMBEDDINGS = pa.schema([pa.field("embedding", pa.list_(pa.float32()))])
+# With --min-precision: the calibrated `prob`, and the class or `review`.
+DECISIONS = pa.schema([pa.field("confidence", pa.float32()), pa.field("decision", pa.string())])
 
 # One listed file. `version` is S3's etag, or a local file's modification time in ns.
 FILES = pa.schema(
@@ -51,6 +53,11 @@ FILES = pa.schema(
 
 # One listed file with the index of its class.
 LABELLED_FILES = FILES.append(pa.field("true_index", pa.int32(), nullable=False))
+
+
+def build_schema(with_embeddings: bool, with_decisions: bool) -> pa.Schema:
+    """Build the schema of an output."""
+    return pa.schema([*PREDICTIONS, *(EMBEDDINGS if with_embeddings else ()), *(DECISIONS if with_decisions else ())])
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -192,6 +192,7 @@ def test_every_flag_is_parsed(runs):
         ["train", "--data-dir", "d", "--use-gpu", "yes"],
         ["score", "--input", "i", "--checkpoint", "c", "--out", "o"],
         ["score", "--data-dir", "d", "--checkpoint", "c", "--output", "o"],
+        [*("score", "--input", "i", "--checkpoint", "c", "--output", "o"), "--min-precision", "high"],
     ],
     ids=" ".join,
 )

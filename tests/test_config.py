@@ -77,6 +77,8 @@ DEFAULTS = {
         "precision": "auto",
         "num_actors": None,
         "use_gpu": "auto",
+        "calibrate": False,
+        "min_precision": None,
     },
     "score": {
         "input": None,
@@ -94,6 +96,7 @@ DEFAULTS = {
         "resume": True,
         "save_embeddings": False,
         "retry_failed": False,
+        "min_precision": None,
     },
     "verify": {"output": None},
 }
@@ -274,3 +277,16 @@ def test_no_setting_takes_a_secret():
     words = ("secret", "token", "password", "credential", "access_key")
     source = inspect.getsource(config_module).lower()
     assert not [word for word in words if word in source]
+
+
+@pytest.mark.parametrize("config_class", [EvaluateConfig, ScoreConfig])
+@pytest.mark.parametrize("value", [0, 1, -0.5, 95, math.nan, math.inf])
+def test_a_precision_is_between_0_and_1(config_class, value):
+    assert make(config_class, min_precision=0.95).min_precision == 0.95
+    with pytest.raises(InputError, match=f"--min-precision: expected a number between 0 and 1, .*, got {value}$"):
+        make(config_class, min_precision=value)
+
+
+def test_thresholds_are_not_measured_on_the_images_that_they_come_from():
+    with pytest.raises(InputError, match="--calibrate: expected no --min-precision"):
+        make(EvaluateConfig, calibrate=True, min_precision=0.9)

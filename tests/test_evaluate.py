@@ -1,16 +1,21 @@
 """evaluate() on the session's Ray: failed files count as incorrect, classes are matched by name."""
 
+import dataclasses
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
+from conftest import lines_of
 
 from catsdogs import data
 from catsdogs.checkpoint import read_checkpoint, write_checkpoint
 from catsdogs.cli import main
-from catsdogs.config import EvaluateConfig
+from catsdogs.config import EvaluateConfig, ScoreConfig, VerifyConfig
 from catsdogs.errors import InputError
 from catsdogs.evaluate import evaluate
+from catsdogs.schema import PREDICTIONS, build_schema
+from catsdogs.score import score, verify
 from catsdogs.start import start_ray
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -67,3 +72,45 @@ def test_evaluate_exits_3_if_every_row_failed(red_blue_checkpoint, tmp_path, cap
     assert "2 of 2 images were not classified" in capsys.readouterr().err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["n"], metrics["failed"]) == (2, 2)
+
+
+def test_a_calibrated_checkpoint_gives_decisions_in_evaluate_and_score(red_blue_root, red_blue_checkpoint, tmp_path):
+    """Seven images a class without a mistake prove a precision of 0.5, not of 0.9."""
+    model, root = tmp_path / "model", red_blue_root / "validation"
+    shutil.copytree(red_blue_checkpoint, model)
+    config = build_config(root, model, tmp_path / "calibration")
+    events = []
+    metrics = evaluate(dataclasses.replace(config, calibrate=True), events.append)
+    calibration = read_checkpoint(str(model)).calibration
+    assert metrics["calibration"] == {name: value for name, value in calibration.items() if name != "curves"}
+    assert (calibration["n"], calibration["mistakes"], calibration["temperature"]) == (14, 0, 1.0)
+    assert any("fewer than 5: the temperature stays 1" in line for line in lines_of(events))
+    assert pq.read_schema(tmp_path / "calibration" / "predictions.parquet").names == PREDICTIONS.names
+
+    decided = evaluate(dataclasses.replace(config, output=str(tmp_path / "decisions"), min_precision=0.5))
+    assert (decided["decisions"]["accepted"], decided["decisions"]["precision"]) == (14, 1.0)
+    rows = pq.read_table(tmp_path / "decisions" / "predictions.parquet")
+    assert rows.schema.names == build_schema(False, True).names
+    assert rows.select(PREDICTIONS.names).equals(pq.read_table(tmp_path / "calibration" / "predictions.parquet"))
+
+    scoring = ScoreConfig(input=str(root), checkpoint=str(model), output=str(tmp_path / "scores"), precision="fp32")
+    summary = score(dataclasses.replace(scoring, min_precision=0.5))
+    assert (summary["accepted"], summary["review"]) == (14, 0)
+    scored = pq.read_table(tmp_path / "scores" / "part-00000.parquet")
+    assert scored["decision"].equals(scored["label"])
+    assert scored["confidence"].equals(scored["prob"])
+    assert verify(VerifyConfig(output=str(tmp_path / "scores")))["accepted"] == 14
+    with pytest.raises(InputError, match=r"min_precision: 0\.5 there, 0\.9 now"):
+        score(dataclasses.replace(scoring, min_precision=0.9))
+
+
+def test_a_calibration_without_a_classified_image_is_refused(red_blue_checkpoint, tmp_path):
+    shutil.copytree(red_blue_checkpoint, tmp_path / "model")
+    for label in ("blue", "red"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "empty.jpg").write_bytes(b"")
+    config = build_config(tmp_path / "data", tmp_path / "model", tmp_path / "out")
+    with pytest.raises(InputError, match="--calibrate: expected labelled images that can be classified, found none"):
+        evaluate(dataclasses.replace(config, calibrate=True))
+    assert read_checkpoint(str(tmp_path / "model")).calibration is None
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from conftest import CLASSES
 
 from catsdogs.errors import RunError
 from catsdogs.predictions import build_predictions, find_true_labels
-from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
+from catsdogs.schema import PREDICTIONS, build_schema
 
 
 def decoded(statuses: list[str], folders: list[str] | None = None) -> pa.Table:
@@ -35,7 +35,7 @@ PROBS_NK = np.array([[0.75, 0.25], [0.5, 0.5], [0.125, 0.875]], dtype=np.float32
 def test_embeddings_become_a_column_that_is_null_for_failed_rows():
     features_ND = np.arange(6, dtype=np.float32).reshape(2, 3)
     table = build_predictions(decoded(["ok", "truncated"]), PROBS_NK[:2], CLASSES, features_ND)
-    assert table.schema.equals(WITH_EMBEDDINGS)
+    assert table.schema.equals(build_schema(True, False))
     assert table["embedding"].to_pylist() == [[0, 1, 2], None]
 
 

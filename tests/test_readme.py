@@ -24,7 +24,7 @@ from ray.scripts import scripts as ray_scripts
 
 import catsdogs
 from catsdogs import cli, config, storage
-from catsdogs.schema import RETRYABLE_STATUSES, STATUSES, WITH_EMBEDDINGS
+from catsdogs.schema import RETRYABLE_STATUSES, STATUSES, build_schema
 from catsdogs.start import start_ray
 from catsdogs.train import TrainResult
 
@@ -245,7 +245,9 @@ def test_commands_in_the_text_exist(page):
 
 def test_columns_and_statuses_match_the_schema():
     columns, statuses = read_rows(read_section("Columns")), read_rows(read_section("Status"))
-    assert [(name.strip("`"), TYPES[kind]) for name, kind, _ in columns] == [(f.name, f.type) for f in WITH_EMBEDDINGS]
+    assert [(name.strip("`"), TYPES[kind]) for name, kind, _ in columns] == [
+        (f.name, f.type) for f in build_schema(True, True)
+    ]
     assert [name.strip("`") for name, _, _ in statuses] == list(STATUSES)
     assert [name.strip("`") for name, _, retryable in statuses if retryable == "yes"] == list(RETRYABLE_STATUSES)
 

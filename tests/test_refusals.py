@@ -1,5 +1,6 @@
 """What a user mistypes is refused before Ray starts. Here Ray cannot start, which a command would report instead."""
 
+import json
 import shutil
 
 import pytest
@@ -28,6 +29,10 @@ def work(tmp_path, red_blue_root, red_blue_checkpoint):
     shutil.copy(red_blue_root / "train" / "red" / "00.jpg", tmp_path / "no classes")
     for name in ("runs/taken/args.yaml", "foreign/part-00000.parquet", "damaged.pth"):
         (tmp_path / name).write_text("no such file")
+    config = json.loads((red_blue_checkpoint / "config.json").read_text())
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(config | {"calibration": {"temperature": 2}}))
+    (tmp_path / "damaged" / "model.safetensors").symlink_to(red_blue_checkpoint / "model.safetensors")
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     shutil.copytree(red_blue_root / "validation", tmp_path / "other classes")
     (tmp_path / "other classes" / "red").rename(tmp_path / "other classes" / "green")
@@ -53,12 +58,20 @@ REFUSED = {
     f"{SCORE} WORK/absent --checkpoint WORK/model --output WORK/out": "no such file or folder",
     f"{SCORE} WORK/data --checkpoint WORK/empty --output WORK/out": "No such file",
     f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/foreign": "--output",
+    f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out --min-precision 0.9": "expected a calibration in",
+    f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out --min-precision 1": "--min-precision: expected",
+    f"{EVALUATE} WORK/data --checkpoint WORK/model --min-precision 0.9": "found none; fit it on labelled images",
+    f"{EVALUATE} WORK/data --checkpoint WORK/model --min-precision nan": "--min-precision: expected",
+    f"{EVALUATE} WORK/data --checkpoint WORK/model --calibrate --min-precision 0.9": "--calibrate: expected no",
+    f"{EVALUATE} WORK/data --checkpoint WORK/damaged --min-precision 0.9": "expected a calibration that catsdogs wrote",
+    f"{EVALUATE} WORK/other~classes --checkpoint WORK/model --calibrate": "the classes differ",
     "demo --output WORK/foreign": "expected a new or empty local folder",
     "verify --output WORK/empty": "",
 }
 VALID = [
     f"{TRAIN} WORK/data --weights none --name new",
     f"{EVALUATE} WORK/data --checkpoint WORK/model",
+    f"{EVALUATE} WORK/data --checkpoint WORK/damaged",
     f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out",
 ]
 

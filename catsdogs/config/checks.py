@@ -34,6 +34,11 @@ def check(valid: bool, flag: str, expected: str, found: object) -> None:
         raise InputError(f"{flag}: expected {expected}, got {found}")
 
 
+def check_min_precision(value: float | None) -> None:
+    """Check `--min-precision`."""
+    check(value is None or 0 < value < 1, "--min-precision", "a number between 0 and 1, such as 0.95", value)
+
+
 def check_needed(valid: bool, flag: str, needed: str) -> None:
     """Raise InputError if a setting is given without another that it needs."""
     if not valid:

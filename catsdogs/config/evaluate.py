@@ -3,7 +3,15 @@
 import math
 from dataclasses import dataclass
 
-from catsdogs.config.checks import PrecisionChoice, UseGpu, check_choices, check_label_source, check_range
+from catsdogs.config.checks import (
+    PrecisionChoice,
+    UseGpu,
+    check,
+    check_choices,
+    check_label_source,
+    check_min_precision,
+    check_range,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +38,15 @@ class EvaluateConfig:
     """Number of model replicas (two actors each on GPUs); default: one per GPU, or one per machine without GPUs."""
     use_gpu: UseGpu = "auto"
     """auto uses one GPU per replica if the cluster has GPUs."""
+    calibrate: bool = False
+    """Calibrate the checkpoint on these images: write temperature and precision curves to its config.json."""
+    min_precision: float | None = None
+    """Also write the columns confidence and decision, and measure the precision of what is accepted."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_label_source(self)
         check_range(self, 1, math.inf, "batch_size", "num_actors")
+        check_min_precision(self.min_precision)
+        expected = "no --min-precision, since thresholds are measured on other images than those they come from"
+        check(not self.calibrate or self.min_precision is None, "--calibrate", expected, self.min_precision)

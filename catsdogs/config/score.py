@@ -9,6 +9,7 @@ from catsdogs.config.checks import (
     UseGpu,
     check,
     check_choices,
+    check_min_precision,
     check_range,
 )
 
@@ -47,11 +48,14 @@ class ScoreConfig:
     """Also write the 2,048 input features of the model's head as the column embedding, 8 KB per row."""
     retry_failed: bool = False
     """Score rows again whose status is changed, not_found, access_denied, read_error or decoder_crash."""
+    min_precision: float | None = None
+    """Also write the columns confidence and decision: the class where its precision is at least this, else review."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, 1, math.inf, "limit", "batch_size", "num_actors", "shard_size", "max_pixels")
         check_range(self, 0, 1, "max_error_rate")
+        check_min_precision(self.min_precision)
         fits = not self.save_embeddings or self.shard_size <= MAX_SHARD_SIZE_WITH_EMBEDDINGS
         expected = f"at most {MAX_SHARD_SIZE_WITH_EMBEDDINGS} with --save-embeddings"
         check(fits, "--shard-size", expected, self.shard_size)

@@ -7,13 +7,16 @@ from typing import Any
 import pyarrow as pa
 
 from catsdogs import metrics, storage
-from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
+from catsdogs.calibration import fit_calibration
+from catsdogs.checkpoint import CheckpointFiles, WritableConfig, read_checkpoint
 from catsdogs.config import EvaluateConfig
+from catsdogs.decisions import Decisions, load_decisions, measure_decisions
+from catsdogs.errors import InputError
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import LabelSource, check_same_classes, list_evaluation, reindex_labels
-from catsdogs.progress import Progress, StageProgress, StallReporter, report_failed_rows
+from catsdogs.progress import Message, Progress, StageProgress, StallReporter, report_failed_rows
 from catsdogs.ray_errors import to_run_error
-from catsdogs.schema import PREDICTIONS, parquet_bytes
+from catsdogs.schema import build_schema, parquet_bytes
 from catsdogs.start import import_while_ray_starts
 
 METRICS, ROWS = "metrics.json", "predictions.parquet"
@@ -28,17 +31,24 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     )
     storage.list_names(config.output)  # fails now, not after the work, if the path is a file
     checkpoint = read_checkpoint(config.checkpoint)
+    decisions = load_decisions(config.min_precision, checkpoint, progress)
     source = LabelSource.from_config(config)
     labelled = list_evaluation(source, config.split, progress)
     check_same_classes(checkpoint.class_names, labelled.class_names, "the checkpoint", source.place)
+    writable = WritableConfig.open(config.checkpoint, "--calibrate") if config.calibrate else None
     import_while_ray_starts("catsdogs.classify")
-    rows = _predict(config, checkpoint, reindex_labels(labelled, checkpoint.class_names).files, progress)
-    predictions = rows.select(PREDICTIONS.names)
+    files = reindex_labels(labelled, checkpoint.class_names).files
+    rows = _predict(config, checkpoint, decisions, files, progress)
+    predictions = rows.select(build_schema(False, decisions is not None).names)
     report_failed_rows(predictions, "images were not classified and count as incorrect", progress)
     result = metrics.compute_metrics(predictions, checkpoint.class_names) | {
         "device_precisions": sorted(rows["device_precision"].unique().to_pylist()),
         "model_sha256": checkpoint.sha256,
     }
+    if decisions is not None:
+        result["decisions"] = measure_decisions(predictions, decisions)
+    if writable is not None:
+        result["calibration"] = _calibrate(predictions, checkpoint, writable, progress)
     storage.remove_temporaries(config.output)
     content = parquet_bytes(predictions.replace_schema_metadata(checkpoint.parquet_metadata()))
     storage.write_bytes(storage.join(config.output, ROWS), content)
@@ -46,7 +56,27 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def _predict(config: EvaluateConfig, checkpoint: CheckpointFiles, files: pa.Table, progress: Progress) -> pa.Table:
+def _calibrate(
+    predictions: pa.Table, checkpoint: CheckpointFiles, config: WritableConfig, progress: Progress
+) -> dict[str, Any]:
+    """Write a calibration to the checkpoint; return the entry of `metrics.json`."""
+    calibration = fit_calibration(predictions, checkpoint.class_names, checkpoint.sha256)
+    if calibration is None:
+        raise InputError(
+            "--calibrate: expected labelled images that can be classified, found none; nothing was written"
+        )
+    config.write_calibration(calibration.to_json())
+    progress(Message(f"{config.uri}: {calibration.describe()}"))
+    return calibration.summarize()
+
+
+def _predict(
+    config: EvaluateConfig,
+    checkpoint: CheckpointFiles,
+    decisions: Decisions | None,
+    files: pa.Table,
+    progress: Progress,
+) -> pa.Table:
     from catsdogs import data  # not at the top: import Ray Data, which the checks of the input do not need
     from catsdogs.classify import ClassifyOptions, add_classifier, iter_predictions
 
@@ -56,7 +86,7 @@ def _predict(config: EvaluateConfig, checkpoint: CheckpointFiles, files: pa.Tabl
     tables = []
     num_rows = 0
     try:
-        classified = add_classifier(decoded, decode_stage, options)
+        classified = add_classifier(decoded, decode_stage, options, decisions=decisions)
         stalls = StallReporter(progress, options.describe_wait)
         with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
             options.wait_for_device()

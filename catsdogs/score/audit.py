@@ -16,7 +16,7 @@ from catsdogs import storage
 from catsdogs.config import VerifyConfig
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Progress, StageProgress
-from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
+from catsdogs.schema import build_schema
 from catsdogs.score.listing_checks import find_repeated, split_paths
 from catsdogs.score.parts import DamagedOutputError
 from catsdogs.score.plan import MANIFEST, RUN, SUCCESS, SUMMARY, Plan, parse_record, part_name
@@ -124,7 +124,7 @@ def _check_shards(
 
 def _split_plan(plan: Plan, settings: Mapping[str, Any]) -> Iterator[ShardRange]:
     """Split the shards of each listing into ranges."""
-    schema = WITH_EMBEDDINGS if settings.get("save_embeddings") else PREDICTIONS
+    schema = build_schema(bool(settings.get("save_embeddings")), settings.get("min_precision") is not None)
     for first, end in pairwise([*plan.listing_first_shards, len(plan.sizes)]):
         for start in range(first, end, SHARDS_PER_RANGE):
             sizes = tuple(plan.sizes[start : min(start + SHARDS_PER_RANGE, end)])

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from catsdogs import storage
 from catsdogs.errors import RunError
 from catsdogs.lease import LeaseClaim, LeaseWatch
-from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS, parquet_bytes, read_names, read_table
+from catsdogs.schema import build_schema, parquet_bytes, read_names, read_table
 from catsdogs.score.plan import STATS, PendingShard, Plan, part_name, read_files, replace_rows
 from catsdogs.score.threads import WritePool
 
@@ -35,24 +35,31 @@ class DamagedOutputError(RunError):
 
 @dataclass(frozen=True)
 class PartRecord:
-    """Counts of one part's rows; `histogram` counts `prob` in NUM_BINS equal bins from 0 to 1."""
+    """Counts of one part's rows; `histogram` counts `prob` in NUM_BINS equal bins from 0 to 1.
+
+    `by_decision` is None if the part has no decisions.
+    """
 
     part: str
     rows: int
     by_status: dict[str, int]
     by_label: dict[str, int]
     histogram: list[int]
+    by_decision: dict[str, int] | None = None
 
     @classmethod
     def from_table(cls, part: str, table: pa.Table) -> "PartRecord":
         """Count the rows of a part."""
         histogram = np.histogram(table["prob"].drop_null().to_numpy(), bins=NUM_BINS, range=(0, 1))[0]
         by_status, by_label = (count_values(table[name].drop_null()) for name in ("status", "label"))
-        return cls(part, table.num_rows, by_status, by_label, histogram.tolist())
+        has_decisions = "decision" in table.column_names
+        by_decision = count_values(table["decision"].drop_null()) if has_decisions else None
+        return cls(part, table.num_rows, by_status, by_label, histogram.tolist(), by_decision)
 
     def write(self, output: str) -> None:
         """Write the record to `_stats`."""
-        storage.write_bytes(_record_uri(output, self.part), json.dumps(dataclasses.asdict(self)).encode())
+        record = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        storage.write_bytes(_record_uri(output, self.part), json.dumps(record).encode())
 
 
 def _record_uri(output: str, part: str) -> str:
@@ -173,7 +180,7 @@ class PartWriter:
         record.write(self.plan.output)
 
     def _commit(self, pending: PendingShard, rows: pa.Table) -> None:
-        schema = WITH_EMBEDDINGS if "embedding" in rows.column_names else PREDICTIONS
+        schema = build_schema("embedding" in rows.column_names, "decision" in rows.column_names)
         table = rows.select(schema.names).sort_by("path").cast(schema)
         planned = read_files(pending.uri).select(["path"]).sort_by("path")
         assert table["path"].equals(planned["path"]), f"rows of shard {pending.shard} are not those of its plan"

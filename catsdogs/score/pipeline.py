@@ -38,6 +38,7 @@ import ray
 from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import ScoreConfig
+from catsdogs.decisions import Decisions, load_decisions
 from catsdogs.errors import CatsdogsError, RunError
 from catsdogs.images import ImageArray
 from catsdogs.lease import Lease, LeaseClaim
@@ -72,11 +73,14 @@ def score(config: ScoreConfig, progress: Progress) -> dict[str, Any]:
         output=storage.absolute(config.output),
     )
     checkpoint = read_checkpoint(config.checkpoint)
+    decisions = load_decisions(config.min_precision, checkpoint, progress)
     check_output(config)
     if not storage.list_names(config.output) and has_images(config):  # a resumed run may have nothing to score
         import_while_ray_starts("catsdogs.classify")  # before the listing, which imports packages of Ray Data, too
-    predict = partial(predict_rows, config, checkpoint, progress)
-    return run_pipeline(config, build_run_settings(config, checkpoint), predict, progress, _decode_thumbnails)
+    predict = partial(predict_rows, config, checkpoint, decisions, progress)
+    return run_pipeline(
+        config, build_run_settings(config, checkpoint, decisions), predict, progress, _decode_thumbnails
+    )
 
 
 def run_pipeline(
@@ -164,7 +168,11 @@ def _find_map_in_tasks() -> ConcurrentMap | None:
 
 
 def predict_rows(
-    config: ScoreConfig, checkpoint: CheckpointFiles, progress: Progress, shards: Sequence[PendingShard]
+    config: ScoreConfig,
+    checkpoint: CheckpointFiles,
+    decisions: Decisions | None,
+    progress: Progress,
+    shards: Sequence[PendingShard],
 ) -> Iterator[pa.Table]:
     """Read, decode and classify the files of shards with Ray Data; start Ray if it does not run."""
     import_while_ray_starts("catsdogs.classify")
@@ -177,7 +185,7 @@ def predict_rows(
     decode_stage = options.build_decode_stage(config.max_pixels)
     manifests = {shard.uri: shard.num_rows for shard in shards}
     decoded = data.read_and_decode_manifests(manifests, decode_stage, options.cpus.decode)
-    classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings)
+    classified = add_classifier(decoded, decode_stage, options, PASSTHROUGH_COLUMNS, config.save_embeddings, decisions)
     stalls = StallReporter(progress, options.describe_wait)
     with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
         options.wait_for_device()

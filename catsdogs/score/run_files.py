@@ -16,6 +16,7 @@ import pyarrow as pa
 from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import PrecisionChoice, ScoreConfig
+from catsdogs.decisions import Decisions
 from catsdogs.environment import EARLIER, ENVIRONMENT, read_versions, update_environment
 from catsdogs.errors import InputError
 from catsdogs.lease import LEASE, LeaseClaim
@@ -38,7 +39,9 @@ class RunSettings:
     metadata: Mapping[str, str]
 
 
-def build_run_settings(config: ScoreConfig, checkpoint: CheckpointFiles) -> RunSettings:
+def build_run_settings(
+    config: ScoreConfig, checkpoint: CheckpointFiles, decisions: Decisions | None = None
+) -> RunSettings:
     """Select the settings of a command that determine the rows."""
     settings = {
         "input": config.input,
@@ -52,7 +55,11 @@ def build_run_settings(config: ScoreConfig, checkpoint: CheckpointFiles) -> RunS
     }
     if config.save_embeddings:
         settings["save_embeddings"] = True
-    return RunSettings(settings, checkpoint.parquet_metadata())
+    metadata = checkpoint.parquet_metadata()
+    if decisions is not None:
+        settings |= decisions.settings()
+        metadata |= {"catsdogs.decisions": json.dumps(decisions.settings())}
+    return RunSettings(settings, metadata)
 
 
 def check_output(config: ScoreConfig) -> None:
@@ -182,6 +189,7 @@ def build_summary(plan: Plan, totals: Totals, stats: RunStats, run_settings: Run
     settings = run_settings.settings
     return (
         totals.summarize(plan, settings["class_names"])
+        | ({"thresholds": settings["calibration"]["thresholds"]} if "calibration" in settings else {})
         | {"other_files": dict(sorted(plan.other_files.items()))}
         | stats.summarize()
         | {"versions": {"python": platform.python_version(), **read_versions()}}
@@ -210,6 +218,9 @@ def write_summary(
         report.failures(summary["by_status"], totals.examples),
         report.settings(settings | {"model_sha256": summary["model_sha256"]}),
     ]
+    if totals.by_decision is not None:
+        counts = report.decision_counts(summary["by_label"], totals.by_decision, summary["thresholds"])
+        sections.insert(2, counts)
     page = report.page("Scoring", sections, subtitle=config.input)
     lease.write(storage.join(config.output, SUMMARY), json.dumps(summary, indent=2).encode())
     lease.write(storage.join(config.output, REPORT), page.encode())

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catsdogs.decisions import REVIEW, count_decisions
 from catsdogs.schema import OK, STATUSES
 from catsdogs.score.listing import sort_key
 from catsdogs.score.parts import NUM_BINS, DamagedOutputError, PartRecord, read_records, read_tables
@@ -39,7 +40,10 @@ class ShardRange:
 
 @dataclass
 class Totals:
-    """Counts of the rows of parts; `stale` has the correct records of parts whose own is missing or differs."""
+    """Counts of the rows of parts; `stale` has the correct records of parts whose own is missing or differs.
+
+    `by_decision` is None if no part has decisions.
+    """
 
     rows: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
@@ -47,6 +51,7 @@ class Totals:
     histogram: list[int] = field(default_factory=lambda: [0] * NUM_BINS)
     examples: list[tuple[str, str, str]] = field(default_factory=list)
     stale: list[PartRecord] = field(default_factory=list)
+    by_decision: Counter[str] | None = None
 
     def add(self, other: "Totals") -> None:
         """Add the totals of the parts that follow."""
@@ -56,6 +61,8 @@ class Totals:
         self.histogram = [a + b for a, b in zip(self.histogram, other.histogram, strict=True)]
         self.examples += other.examples[: MAX_EXAMPLES - len(self.examples)]
         self.stale += other.stale
+        if other.by_decision is not None:
+            self.by_decision = (self.by_decision or Counter()) + other.by_decision
 
     def summarize(self, plan: Plan, class_names: list[str]) -> dict[str, Any]:
         """Build the entries of `_summary.json` that the files determine."""
@@ -65,7 +72,7 @@ class Totals:
             "by_status": dict(sorted(self.by_status.items())),
             "by_label": {name: self.by_label.get(name, 0) for name in class_names},
             "unlisted": plan.unlisted,
-        }
+        } | ({} if self.by_decision is None else count_decisions(self.by_decision))
 
 
 @dataclass
@@ -104,7 +111,8 @@ def _check_group(shards: ShardRange, positions: range, checked: CheckedRange) ->
     """Check the shards at some positions of a range; their files are read at once."""
     plan = Plan(shards.output)
     numbers = [shards.first + position for position in positions]
-    parts = read_tables([plan.part_uri(shard) for shard in numbers], COLUMNS, shards.columns)
+    columns = [*COLUMNS, "decision"] if "decision" in shards.columns else COLUMNS
+    parts = read_tables([plan.part_uri(shard) for shard in numbers], columns, shards.columns)
     manifests = read_tables([plan.manifest_uri(shard) for shard in numbers], ["path"], ["path"])
     records = read_records(plan.output, numbers)
     for shard, part, manifest, record in zip(numbers, parts, manifests, records, strict=True):
@@ -124,6 +132,11 @@ def _check_part(uri: str, part: pa.Table, manifest: pa.Table, num_files: int) ->
     has_label = np.asarray(pc.is_valid(part["label"]))
     if not np.array_equal(has_label, np.asarray(pc.equal(part["status"], OK))):
         raise DamagedOutputError(f"{uri}: expected a label where the status is ok, and nowhere else; remove it")
+    if "decision" in part.column_names:
+        label, decision = part["label"].fill_null(""), part["decision"].fill_null("")
+        is_review = pc.and_(has_label, pc.equal(decision, REVIEW))
+        if not pc.all(pc.or_(pc.equal(decision, label), is_review)).as_py():
+            raise DamagedOutputError(f"{uri}: expected decisions that are the label or {REVIEW}; remove it")
 
 
 def _check_model(uri: str, part: pa.Table, expected: object) -> None:
@@ -154,7 +167,8 @@ def _count(counted: PartRecord, record: PartRecord | None, part: pa.Table, total
     stale = [] if counted == record else [counted]
     examples = [] if set(counted.by_status) <= {OK} else list(_iter_examples(part))
     by_status, by_label = Counter(counted.by_status), Counter(counted.by_label)
-    totals.add(Totals(counted.rows, by_status, by_label, counted.histogram, examples, stale))
+    by_decision = None if counted.by_decision is None else Counter(counted.by_decision)
+    totals.add(Totals(counted.rows, by_status, by_label, counted.histogram, examples, stale, by_decision))
 
 
 def _iter_examples(part: pa.Table) -> Iterator[tuple[str, str, str]]:
