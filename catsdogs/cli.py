@@ -19,7 +19,15 @@ import tyro
 
 from catsdogs import __version__
 from catsdogs.commands import COMMANDS, fail
-from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.config import (
+    AuditConfig,
+    DemoConfig,
+    DownloadConfig,
+    EvaluateConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from catsdogs.display import BrokenPipeExit, Display, open_streams, print_error, print_result
 from catsdogs.errors import InputError, RunError
 from catsdogs.logs import LOG_VARIABLE, configure_logging, escape_lines
@@ -33,9 +41,10 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[ScoreConfig, tyro.conf.subcommand("score")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
+    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
 )
 # Settings with paths, which must be absolute in a Ray job.
-PATH_SETTINGS = ("data_dir", "labels", "exclude", "storage_path", "checkpoint", "input", "output")
+PATH_SETTINGS = ("data_dir", "labels", "exclude", "against", "storage_path", "checkpoint", "input", "output")
 RESUME_HINTS: dict[type, str] = {
     TrainConfig: "saved epochs are kept; to resume, repeat the command with --resume and the --name of the run",
     ScoreConfig: "finished parts are kept; run the same command to resume",

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.config import (
+    AuditConfig,
+    DemoConfig,
+    DownloadConfig,
+    EvaluateConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from catsdogs.display import Display, print_error, print_result
 from catsdogs.errors import CatsdogsError
 from catsdogs.evaluate import evaluate
@@ -97,6 +105,17 @@ def _verify(config: VerifyConfig, display: Display) -> int:
     return 0
 
 
+def _audit(config: AuditConfig, display: Display) -> int:
+    from catsdogs.auditing import audit, describe
+
+    result = audit(config, display)
+    print_result(describe(result, config.output))
+    if found := [name for name in config.fail_on_issues if result["by_issue"].get(name)]:
+        counts = ", ".join(f"{name} {result['by_issue'][name]:,}" for name in found)
+        return fail(f"--fail-on: found {counts}; see report.html in {config.output}", 3)
+    return 0
+
+
 COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     DemoConfig: _demo,
     DownloadConfig: _download,
@@ -104,4 +123,5 @@ COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     EvaluateConfig: _evaluate,
     ScoreConfig: _score,
     VerifyConfig: _verify,
+    AuditConfig: _audit,
 }

@@ -17,7 +17,7 @@ import pytest
 from tqdm import tqdm
 
 from catsdogs import __version__, cli, logs, start
-from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from catsdogs.config import AuditConfig, DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
 from catsdogs.display import Display
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, StageProgress
@@ -30,6 +30,7 @@ REQUIRED = {
     "train": ["--data-dir", "d"],
     "evaluate": ["--data-dir", "d", "--checkpoint", "c", "--output", "o"],
     "score": ["--input", "i", "--checkpoint", "c", "--output", "o"],
+    "audit": ["--data-dir", "d", "--output", "o"],
 }
 CONFIGS = {
     "demo": DemoConfig,
@@ -37,6 +38,7 @@ CONFIGS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "audit": AuditConfig,
 }
 
 

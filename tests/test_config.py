@@ -10,7 +10,15 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from catsdogs import config as config_module
-from catsdogs.config import DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.config import (
+    AuditConfig,
+    DemoConfig,
+    DownloadConfig,
+    EvaluateConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from catsdogs.errors import InputError
 from catsdogs.schema import RETRYABLE_STATUSES
 
@@ -21,6 +29,7 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
     "verify": VerifyConfig,
+    "audit": AuditConfig,
 }
 REQUIRED = {
     DemoConfig: {"output": "o"},
@@ -29,6 +38,7 @@ REQUIRED = {
     EvaluateConfig: {"data_dir": "d", "checkpoint": "c", "output": "o"},
     ScoreConfig: {"input": "i", "checkpoint": "c", "output": "o"},
     VerifyConfig: {"output": "o"},
+    AuditConfig: {"data_dir": "d", "output": "o"},
 }
 DEFAULTS = {
     "demo": {"output": None, "seed": 0},
@@ -99,6 +109,18 @@ DEFAULTS = {
         "min_precision": None,
     },
     "verify": {"output": None},
+    "audit": {
+        "data_dir": None,
+        "labels": None,
+        "input": None,
+        "output": None,
+        "exclude": None,
+        "group_by": None,
+        "against": None,
+        "allow_schemes": None,
+        "near": 4,
+        "fail_on": None,
+    },
 }
 
 
@@ -154,6 +176,8 @@ def test_settings_are_frozen_and_keyword_only(config_class):
         (DemoConfig, "seed", -1),
         (EvaluateConfig, "batch_size", 0),
         (EvaluateConfig, "num_actors", 0),
+        (AuditConfig, "near", -1),
+        (AuditConfig, "near", 11),
         *((ScoreConfig, name, 0) for name in ("limit", "batch_size", "num_actors", "shard_size", "max_pixels")),
         *((ScoreConfig, "max_error_rate", value) for value in (-0.1, 1.1, math.nan)),
     ],

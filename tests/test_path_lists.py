@@ -15,7 +15,7 @@ from web_server import Response, serve
 
 from catsdogs import storage, table_files
 from catsdogs.errors import InputError, RunError
-from catsdogs.score.path_lists import PathList, is_path_list
+from catsdogs.path_lists import PathList, is_path_list
 
 PATHS = ["/data/a.jpg", "/data/b c.jpg", "s3://bucket/é.jpg"]
 SCHEMES = "file,s3"

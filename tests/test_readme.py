@@ -40,7 +40,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [found for text in PAGES.values() for found in FENCE.findall(text)]
 CONFIGS = {
     name: getattr(config, f"{name.title()}Config")
-    for name in ("demo", "download", "train", "evaluate", "score", "verify")
+    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit")
 }
 # Programs of the system, of an AWS account or of the network: their lines are parsed, not run.
 EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "docker", "echo", "export", "git", "sed", "sha256sum", "source"}

@@ -27,7 +27,7 @@ ORDER = [
         "schema",
         "table_files",
     ),
-    *("storage", "lease", "labels", "images", "checkpoint", "process_setup"),
+    *("storage", "path_lists", "lease", "labels", "images", "checkpoint", "process_setup"),
     *(
         "resnet",
         "safetensors_arrays",
@@ -40,7 +40,7 @@ ORDER = [
         "data",
     ),
     *("thresholds", "calibration", "decisions", "predictions", "predict", "classify", "metrics", "report"),
-    *("train", "score", "evaluate", "download", "demo", "display", "commands", "cli"),
+    *("train", "score", "evaluate", "auditing", "download", "demo", "display", "commands", "cli"),
 ]
 WITH_RAY = {"local_ray", "start", "data", "classify", "train", "score", "evaluate", "demo"}
 MAX_FUNCTION_LINES = 40
@@ -143,14 +143,17 @@ def test_ray_is_imported_where_the_list_says(path):
         assert "ray" not in {name.split(".")[0] for name in imported(TREES[path])}
 
 
-LARGE = {"torch", "torchvision", "ray.data", "ray.train", "matplotlib"}
+LARGE = {"torch", "torchvision", "ray.data", "ray.train", "matplotlib", "scipy"}
 
 
 @pytest.mark.parametrize(
     ("modules", "needed"),
     [
         # drivers until Ray starts
-        ("catsdogs.train.driver, catsdogs.score.pipeline, catsdogs.evaluate.driver, catsdogs.start", set()),
+        (
+            "catsdogs.train.driver, catsdogs.score.pipeline, catsdogs.evaluate.driver, catsdogs.auditing, catsdogs.start",
+            set(),
+        ),
         ("catsdogs.classify, catsdogs.train.trainer", {"ray.data", "ray.train"}),  # drivers then
         ("catsdogs.train.process_group", {"ray.data", "ray.train"}),  # the controller of several workers
         ("catsdogs.images.decode", set()),  # what a driver unpickles

@@ -6,6 +6,7 @@ and `image` is null in rows without pixels.
 For models on GPUs, a row of a dataset is a block of such rows (`blocks.py`).
 """
 
+from catsdogs.data.audit_stage import DecodeForAudit
 from catsdogs.data.blocks import pack_block, unpack_blocks
 from catsdogs.data.datasets import (
     THUMBNAIL,
@@ -39,6 +40,7 @@ from catsdogs.data.tasks import map_in_tasks
 __all__ = [
     "THUMBNAIL",
     "CpuAllocation",
+    "DecodeForAudit",
     "DecodeForInference",
     "DecodeForTraining",
     "EpochPlan",

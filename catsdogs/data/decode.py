@@ -36,13 +36,20 @@ MAX_GPU_JPEG_BYTES = MAX_BLOCK_BYTES  # of a batch's JPEGs that stay encoded; th
 
 
 class FileResult(NamedTuple):
-    """The outcome of reading and decoding a file; `jpeg` is its content if a GPU will decode it."""
+    """The outcome of reading and decoding a file.
+
+    Attributes:
+        jpeg: the content, if a GPU will decode it.
+        sha256, file_format: of the content, for `audit_stage`.
+    """
 
     result: DecodeResult
     size_bytes: int | None
     version: str | None
     retries: int
     jpeg: bytes | None = None
+    sha256: bytes | None = None
+    file_format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,12 @@ class DecodeForInference:
         decode_s = sum(file.result.decode_s for file in results)
         # All time outside of the decoder, most of it waiting for reads.
         read_s = max(0.0, time.perf_counter() - started - decode_s) / max(1, files.num_rows)
+        return self.build_rows(files, results, images_NHWC, read_s)
+
+    def build_rows(
+        self, files: pa.Table, results: Sequence[FileResult], images_NHWC: ImageArray, read_s: float
+    ) -> pa.Table:
+        """Build the rows of a batch from its files, their results and pixels."""
         rows = build_decoded_table(files, results, images_NHWC, read_s)
         return _add_jpegs(rows, [file.jpeg for file in results], images_NHWC) if self.gpu_jpegs else rows
 

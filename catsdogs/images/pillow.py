@@ -201,13 +201,24 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _to_upright(image: ImageFile.ImageFile) -> Image.Image:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return image  # its load() has rotated it
+    return to_upright(image, read_exif_orientation(image))
+
+
+def read_exif_orientation(image: Image.Image) -> int | None:
+    """Read the orientation in the EXIF data of an image that is no TIFF; None without one."""
     exif = image.info.get("exif")
     orientation = read_orientation(exif) if isinstance(exif, bytes) else None
     text = image.info.get("Raw profile type exif")  # of PNG
     if orientation is None and isinstance(text, str):
         with contextlib.suppress(ValueError):
             orientation = read_orientation(bytes.fromhex("".join(text.split("\n")[3:])))
-    return to_upright(image, orientation)
+    return orientation
+
+
+def count_frames(image: ImageFile.ImageFile) -> int:
+    """Count the frames of an animation, or the pages of a TIFF."""
+    with pillow_errors():
+        return int(getattr(image, "n_frames", 1))
 
 
 def to_upright(image: Image.Image, orientation: int | None) -> Image.Image:

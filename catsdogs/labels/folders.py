@@ -5,11 +5,19 @@ from dataclasses import dataclass
 
 from catsdogs import storage
 from catsdogs.errors import InputError
-from catsdogs.labels.labelled_files import LabelledRow, Splits, check_same_classes, list_classes, normalize_name
+from catsdogs.labels.labelled_files import (
+    AllRows,
+    LabelledRow,
+    Splits,
+    check_same_classes,
+    list_classes,
+    normalize_name,
+)
 from catsdogs.labels.path_table import Exclusion
 from catsdogs.labels.split_folders import (
     FolderTree,
     build_tree,
+    find_all_folders,
     find_evaluation_folder,
     find_named_split,
     find_training_folders,
@@ -37,16 +45,23 @@ class _Root:
         above = [folder.split("/") if folder else [] for folder in folders if folder is not None]
         return sum(any(parts[:-1] == names[: len(parts) - 1] for names in above) for parts in self.parts)
 
-    def read(self, folder: str) -> list[LabelledRow]:
+    def select(self, folder: str) -> list[LabelledRow]:
         """Select the files in the class folders of a folder."""
         above = folder.split("/") if folder else []
-        rows = [
+        return [
             LabelledRow(entry, normalize_name(parts[len(above)]), "/".join(parts))
             for entry, parts in zip(self.entries, self.parts, strict=True)
             if len(parts) > len(above) + 1 and parts[: len(above)] == above
         ]
-        class_names = sorted({normalize_name(name) for name in self.tree.children.get(folder, [])})
-        _check_classes(self.join(folder), class_names, rows)
+
+    def list_class_names(self, folder: str) -> list[str]:
+        """List the names of the class folders of a folder."""
+        return sorted({normalize_name(name) for name in self.tree.children.get(folder, [])})
+
+    def read(self, folder: str) -> list[LabelledRow]:
+        """Select the files in the class folders of a folder, which must be two or more, with files each."""
+        rows = self.select(folder)
+        _check_classes(self.join(folder), self.list_class_names(folder), rows)
         return rows
 
 
@@ -93,6 +108,26 @@ def read_evaluation_folder(
     text = f"{len(rows):,} images of {len(list_classes(rows))} classes in {root.join(folder)}"
     progress(Message(text + _describe_unused(unused, root.count_loose(folder))))
     return rows
+
+
+def read_all_folders(data_dir: str, exclusion: Exclusion, progress: Progress) -> AllRows:
+    """Read every split of a root, or its class folders; one class or an empty one is not refused.
+
+    Raises:
+        InputError: no class folders, or a folder that may be a split or a class.
+    """
+    root = _list_root(data_dir, exclusion, progress)
+    folders = find_all_folders(root.tree)
+    rows = {split: root.select(folder) for split, folder in folders.items()}
+    if not any(rows.values()):
+        raise InputError(
+            f"no class folders under {data_dir}: expected one folder of images per class, such as cats/ and dogs/; "
+            "for images without labels, use --input"
+        )
+    used = {folder.split("/")[0] for folder in folders.values()}
+    unused = [] if "" in folders else sorted(set(root.tree.with_images) - used)
+    class_names = {split: root.list_class_names(folder) for split, folder in folders.items()}
+    return AllRows(rows, class_names, _describe_unused(unused, root.count_loose(*folders.values())))
 
 
 def _describe_unused(folders: list[str], num_loose: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from catsdogs import storage
 from catsdogs.errors import InputError
-from catsdogs.labels.labelled_files import LabelledRow, Splits, check_same_classes, list_classes
+from catsdogs.labels.labelled_files import AllRows, LabelledRow, Splits, check_same_classes, list_classes
 from catsdogs.labels.path_table import PATH, Exclusion, PathTable
 from catsdogs.labels.split_folders import TEST, TRAIN, VALIDATION
 from catsdogs.progress import Message, Progress
@@ -74,6 +74,10 @@ class LabelTable:
             check_same_classes(list_classes(train), list_classes(validation), expected, found)
         unused = f"; not used: {len(self.rows[TEST]):,} of the split test" if {VALIDATION, TEST} <= {*self.rows} else ""
         return Splits(train, validation, self.uri, f"of its split {role}", unused)
+
+    def read_all(self) -> AllRows:
+        """Return the rows of every split, whatever classes they have."""
+        return AllRows(self.rows, {role: list_classes(rows) for role, rows in self.rows.items()})
 
     def read_evaluation(self, split_name: str | None, progress: Progress) -> list[LabelledRow]:
         """Return the rows of a split, else of validation or test, else of a table without splits.

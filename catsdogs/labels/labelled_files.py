@@ -59,6 +59,20 @@ class Splits(NamedTuple):
     unused: str = ""
 
 
+class AllRows(NamedTuple):
+    """The rows of every split.
+
+    Attributes:
+        rows: by split, TRAIN, VALIDATION or TEST; all under "" if there are no splits.
+        class_names: of each split, also those without rows.
+        unused: what else there is, for messages.
+    """
+
+    rows: dict[str, list[LabelledRow]]
+    class_names: dict[str, list[str]]
+    unused: str = ""
+
+
 def list_classes(rows: Sequence[LabelledRow]) -> list[str]:
     """List the labels of files, sorted."""
     return sorted({row.label for row in rows})

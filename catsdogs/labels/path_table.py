@@ -18,7 +18,7 @@ from catsdogs.progress import Message, Progress
 from catsdogs.table_files import Column
 from catsdogs.text import format_reason
 
-EXTENSIONS = (*table_files.CSV, *table_files.PARQUET, *table_files.JSON_LINES)
+TABLES = (*table_files.CSV, *table_files.PARQUET, *table_files.JSON_LINES)
 PATH = Column(("path", "file_name", "image"))
 URLS = ("http", "https")
 
@@ -40,8 +40,8 @@ class PathTable:
 
     @classmethod
     def read(cls, uri: str, flag: str, data_dir: str | None) -> "PathTable":
-        if not uri.lower().endswith(EXTENSIONS):
-            raise InputError(f"{flag} {uri}: expected a name that ends in {', '.join(EXTENSIONS)}")
+        if not uri.lower().endswith(TABLES):
+            raise InputError(f"{flag} {uri}: expected a name that ends in {', '.join(TABLES)}")
         base = data_dir or storage.parent(uri)
         stores = set(storage.SCHEMES) - {*URLS} if storage.is_local(uri) else set()
         schemes = frozenset({storage.find_scheme(uri), storage.find_scheme(base)} | stores)
@@ -79,6 +79,10 @@ class PathTable:
             raise InputError(
                 f"{self.flag} {self.uri}: cannot read this table{place}: {format_reason(error)}"
             ) from error
+
+    def iter_paths(self) -> Iterator[str]:
+        """Iterate over the absolute paths of the rows."""
+        return (path for _, path, *_ in self.iter_rows((PATH,)))
 
     def _resolve(self, path: object, number: int) -> str:
         place = f"{self.flag} {self.uri}: {self.unit} {number}"
@@ -118,7 +122,7 @@ class Exclusion:
         if uri is None:
             return cls()
         table = PathTable.read(uri, "--exclude", data_dir)
-        paths = frozenset(path for _, path, *_ in table.iter_rows((PATH,)))
+        paths = frozenset(table.iter_paths())
         return cls(uri, paths, {"exclude": table.sha256})
 
     def filter(self, entries: Sequence[storage.Entry], progress: Progress) -> list[storage.Entry]:

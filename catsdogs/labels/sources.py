@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from catsdogs import storage
-from catsdogs.config import EvaluateConfig, TrainConfig
-from catsdogs.labels.folders import read_evaluation_folder, read_training_folders
+from catsdogs.config import AuditConfig, EvaluateConfig, TrainConfig
+from catsdogs.labels.folders import read_all_folders, read_evaluation_folder, read_training_folders
 from catsdogs.labels.groups import add_groups, check_groups, split_off
 from catsdogs.labels.label_table import LabelTable
-from catsdogs.labels.labelled_files import LabelledFiles, LabelledRow, build_labelled_files
+from catsdogs.labels.labelled_files import AllRows, LabelledFiles, LabelledRow, build_labelled_files
 from catsdogs.labels.path_table import Exclusion
 from catsdogs.progress import Message, Progress, silent
 from catsdogs.text import format_names
@@ -25,11 +25,11 @@ class LabelSource:
     group_by: str | None = None
 
     @classmethod
-    def from_config(cls, config: TrainConfig | EvaluateConfig) -> "LabelSource":
+    def from_config(cls, config: TrainConfig | EvaluateConfig | AuditConfig) -> "LabelSource":
         """Take the settings of a command, and make their paths absolute."""
         uris = (config.data_dir, config.labels, config.exclude)
         data_dir, labels, exclude = (None if uri is None else storage.absolute(uri) for uri in uris)
-        return cls(data_dir, labels, exclude, config.group_by if isinstance(config, TrainConfig) else None)
+        return cls(data_dir, labels, exclude, None if isinstance(config, EvaluateConfig) else config.group_by)
 
     @property
     def place(self) -> str:
@@ -96,6 +96,24 @@ def list_evaluation(source: LabelSource, split_name: str | None, progress: Progr
         return build_labelled_files(read_evaluation_folder(source.data_dir or "", split_name, exclusion, progress))
     table = LabelTable.read(source.labels, source.data_dir, exclusion, progress)
     return build_labelled_files(table.read_evaluation(split_name, progress))
+
+
+def list_all(source: LabelSource, progress: Progress = silent) -> AllRows:
+    """List the files of every split; what training would refuse, such as one class only, is not refused.
+
+    Raises:
+        InputError: the labels cannot be read.
+    """
+    exclusion = Exclusion.read(source.exclude, source.data_dir)
+    if source.labels is None:
+        found = read_all_folders(source.data_dir or "", exclusion, progress)
+    else:
+        found = LabelTable.read(source.labels, source.data_dir, exclusion, progress).read_all()
+    counts = [f"{len(rows):,}{f' for {split}' if split else ''}" for split, rows in found.rows.items()]
+    class_names = sorted({name for names in found.class_names.values() for name in names})
+    text = f"{len(class_names)} classes, {format_names(class_names)}: {', '.join(counts)} images in {source.place}"
+    progress(Message(text + found.unused))
+    return found._replace(rows={split: _group(rows, source) for split, rows in found.rows.items()})
 
 
 def _group(rows: Sequence[LabelledRow], source: LabelSource) -> list[LabelledRow]:

@@ -105,6 +105,22 @@ def find_evaluation_folder(tree: FolderTree) -> EvaluationFolder:
     return EvaluationFolder(_enter(tree, chosen), unused)
 
 
+def find_all_folders(tree: FolderTree) -> dict[str, str]:
+    """Find the folder of every split of a root, by TRAIN, VALIDATION and TEST; {"": ""} if its folders are classes.
+
+    Raises:
+        InputError: a folder may be a split or a class, or there is more than one training split.
+    """
+    splits, others = _find_splits(tree), _list_others(tree)
+    if not splits:
+        _check_class_folders(tree)
+        return {"": ""}
+    chosen = {role: name for role in SPELLINGS if (name := _choose(tree, splits, role)) is not None}
+    if others and (TRAIN not in chosen or len(chosen) == 1):
+        raise _ambiguous(tree.uri, splits, others)
+    return {role: _enter(tree, name) for role, name in chosen.items()}
+
+
 def find_named_split(tree: FolderTree, name: str) -> str | None:
     """Find a folder with class folders by its name, in any case if no other has exactly this name; None if absent."""
     path = name.strip("/")

@@ -22,9 +22,9 @@ from catsdogs import storage
 from catsdogs.config import ScoreConfig
 from catsdogs.errors import InputError
 from catsdogs.lease import LeaseClaim
+from catsdogs.path_lists import PathList, is_path_list
 from catsdogs.progress import Message, Progress
 from catsdogs.schema import parquet_bytes
-from catsdogs.score.path_lists import PathList, is_path_list
 from catsdogs.score.plan import SUCCESS, Plan, build_files_table, read_files
 from catsdogs.score.threads import GRACE_S, WritePool, map_in_threads
 

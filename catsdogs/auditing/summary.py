@@ -1,0 +1,113 @@
+"""The content of `audit.json`, and the line that the command prints."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catsdogs.auditing.issues import THRESHOLDS, Findings
+from catsdogs.auditing.sets import AuditedSets, MeasuredFiles
+from catsdogs.config import ISSUES, AuditConfig
+from catsdogs.environment import read_versions
+from catsdogs.schema import OK
+
+MAX_LISTED = 100  # buckets and groups
+SHOWN_ISSUES = ("corrupt", "leakage", "conflict", "duplicate", "near_duplicate")
+
+
+def build_summary(
+    config: AuditConfig, sets: AuditedSets, measured: MeasuredFiles, findings: Findings, seconds: float
+) -> dict[str, Any]:
+    """Count what was found."""
+    files = findings.files
+    splits_by_group = _find_groups_in_several_splits(files)
+    against = measured.files.slice(measured.num_audited)
+    return {
+        "files": len(files),
+        "by_status": _count(files["status"]),
+        "by_issue": _count_issues(files["issues"]),
+        "by_split": _count(files["split"]),
+        "by_label": _count(files["label"]),
+        "missing_classes": _find_missing_classes(sets, files),
+        "groups": pc.count_distinct(files["group"]).as_py(),
+        "groups_in_several_splits": len(splits_by_group),
+        "examples_of_such_groups": dict(list(splits_by_group.items())[:MAX_LISTED]),
+        "against": {"files": len(against), "by_status": _count(against["status"])},
+        "pairs": _count_pairs(findings),
+        "not_paired": _describe_unpaired(findings),
+        "excluded": len(findings.excluded),
+        "near": config.near,
+        "thresholds": THRESHOLDS,
+        "settings": dataclasses.asdict(config),
+        "images_per_s": round(len(measured.files) / measured.seconds, 1),
+        "seconds": round(seconds, 1),
+        "versions": dict(read_versions()),
+    }
+
+
+def describe(summary: Mapping[str, Any], output: str) -> str:
+    """Describe the result in a line, and what to do next."""
+    failed = summary["files"] - summary["by_status"].get(OK, 0)
+    counts = [f"{summary['by_issue'][name]:,} {name}" for name in SHOWN_ISSUES if summary["by_issue"].get(name)]
+    odd = sum(count for name, count in summary["by_issue"].items() if name not in SHOWN_ISSUES)
+    counts += [f"{odd:,} odd"] if odd else []
+    text = f"{summary['files']:,} files, {failed:,} without an image: {', '.join(counts) or 'no issues'}"
+    hint = (
+        f"; train without {summary['excluded']:,} of them: --exclude {output}/exclude.csv"
+        if summary["excluded"]
+        else ""
+    )
+    return f"{text}; see {output}/report.html{hint}"
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    counts = Counter(column.drop_null().to_pylist())
+    return dict(sorted(counts.items()))
+
+
+def _count_issues(issues: pa.ChunkedArray) -> dict[str, int]:
+    counts = Counter(pc.list_flatten(issues).to_pylist())
+    return {name: counts[name] for name in ISSUES}
+
+
+def _count_pairs(findings: Findings) -> dict[str, int]:
+    pairs = findings.pairs
+    return {
+        "exact": int(np.count_nonzero(pairs.is_exact_P)),
+        "near": int(np.count_nonzero(~pairs.is_exact_P)),
+        "cross_split": int(np.count_nonzero(findings.is_cross_P)),
+        "other_label": int(np.count_nonzero(findings.same_label_P == 0)),
+    }
+
+
+def _describe_unpaired(findings: Findings) -> dict[str, Any]:
+    buckets = sorted(findings.pairs.unpaired, key=lambda bucket: -bucket.num_images)
+    examples = [
+        {"kind": bucket.kind, "images": bucket.num_images, "example": findings.paths[bucket.row].as_py()}
+        for bucket in buckets[:MAX_LISTED]
+    ]
+    return {"buckets": len(buckets), "examples": examples}
+
+
+def _find_missing_classes(sets: AuditedSets, files: pa.Table) -> dict[str, list[str]]:
+    """Find the classes of which a split has no images, by split; "" stands for all files."""
+    class_names = {name for names in sets.class_names.values() for name in names}
+    present = set(zip(files["split"].to_pylist(), files["label"].to_pylist(), strict=True))
+    missing = {
+        split: sorted(name for name in class_names if (split or None, name) not in present)
+        for split in sets.class_names
+    }
+    return {split: names for split, names in missing.items() if names}
+
+
+def _find_groups_in_several_splits(files: pa.Table) -> dict[str, list[str]]:
+    grouped = files.select(["group", "split"]).group_by(["group", "split"]).aggregate([])
+    splits: dict[str, list[str]] = {}
+    for group, split in zip(grouped["group"].to_pylist(), grouped["split"].to_pylist(), strict=True):
+        if group is not None and split is not None:
+            splits.setdefault(group, []).append(split)
+    return {group: sorted(found) for group, found in sorted(splits.items()) if len(found) > 1}
