@@ -1,0 +1,146 @@
+"""Suspect labels: confident learning compared with cleanlab, folds, and heads compared with scikit-learn."""
+
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from cleanlab.filter import find_label_issues
+from sklearn.linear_model import LogisticRegression
+
+from catsdogs.auditing.confident_learning import rate_labels
+from catsdogs.auditing.folds import NUM_FOLDS, assign_folds, join_groups
+from catsdogs.auditing.heads import UNKNOWN, predict_out_of_sample
+
+
+def draw_noisy_probs(seed, num_images, num_classes, sharpness=3.0, decimals=None):
+    """Draw labels of which a fifth are wrong, and probabilities that know some of the true ones."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, num_classes, num_images)
+    is_wrong = generator.random(num_images) < 0.2
+    labels = np.where(is_wrong, generator.integers(0, num_classes, num_images), truth)
+    labels[:num_classes] = np.arange(num_classes)
+    logits = generator.normal(size=(num_images, num_classes))
+    logits[np.arange(num_images), truth] += sharpness * generator.random(num_images)
+    probs = np.exp(logits)
+    probs /= probs.sum(axis=1, keepdims=True)
+    if decimals is not None:  # equal probabilities, and some that equal a threshold
+        probs = np.round(probs, decimals) + 0.1
+        probs /= probs.sum(axis=1, keepdims=True)
+    return labels, probs
+
+
+def shift_classes(labels, probs):
+    """Make the model confuse class 0 with class 1, and sure of nothing."""
+    probs = probs.copy()
+    probs[labels == 0, 1] += 2
+    return labels, probs / probs.sum(axis=1, keepdims=True)
+
+
+CASES = {
+    **{f"{k} classes, seed {seed}": draw_noisy_probs(seed, 300, k) for k in (2, 3, 10) for seed in range(3)},
+    "few images": draw_noisy_probs(0, 7, 3),
+    "unsure": draw_noisy_probs(1, 300, 10, sharpness=0.3),
+    "ties": draw_noisy_probs(2, 300, 3, decimals=1),
+    "ties of two classes": draw_noisy_probs(2, 300, 2, decimals=0),
+    "confused classes": shift_classes(*draw_noisy_probs(3, 300, 3)),
+    "a class without labels": (np.minimum(draw_noisy_probs(4, 300, 4)[0], 2), draw_noisy_probs(4, 300, 4)[1]),
+    "certain": (np.array([0, 1, 2, 0]), np.eye(3)[[0, 1, 2, 1]]),
+    "all equal": (np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flags_and_ranking_equal_those_of_cleanlab(name):
+    labels, probs = CASES[name]
+    quality = rate_labels(labels, probs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranked = find_label_issues(
+            labels, probs, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
+        )
+    flagged = np.flatnonzero(quality.flagged_N)
+    assert sorted(ranked) == flagged.tolist()
+    # Images of equal self-confidence may be in any order.
+    np.testing.assert_array_equal(quality.self_confidence_N[ranked], np.sort(quality.self_confidence_N[flagged]))
+    assert (quality.suggested_N[flagged] != labels[flagged]).all()
+
+
+def test_an_image_is_counted_for_a_less_probable_class_whose_threshold_it_reaches():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2])
+    probs = np.array([[0.9, 0.1, 0.0]] * 2 + [[0.1, 0.4, 0.5]] + [[0.2, 0.35, 0.45]] * 2 + [[0.0, 0.1, 0.9]] * 2)
+    quality = rate_labels(labels, probs)
+    assert quality.flagged_N.tolist() == [False, False, True, False, False, False, False]
+    assert quality.suggested_N.tolist() == [0, 0, 1, 2, 2, 2, 2]  # without a flag, the most probable class
+
+
+def test_folds_have_equal_shares_of_each_class_and_whole_groups():
+    generator = np.random.default_rng(0)
+    labels, groups = generator.integers(0, 3, 600), np.repeat(np.arange(200), 3)
+    folds = assign_folds(labels, groups)
+    counts = np.array([np.bincount(folds[labels == k], minlength=NUM_FOLDS) for k in range(3)])
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 3).all()
+    assert all(len(set(folds[groups == group])) == 1 for group in range(200))
+    assert (folds == assign_folds(labels, groups)).all()
+    single = assign_folds(labels, np.arange(600))
+    counts = np.array([np.bincount(single[labels == k], minlength=NUM_FOLDS) for k in range(3)])
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
+
+
+def test_a_rare_class_is_in_as_many_folds_as_it_has_groups():
+    labels = np.array([0] * 40 + [1] * 3)
+    groups = np.array([*range(40), 0, 1, 2])  # each beside images of the other class
+    folds = assign_folds(labels, groups)
+    assert len(set(folds[40:])) == 3
+
+
+def test_images_that_share_a_key_or_are_a_pair_are_one_group():
+    names = pa.array(["a", "a", None, None, "b", "b", None])
+    contents = pa.array([1, 2, 2, 3, 4, 5, None])
+    pairs = (np.array([3]), np.array([4]))
+    assert join_groups([names, contents], pairs).tolist() == [0, 0, 0, 1, 1, 1, 2]
+    no_pairs = (np.empty(0, np.int64), np.empty(0, np.int64))
+    assert join_groups([pa.nulls(3, pa.string())], no_pairs).tolist() == [0, 1, 2]
+
+
+def draw_features(num_images, num_classes, seed=0):
+    """Draw labels and features that have them with much noise; one feature is constant."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, num_classes, num_images)
+    features = generator.normal(size=(num_images, 32)) + 0.2 * generator.normal(size=(num_classes, 32))[labels]
+    features = features * generator.uniform(0.01, 100, 32) + 50
+    features[:, 3] = 7.0
+    return labels, features.astype(np.float32)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_probabilities_equal_those_of_a_logistic_regression_on_the_other_folds(num_classes):
+    labels, features = draw_features(4200, num_classes)  # two chunks
+    labels[:50] = UNKNOWN
+    folds = assign_folds(np.maximum(labels, 0), np.arange(len(labels)))
+    probs = predict_out_of_sample(features, labels, folds, num_classes)
+    std = features.std(axis=0, dtype=np.float64)
+    standardized = (features - features.mean(axis=0, dtype=np.float64)) / np.where(std > 0, std, 1)
+    differences, losses = [], []
+    for weight_decay in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001):
+        expected = np.empty_like(probs)
+        for fold in range(NUM_FOLDS):
+            training = (folds != fold) & (labels != UNKNOWN)
+            # Of two classes, scikit-learn has one vector of weights: the difference of ours.
+            scale = 2 if num_classes == 2 else 1
+            model = LogisticRegression(C=scale / (weight_decay * training.sum()), tol=1e-6, max_iter=1000)
+            model.fit(standardized[training], labels[training])
+            expected[folds == fold] = model.predict_proba(standardized[folds == fold])
+        differences.append(np.abs(probs - expected).max())
+        losses.append(-np.log(expected[np.arange(50, 4200), labels[50:]]).mean())
+    assert min(differences) < 0.005
+    assert np.argmin(differences) == np.argmin(losses)
+
+
+def test_the_features_that_heads_are_trained_on_may_be_a_file(tmp_path):
+    labels, features = draw_features(200, 2)
+    mapped = np.memmap(tmp_path / "features", np.float32, "w+", shape=features.shape)
+    mapped[:] = features
+    folds = assign_folds(labels, np.arange(200))
+    expected = predict_out_of_sample(features, labels, folds, 2)
+    np.testing.assert_array_equal(predict_out_of_sample(mapped, labels, folds, 2), expected)
