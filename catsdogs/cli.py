@@ -1,7 +1,7 @@
 """The command line, derived from the settings in `config`.
 
-Exit codes: 0 done; 1 the run failed; 2 the input is wrong; 3 too many rows failed; 130 Ctrl-C; 141 broken pipe
-(`| head`); 143 SIGTERM.
+Exit codes: 0 done; 1 the run failed; 2 the input is wrong; 3 too many rows failed, or --fail-if holds;
+130 Ctrl-C; 141 broken pipe (`| head`); 143 SIGTERM.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from catsdogs import __version__
 from catsdogs.commands import COMMANDS, fail
 from catsdogs.config import (
     AuditConfig,
+    CompareConfig,
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
@@ -34,6 +35,11 @@ from catsdogs.logs import LOG_VARIABLE, configure_logging, escape_lines
 
 SIGTERM_REPEAT_S = 10.0  # a command that still runs after this time missed the first SIGTERM
 
+# A and B are positional. The settings do not import tyro: it takes longer than all else that they import.
+CompareConfig.__annotations__ |= {
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar=name.upper())] for name in ("a", "b")
+}
+
 Command = (
     Annotated[DemoConfig, tyro.conf.subcommand("demo")]
     | Annotated[DownloadConfig, tyro.conf.subcommand("download")]
@@ -42,6 +48,7 @@ Command = (
     | Annotated[ScoreConfig, tyro.conf.subcommand("score")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
+    | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
 )
 # Settings with paths, which must be absolute in a Ray job.
 PATH_SETTINGS = ("data_dir", "labels", "exclude", "against", "storage_path", "checkpoint", "input", "output")

@@ -9,6 +9,7 @@ from typing import Any
 
 from catsdogs.config import (
     AuditConfig,
+    CompareConfig,
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
@@ -116,6 +117,18 @@ def _audit(config: AuditConfig, display: Display) -> int:
     return 0
 
 
+def _compare(config: CompareConfig, display: Display) -> int:
+    from catsdogs.comparison import compare
+
+    record = compare(config, display)
+    figures = {name: value for name, value in record["figures"].items() if value is not None}
+    print_result(json.dumps(figures))
+    print_result(f"all numbers in {config.output}/compare.json, report {config.output}/report.html")
+    if holding := [f"{row['condition']} ({row['value']:.4g})" for row in record["conditions"] if row["holds"]]:
+        return fail(f"--fail-if: {', '.join(holding)}: see {config.output}/changes.parquet", 3)
+    return 0
+
+
 COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     DemoConfig: _demo,
     DownloadConfig: _download,
@@ -124,4 +137,5 @@ COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     ScoreConfig: _score,
     VerifyConfig: _verify,
     AuditConfig: _audit,
+    CompareConfig: _compare,
 }

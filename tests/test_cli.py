@@ -17,7 +17,15 @@ import pytest
 from tqdm import tqdm
 
 from catsdogs import __version__, cli, logs, start
-from catsdogs.config import AuditConfig, DemoConfig, DownloadConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from catsdogs.config import (
+    AuditConfig,
+    CompareConfig,
+    DemoConfig,
+    DownloadConfig,
+    EvaluateConfig,
+    ScoreConfig,
+    TrainConfig,
+)
 from catsdogs.display import Display
 from catsdogs.errors import InputError, RunError
 from catsdogs.progress import Message, StageProgress
@@ -82,7 +90,9 @@ def test_version_is_that_of_the_package():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"catsdogs {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--version"], *([command, "--help"] for command in REQUIRED)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--version"], *([command, "--help"] for command in (*REQUIRED, "compare"))], ids=" ".join
+)
 def test_help_and_version_import_no_slow_packages(arguments):
     code = f"""
 import sys
@@ -132,6 +142,13 @@ def test_only_required_flags_give_the_defaults(runs, command):
     assert cli.main([command, *REQUIRED[command]]) == 0
     pairs = zip(REQUIRED[command][::2], REQUIRED[command][1::2], strict=True)
     assert configs == [CONFIGS[command](**{flag[2:].replace("-", "_"): value for flag, value in pairs})]
+
+
+def test_the_two_results_of_compare_are_positional(monkeypatch):
+    configs = []
+    monkeypatch.setitem(cli.COMMANDS, CompareConfig, lambda config, display: configs.append(config) or 0)
+    assert cli.main(["compare", "s3://x/a", "b", "--output", "o", "--fail-if", "changed>0.02"]) == 0
+    assert configs == [CompareConfig(a="s3://x/a", b="b", output="o", fail_if="changed>0.02")]
 
 
 def test_every_flag_is_parsed(runs):

@@ -12,6 +12,7 @@ import pytest
 from catsdogs import config as config_module
 from catsdogs.config import (
     AuditConfig,
+    CompareConfig,
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
@@ -30,6 +31,7 @@ COMMANDS = {
     "score": ScoreConfig,
     "verify": VerifyConfig,
     "audit": AuditConfig,
+    "compare": CompareConfig,
 }
 REQUIRED = {
     DemoConfig: {"output": "o"},
@@ -39,6 +41,7 @@ REQUIRED = {
     ScoreConfig: {"input": "i", "checkpoint": "c", "output": "o"},
     VerifyConfig: {"output": "o"},
     AuditConfig: {"data_dir": "d", "output": "o"},
+    CompareConfig: {"a": "a", "b": "b", "output": "o"},
 }
 DEFAULTS = {
     "demo": {"output": None, "seed": 0},
@@ -121,6 +124,7 @@ DEFAULTS = {
         "near": 4,
         "fail_on": None,
     },
+    "compare": {"a": None, "b": None, "output": None, "fail_if": None},
 }
 
 

@@ -40,8 +40,9 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [found for text in PAGES.values() for found in FENCE.findall(text)]
 CONFIGS = {
     name: getattr(config, f"{name.title()}Config")
-    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit")
+    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit", "compare")
 }
+POSITIONAL = {("compare", "a"), ("compare", "b")}
 # Programs of the system, of an AWS account or of the network: their lines are parsed, not run.
 EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "docker", "echo", "export", "git", "sed", "sha256sum", "source"}
 # Flags in the text that are not settings of a command: of catsdogs itself, of Ray, and the negative form of a flag.
@@ -212,10 +213,14 @@ def test_the_readme_lists_every_command():
     assert read_names(read_section("Commands", "README.md")) == [f"catsdogs {name}" for name in CONFIGS]
 
 
+def format_flag(command: str, name: str) -> str:
+    return name.upper() if (command, name) in POSITIONAL else f"--{name.replace('_', '-')}"
+
+
 @pytest.mark.parametrize("command", CONFIGS)
 def test_flag_tables_match_the_config(command):
     table = {cells[0].strip("`"): cells[1:] for cells in read_rows(read_section(f"catsdogs {command}"))}
-    fields = {f"--{field.name.replace('_', '-')}": field for field in dataclasses.fields(CONFIGS[command])}
+    fields = {format_flag(command, field.name): field for field in dataclasses.fields(CONFIGS[command])}
     assert list(table) == list(fields)
     for flag, (default, meaning) in table.items():
         expected = fields[flag].default

@@ -62,6 +62,29 @@ def build_page(names: list[str], rows: Rows) -> str:
     return report.page(names[0], sections, subtitle=names[-1])
 
 
+def build_comparison(names: list[str]) -> str:
+    """Build every section of a comparison, with `names` wherever the user's names are shown."""
+    matrix = {name: {names[0]: 5, name: 90} for name in names}
+    row = {"path": names[0], "status_a": "ok", "status_b": "ok", "label_a": names[0], "label_b": names[-1]}
+    row |= {"prob_a": 0.9, "prob_b": 0.8, "difference": 0.7, "true_label": names[-1]}
+    failed = dict.fromkeys(("label_a", "prob_a", "difference", "true_label")) | {"status_a": "truncated"}
+    figures = {"accuracy_a": 0.9, "accuracy_b": 0.8, "mcnemar_p": 1e-9, "psi_width": 0.3}
+    recall = {name: {"a": 0.9, "b": 0.95, "images": 10} for name in names}
+    sizes = {"width": {"p5": 100, "median": 300, "p95": 4000}}
+    sections = [
+        report.flips(names, matrix),
+        report.status_changes({"ok": {"truncated": 3}}),
+        report.largest_changes([row, row | failed], 2),
+        report.paired_accuracy(figures, recall, (40, 3)),
+        report.paired_histograms(
+            [report.PairedHistogram(names[0], [0, 8, 3], [1, 0, 9]), report.PairedHistogram("x", [3, 1], None)]
+        ),
+        report.paired_shares(names[0], dict.fromkeys(names, 3), dict.fromkeys(names[:1], 5)),
+        report.paired_sizes(sizes, sizes, figures),
+    ]
+    return report.page(names[0], sections, subtitle=names[-1])
+
+
 def text(html: str) -> str:
     return re.sub(r"<[^>]+>", "", html)
 
@@ -179,6 +202,34 @@ def test_thumbnail_is_a_small_jpeg(shape: tuple[int, int]) -> None:
         assert max(image.size) <= 160
 
 
+def test_flips_count_labels_of_both() -> None:
+    shown = report.flips(["cat", "dog"], {"cat": {"cat": 8, "dog": 2}, "dog": {"dog": 1000}}).html
+    assert table(shown)[:3] == ["|cat|dog", "cat|8|2", "dog|0|1,000"]
+    assert "2 of 1,010 images (0.2 %) that both classified have another label in B." in text(shown)
+    many = {f"class {i}": {f"class {i}": 10, f"class {i + 1}": i} for i in range(40)}
+    assert table(report.flips([f"class {i}" for i in range(41)], many).html)[1] == "class 39|class 40|39"
+
+
+def test_shares_that_differ_most_come_first() -> None:
+    shown = report.paired_shares("Formats", {".jpg": 90, ".png": 10}, {".jpg": 3, ".gif": 1}).html
+    assert [row.split("|")[0] for row in table(shown)[1:]] == [".gif", ".jpg", ".png"]
+    assert table(shown)[2] == ".jpg||90.0 %|75.0 %"
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (report.flips(["cat"], {}), "No image was classified in both."),
+        (report.status_changes({"ok": {"ok": 3}}), "No image has another status in B."),
+        (report.largest_changes([], 0), "None: every image in both has the same status and label."),
+        (report.paired_histograms([report.PairedHistogram("x", [1], [0])]), "No image was classified."),
+        (report.paired_sizes({"width": {}}, {"width": {}}, {"psi_width": None}), "No image was classified."),
+    ],
+)
+def test_an_empty_section_of_a_comparison_says_so(section: report.Section, words: str) -> None:
+    assert words in section.html
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
@@ -255,6 +306,24 @@ def test_hostile_names_are_text_even_without_the_security_policy(show: Show, wid
     assert page.locator("script, [onerror], [onmouseover], img:not([src^='data:'])").count() == 0
     for escaped in MARKUP + ESCAPED:
         assert page.get_by_text(escaped, exact=True).count() >= 8
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_hostile_names_are_text_in_a_comparison(show: Show, width: int) -> None:
+    page = show(build_comparison(MARKUP + CONTROL).replace("http-equiv", "data-not"), width)
+    assert page.locator("script, [onerror], [onmouseover], img:not([src^='data:'])").count() == 0
+    for escaped in MARKUP + ESCAPED:
+        assert page.get_by_text(escaped, exact=True).count() >= 4
+    assert page.locator("th:not([scope]), [role]:not([aria-label])").count() == 0
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_histograms_of_two_results_are_drawn_side_by_side_or_stacked(show: Show, width: int) -> None:
+    page = show(build_comparison(["cats", "dogs"]), width)
+    paired, single = page.locator(".drawing").all()
+    assert min(pixels_of(paired, "--train", "--accent") + pixels_of(single, "--accent")) > 100
+    lefts = {plot.evaluate("plot => plot.offsetLeft") for plot in (paired, single)}
+    assert len(lefts) == (1 if width == 390 else 2)
 
 
 @pytest.mark.parametrize("width", SIZES)

@@ -40,7 +40,7 @@ ORDER = [
         "data",
     ),
     *("thresholds", "calibration", "decisions", "predictions", "predict", "classify", "metrics", "report"),
-    *("train", "score", "evaluate", "auditing", "download", "demo", "display", "commands", "cli"),
+    *("train", "score", "evaluate", "auditing", "comparison", "download", "demo", "display", "commands", "cli"),
 ]
 WITH_RAY = {"local_ray", "start", "data", "classify", "train", "score", "evaluate", "demo"}
 MAX_FUNCTION_LINES = 40
@@ -150,10 +150,9 @@ LARGE = {"torch", "torchvision", "ray.data", "ray.train", "matplotlib", "scipy"}
     ("modules", "needed"),
     [
         # drivers until Ray starts
-        (
-            "catsdogs.train.driver, catsdogs.score.pipeline, catsdogs.evaluate.driver, catsdogs.auditing, catsdogs.start",
-            set(),
-        ),
+        ("catsdogs.train.driver, catsdogs.score.pipeline, catsdogs.evaluate.driver, catsdogs.start", set()),
+        ("catsdogs.auditing", set()),
+        ("catsdogs.comparison", set()),
         ("catsdogs.classify, catsdogs.train.trainer", {"ray.data", "ray.train"}),  # drivers then
         ("catsdogs.train.process_group", {"ray.data", "ray.train"}),  # the controller of several workers
         ("catsdogs.images.decode", set()),  # what a driver unpickles

@@ -5,11 +5,20 @@ train.py      train
 evaluate.py   evaluate
 score.py      score, verify
 audit.py      audit
+compare.py    compare
 demo.py       demo, download
 """
 
 from catsdogs.config.audit import ISSUES, AuditConfig
 from catsdogs.config.checks import DEFAULT_BATCH_SIZE, MAX_IMG_SIZE, MAX_SEED, MIN_IMG_SIZE, PrecisionChoice, UseGpu
+from catsdogs.config.compare import (
+    DRIFT_FIGURES,
+    FIGURES,
+    LABEL_FIGURES,
+    PAIR_FIGURES,
+    CompareConfig,
+    Condition,
+)
 from catsdogs.config.demo import DemoConfig, DownloadConfig
 from catsdogs.config.evaluate import EvaluateConfig
 from catsdogs.config.score import ScoreConfig, VerifyConfig
@@ -17,11 +26,17 @@ from catsdogs.config.train import TrainConfig
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
+    "DRIFT_FIGURES",
+    "FIGURES",
     "ISSUES",
+    "LABEL_FIGURES",
     "MAX_IMG_SIZE",
     "MAX_SEED",
     "MIN_IMG_SIZE",
+    "PAIR_FIGURES",
     "AuditConfig",
+    "CompareConfig",
+    "Condition",
     "DemoConfig",
     "DownloadConfig",
     "EvaluateConfig",

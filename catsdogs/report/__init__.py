@@ -4,6 +4,16 @@ The page makes no requests, needs no JavaScript, and follows the light and the d
 neither Ray nor torch and reads no storage.
 """
 
+from catsdogs.report.comparison import (
+    PairedHistogram,
+    flips,
+    largest_changes,
+    paired_accuracy,
+    paired_histograms,
+    paired_shares,
+    paired_sizes,
+    status_changes,
+)
 from catsdogs.report.decision_sections import calibration, decision_counts
 from catsdogs.report.pictures import Picture, class_examples, dataset_grid, worst_mistakes
 from catsdogs.report.sections import (
@@ -18,6 +28,7 @@ from catsdogs.report.sections import (
 from catsdogs.report.templates import Section, page
 
 __all__ = [
+    "PairedHistogram",
     "Picture",
     "Section",
     "calibration",
@@ -29,8 +40,15 @@ __all__ = [
     "decision_counts",
     "facts",
     "failures",
+    "flips",
     "label_counts",
+    "largest_changes",
     "page",
+    "paired_accuracy",
+    "paired_histograms",
+    "paired_shares",
+    "paired_sizes",
     "settings",
+    "status_changes",
     "worst_mistakes",
 ]

@@ -14,7 +14,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 # matplotlib does not support CSS variables: it draws in these colours, which `_render_svg` replaces.
 _MUTED, _RULE, _TRAIN, _VAL = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
@@ -91,6 +91,22 @@ def plot_histogram(counts: Sequence[int], edges: Sequence[float]) -> Markup:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.margins(x=0.01)
+    return _render_svg(figure)
+
+
+def plot_shares(a: Sequence[float], b: Sequence[float] | None, edges: Sequence[float]) -> Markup:
+    """Draw the shares of two sets in the bins between the ascending `edges`; the first is dashed."""
+    figure, axes = _create_figure(4.6, 2.4)
+    if b is not None:
+        axes.stairs(b, edges, fill=True, color=_VAL, alpha=0.15)
+        axes.stairs(b, edges, color=_VAL, linewidth=1.8)
+        axes.stairs(a, edges, color=_TRAIN, linewidth=1.6, linestyle=(0, (4, 2)))
+    else:
+        axes.stairs(a, edges, fill=True, color=_VAL)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.margins(x=0.01)
+    axes.set_ylim(bottom=0)
     return _render_svg(figure)
 
 
