@@ -39,7 +39,7 @@ ORDER = [
         "start",
         "data",
     ),
-    *("thresholds", "calibration", "decisions", "predictions", "predict", "classify", "metrics", "report"),
+    *("thresholds", "calibration", "decisions", "predictions", "results", "predict", "classify", "metrics", "report"),
     *("train", "score", "evaluate", "auditing", "comparison", "download", "demo", "display", "commands", "cli"),
 ]
 WITH_RAY = {"local_ray", "start", "data", "classify", "train", "score", "evaluate", "demo"}

@@ -1,8 +1,6 @@
 """What changed between two tables of predictions; `compare.py` shows the stages. No Ray.
 
 compare.py    compare(): reads both results, writes compare.json, changes.parquet and report.html
-results.py    find the Parquet files of a result, and read them batch by batch
-batches.py    one batch of rows as compact arrays
 pairs.py      images that are in both results: flips, changes of status, differences, accuracy
 drift.py      differences between two sets of images: population stability index, embeddings
 page.py       the sections of report.html

@@ -1,7 +1,7 @@
 """compare(): what changed between two results, stage by stage. Calls, with the file of each:
 
     compare
-    ├── Result.open          results.py    the files of A and B; their classes must be the same
+    ├── Result.open          ../results/   the files of A and B; their classes must be the same
     ├── read_rows            A's rows, 45 bytes each
     ├── Pairs.add            pairs.py      B's rows, batch by batch, beside A's of the same paths
     ├── compute_drift        drift.py      the two sets of images
@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 
 from catsdogs import storage
-from catsdogs.comparison.batches import Batch, Rows, hash_paths
 from catsdogs.comparison.drift import Embeddings, ImageSet
 from catsdogs.comparison.pairs import MIN_SHARE, Pairs, SortedRows, check_distinct
-from catsdogs.comparison.results import Result
 from catsdogs.config import DRIFT_FIGURES, FIGURES, LABEL_FIGURES, PAIR_FIGURES, CompareConfig
 from catsdogs.errors import InputError
 from catsdogs.labels import check_same_classes, normalize_name
 from catsdogs.progress import Message, Progress, StageProgress, silent
+from catsdogs.results import Batch, Result, Rows, hash_paths
 from catsdogs.schema import STATUSES
 
 COMPARISON, CHANGES, REPORT = "compare.json", "changes.parquet", "report.html"
@@ -107,6 +106,7 @@ class _Comparison:
         rows, self._set_a = self._read(a, lambda batch: None)
         self._rows_a = SortedRows(rows, a.uri)
         self._by_status_a = _count_statuses(rows)
+        del rows  # 45 bytes an image, for as long as B is read
         self.pairs = Pairs(self._rows_a, self._class_names)
         rows, self._set_b = self._read(b, self.pairs.add)
         check_distinct(np.sort(np.ascontiguousarray(rows["hash"])), b.uri)

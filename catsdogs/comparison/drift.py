@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from catsdogs.comparison.batches import OK_CODE, Rows
+from catsdogs.results import OK_CODE, Rows
 
 EMPTY = 0.5
 NUM_QUANTILES = 10

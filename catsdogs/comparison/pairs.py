@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catsdogs.comparison.batches import NONE, OK_CODE, Batch, Rows
 from catsdogs.errors import InputError
+from catsdogs.results import NONE, OK_CODE, Batch, Rows
 from catsdogs.schema import STATUSES
 
 MIN_SHARE = 0.01  # of the smaller result: with fewer images in both, figures of pairs are not computed

@@ -24,7 +24,7 @@ from catsdogs.schema import OK, STATUSES
 
 HASH_BYTES = 16
 NONE = -1  # stands for null in `label` and `true`
-# `prob` is NaN and `label` NONE unless the status is ok; `label` and `true` are indices of A's classes.
+# `prob` is NaN and `label` NONE unless the status is ok; `label` and `true` are indices of classes.
 ROW = np.dtype(
     [
         ("hash", f"S{HASH_BYTES}"),  # numpy compares all bytes, also zeros
@@ -50,7 +50,7 @@ class Batch:
     Attributes:
         paths: (N,), strings.
         rows: ROW (N,).
-        probs_NK: float32, in the order of A's classes; the values of rows that are not `ok` are NaN.
+        probs_NK: float32, in the order of the classes; the values of rows that are not `ok` are NaN.
         formats: images by extension.
         embeddings_ND: float32, of the rows that are `ok`; None without the column.
     """
@@ -74,7 +74,7 @@ def build_batch(uri: str, table: pa.RecordBatch, file_classes: Sequence[str], cl
     Args:
         uri: of the file, for messages.
         file_classes: the order of `probs`.
-        classes: A's classes with their indices.
+        classes: with the indices that they are to have, of A in a comparison.
 
     Raises:
         InputError: the rows are not those of predictions.

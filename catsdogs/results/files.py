@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from catsdogs import storage
 from catsdogs.checkpoint import read_config
-from catsdogs.comparison.batches import Batch, build_batch
 from catsdogs.errors import InputError
 from catsdogs.labels import normalize_name
+from catsdogs.results.batches import Batch, build_batch
 from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
 from catsdogs.text import format_names, format_reason
 
@@ -33,7 +33,7 @@ DAMAGES = (pa.ArrowException, OSError, KeyError, ValueError)
 
 @dataclass(frozen=True)
 class Result:
-    """One side of a comparison.
+    """An output of `score` or `evaluate`, or one Parquet file of their columns.
 
     Attributes:
         files: URIs of its Parquet files.
@@ -65,7 +65,7 @@ class Result:
         """Read the rows, file by file.
 
         Args:
-            classes: A's classes with their indices, which this result has, too.
+            classes: the result's classes, with the indices that they are to have.
 
         Raises:
             InputError: a file is missing, damaged, or has not the columns and classes of the first.
