@@ -25,6 +25,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ReviewConfig,
     ScoreConfig,
     TrainConfig,
     VerifyConfig,
@@ -35,10 +36,12 @@ from catsdogs.logs import LOG_VARIABLE, configure_logging, escape_lines
 
 SIGTERM_REPEAT_S = 10.0  # a command that still runs after this time missed the first SIGTERM
 
-# A and B are positional. The settings do not import tyro: it takes longer than all else that they import.
+# A and B are positional, and `class` is no name in Python. The settings do not import tyro, which takes longer than all
+# else that they import.
 CompareConfig.__annotations__ |= {
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar=name.upper())] for name in ("a", "b")
 }
+ReviewConfig.__annotations__["class_name"] = Annotated[str | None, tyro.conf.arg(name="class")]
 
 Command = (
     Annotated[DemoConfig, tyro.conf.subcommand("demo")]
@@ -48,10 +51,11 @@ Command = (
     | Annotated[ScoreConfig, tyro.conf.subcommand("score")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
+    | Annotated[ReviewConfig, tyro.conf.subcommand("review")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
 )
 # Settings with paths, which must be absolute in a Ray job.
-PATH_SETTINGS = ("data_dir", "labels", "exclude", "against", "storage_path", "checkpoint", "input", "output")
+PATH_SETTINGS = ("data_dir", "labels", "exclude", "against", "storage_path", "checkpoint", "input", "scores", "output")
 RESUME_HINTS: dict[type, str] = {
     TrainConfig: "saved epochs are kept; to resume, repeat the command with --resume and the --name of the run",
     ScoreConfig: "finished parts are kept; run the same command to resume",

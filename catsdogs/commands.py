@@ -13,6 +13,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ReviewConfig,
     ScoreConfig,
     TrainConfig,
     VerifyConfig,
@@ -129,6 +130,17 @@ def _compare(config: CompareConfig, display: Display) -> int:
     return 0
 
 
+def _review(config: ReviewConfig, display: Display) -> int:
+    from catsdogs.reviewing import review
+
+    counts = review(config, display)
+    print_result(
+        f"{counts['picked']:,} of {counts['candidates']:,} candidates in {config.output}/review.html: label them in a "
+        "browser, save labels.csv, and train with --labels labels.csv"
+    )
+    return 0
+
+
 COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     DemoConfig: _demo,
     DownloadConfig: _download,
@@ -137,5 +149,6 @@ COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     ScoreConfig: _score,
     VerifyConfig: _verify,
     AuditConfig: _audit,
+    ReviewConfig: _review,
     CompareConfig: _compare,
 }

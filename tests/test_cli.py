@@ -23,6 +23,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ReviewConfig,
     ScoreConfig,
     TrainConfig,
 )
@@ -91,7 +92,7 @@ def test_version_is_that_of_the_package():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--version"], *([command, "--help"] for command in (*REQUIRED, "compare"))], ids=" ".join
+    "arguments", [["--version"], *([command, "--help"] for command in (*REQUIRED, "review", "compare"))], ids=" ".join
 )
 def test_help_and_version_import_no_slow_packages(arguments):
     code = f"""
@@ -149,6 +150,13 @@ def test_the_two_results_of_compare_are_positional(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, CompareConfig, lambda config, display: configs.append(config) or 0)
     assert cli.main(["compare", "s3://x/a", "b", "--output", "o", "--fail-if", "changed>0.02"]) == 0
     assert configs == [CompareConfig(a="s3://x/a", b="b", output="o", fail_if="changed>0.02")]
+
+
+def test_the_class_of_review_is_a_flag(monkeypatch):
+    configs = []
+    monkeypatch.setitem(cli.COMMANDS, ReviewConfig, lambda config, display: configs.append(config) or 0)
+    assert cli.main(["review", "--scores", "s", "--output", "o", "--class", "cat", "--n", "7"]) == 0
+    assert configs == [ReviewConfig(scores="s", output="o", class_name="cat", n=7)]
 
 
 def test_every_flag_is_parsed(runs):

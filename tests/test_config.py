@@ -16,6 +16,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ReviewConfig,
     ScoreConfig,
     TrainConfig,
     VerifyConfig,
@@ -31,6 +32,7 @@ COMMANDS = {
     "score": ScoreConfig,
     "verify": VerifyConfig,
     "audit": AuditConfig,
+    "review": ReviewConfig,
     "compare": CompareConfig,
 }
 REQUIRED = {
@@ -41,6 +43,7 @@ REQUIRED = {
     ScoreConfig: {"input": "i", "checkpoint": "c", "output": "o"},
     VerifyConfig: {"output": "o"},
     AuditConfig: {"data_dir": "d", "output": "o"},
+    ReviewConfig: {"scores": "s", "output": "o"},
     CompareConfig: {"a": "a", "b": "b", "output": "o"},
 }
 DEFAULTS = {
@@ -124,6 +127,7 @@ DEFAULTS = {
         "near": 4,
         "fail_on": None,
     },
+    "review": {"scores": None, "output": None, "strategy": "uncertain", "n": 200, "class_name": None},
     "compare": {"a": None, "b": None, "output": None, "fail_if": None},
 }
 

@@ -40,9 +40,10 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [found for text in PAGES.values() for found in FENCE.findall(text)]
 CONFIGS = {
     name: getattr(config, f"{name.title()}Config")
-    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit", "compare")
+    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit", "review", "compare")
 }
-POSITIONAL = {("compare", "a"), ("compare", "b")}
+# Arguments that are not `--` and the name of the setting.
+ARGUMENTS = {("compare", "a"): "A", ("compare", "b"): "B", ("review", "class_name"): "--class"}
 # Programs of the system, of an AWS account or of the network: their lines are parsed, not run.
 EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "docker", "echo", "export", "git", "sed", "sha256sum", "source"}
 # Flags in the text that are not settings of a command: of catsdogs itself, of Ray, and the negative form of a flag.
@@ -214,7 +215,7 @@ def test_the_readme_lists_every_command():
 
 
 def format_flag(command: str, name: str) -> str:
-    return name.upper() if (command, name) in POSITIONAL else f"--{name.replace('_', '-')}"
+    return ARGUMENTS.get((command, name), f"--{name.replace('_', '-')}")
 
 
 @pytest.mark.parametrize("command", CONFIGS)
@@ -237,7 +238,7 @@ def test_flag_tables_match_the_config(command):
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_in_the_text_exist(page):
     settings = {field.name for command in CONFIGS.values() for field in dataclasses.fields(command)}
-    known = {f"--{name.replace('_', '-')}" for name in settings} | OTHER_FLAGS
+    known = {f"--{name.replace('_', '-')}" for name in settings} | set(ARGUMENTS.values()) | OTHER_FLAGS
     text = FENCE.sub("", PAGES[page])
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
 

@@ -40,7 +40,19 @@ ORDER = [
         "data",
     ),
     *("thresholds", "calibration", "decisions", "predictions", "results", "predict", "classify", "metrics", "report"),
-    *("train", "score", "evaluate", "auditing", "comparison", "download", "demo", "display", "commands", "cli"),
+    *(
+        "train",
+        "score",
+        "evaluate",
+        "auditing",
+        "reviewing",
+        "comparison",
+        "download",
+        "demo",
+        "display",
+        "commands",
+        "cli",
+    ),
 ]
 WITH_RAY = {"local_ray", "start", "data", "classify", "train", "score", "evaluate", "demo"}
 MAX_FUNCTION_LINES = 40

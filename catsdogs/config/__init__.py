@@ -6,6 +6,7 @@ evaluate.py   evaluate
 score.py      score, verify
 audit.py      audit
 compare.py    compare
+review.py     review
 demo.py       demo, download
 """
 
@@ -21,6 +22,7 @@ from catsdogs.config.compare import (
 )
 from catsdogs.config.demo import DemoConfig, DownloadConfig
 from catsdogs.config.evaluate import EvaluateConfig
+from catsdogs.config.review import MAX_REVIEWED, ReviewConfig
 from catsdogs.config.score import ScoreConfig, VerifyConfig
 from catsdogs.config.train import TrainConfig
 
@@ -31,6 +33,7 @@ __all__ = [
     "ISSUES",
     "LABEL_FIGURES",
     "MAX_IMG_SIZE",
+    "MAX_REVIEWED",
     "MAX_SEED",
     "MIN_IMG_SIZE",
     "PAIR_FIGURES",
@@ -41,6 +44,7 @@ __all__ = [
     "DownloadConfig",
     "EvaluateConfig",
     "PrecisionChoice",
+    "ReviewConfig",
     "ScoreConfig",
     "TrainConfig",
     "UseGpu",

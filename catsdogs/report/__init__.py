@@ -1,7 +1,7 @@
 """Reports: one self-contained HTML page from numbers and images.
 
-The page makes no requests, needs no JavaScript, and follows the light and the dark scheme. This package imports
-neither Ray nor torch and reads no storage.
+A page makes no requests, needs no JavaScript (that of `review` has one script), and follows the light and the dark
+scheme. This package imports neither Ray nor torch and reads no storage.
 """
 
 from catsdogs.report.comparison import (
@@ -16,6 +16,7 @@ from catsdogs.report.comparison import (
 )
 from catsdogs.report.decision_sections import calibration, decision_counts
 from catsdogs.report.pictures import Picture, class_examples, dataset_grid, worst_mistakes
+from catsdogs.report.review import ReviewPicture, review_page
 from catsdogs.report.sections import (
     confidence,
     confusion_matrix,
@@ -30,6 +31,7 @@ from catsdogs.report.templates import Section, page
 __all__ = [
     "PairedHistogram",
     "Picture",
+    "ReviewPicture",
     "Section",
     "calibration",
     "class_examples",
@@ -48,6 +50,7 @@ __all__ = [
     "paired_histograms",
     "paired_shares",
     "paired_sizes",
+    "review_page",
     "settings",
     "status_changes",
     "worst_mistakes",

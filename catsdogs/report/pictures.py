@@ -37,7 +37,7 @@ class Picture:
     @functools.cached_property
     def thumbnail(self) -> str:
         """The image as a small JPEG in a `data:` URI."""
-        return _encode(self.image)
+        return encode_thumbnail(self.image)
 
     @functools.cached_property
     def attention(self) -> str:
@@ -49,12 +49,13 @@ class Picture:
         size = (self.image.shape[1], self.image.shape[0])
         support_HW1 = np.asarray(small.resize(size, Image.Resampling.BILINEAR))[:, :, None]
         opacity_HW1 = MIN_OPACITY + (1 - MIN_OPACITY) * support_HW1
-        return _encode((PAPER + opacity_HW1 * (self.image - float(PAPER))).astype(np.uint8))
+        return encode_thumbnail((PAPER + opacity_HW1 * (self.image - float(PAPER))).astype(np.uint8))
 
 
-def _encode(image: NDArray[np.uint8]) -> str:
+def encode_thumbnail(image: NDArray[np.uint8], side: int = _THUMBNAIL) -> str:
+    """Encode an image, at most `side` pixels wide and high, as JPEG in a `data:` URI."""
     small = Image.fromarray(np.ascontiguousarray(image))
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

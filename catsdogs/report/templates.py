@@ -67,6 +67,10 @@ def render(template: str, **values: object) -> Markup:
     return Markup(re.sub(r"\n\s*\n+", "\n", html))
 
 
-def page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
-    """Render a self-contained page, which can be encoded as UTF-8 whatever names it shows."""
-    return str(render("page", title=title, subtitle=subtitle, sections=sections))
+def page(title: str, sections: Sequence[Section], *, subtitle: str = "", script_hash: str | None = None) -> str:
+    """Render a self-contained page, which can be encoded as UTF-8 whatever names it shows.
+
+    Args:
+        script_hash: of the one script that may run, such as `sha256-...`.
+    """
+    return str(render("page", title=title, subtitle=subtitle, sections=sections, script_hash=script_hash))

@@ -13,7 +13,7 @@ from catsdogs.checkpoint import read_config
 from catsdogs.errors import InputError
 from catsdogs.labels import normalize_name
 from catsdogs.results.batches import Batch, build_batch
-from catsdogs.schema import PREDICTIONS, WITH_EMBEDDINGS
+from catsdogs.schema import EMBEDDINGS, PREDICTIONS
 from catsdogs.text import format_names, format_reason
 
 PART = re.compile(r"part-\d{5,}\.parquet")
@@ -128,7 +128,7 @@ def _open_parquet(uri: str, content: bytes) -> pq.ParquetFile:
         schema = file.schema_arrow
     except DAMAGES as error:
         raise _damaged(uri, error) from error
-    for field in WITH_EMBEDDINGS:
+    for field in (*PREDICTIONS, *EMBEDDINGS):
         if field.name in schema.names:
             _check_type(uri, field, schema)
         elif field.name in COLUMNS:

@@ -1,0 +1,9 @@
+"""Pick what a person should look at next, and write a page to label it on.
+
+review.py    review(): picks rows, decodes their images, writes the files
+picks.py     the strategies, and which images look alike
+"""
+
+from catsdogs.reviewing.review import review
+
+__all__ = ["review"]
