@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from catsdogs import __version__, storage
-from catsdogs.errors import InputError, RunError
+from catsdogs.errors import InputError
 from catsdogs.images import Preprocessing
 
 if TYPE_CHECKING:
@@ -259,35 +259,6 @@ def _parse_class_names(names: Any) -> tuple[str, ...]:
         raise ValueError(f"label_names must be a list of different names, not {names!r}")
     "".join(map(str, names)).encode()  # half of a surrogate pair is no Unicode text, and Parquet cannot have it
     return tuple(map(str, names))
-
-
-@dataclass(frozen=True)
-class WritableConfig:
-    """The `config.json` of a checkpoint to calibrate, as it was when a command started."""
-
-    uri: str
-    content: bytes
-    version: str
-
-    @classmethod
-    def open(cls, checkpoint_uri: str, flag: str) -> "WritableConfig":
-        """Check that it can be written, by writing what it contains; InputError with the flag if it cannot."""
-        uri = storage.join(checkpoint_uri, CONFIG)
-        found = storage.read_versioned(uri)
-        try:
-            written = found is not None and storage.replace_bytes(uri, *found)
-            found = storage.read_versioned(uri)
-        except RunError as error:
-            raise InputError(f"{flag}: {error}; copy the checkpoint to a folder that can be written") from error
-        if found is None or not written:
-            raise InputError(f"{flag}: {uri} was written by another process; repeat the command when that has ended")
-        return cls(uri, *found)
-
-    def write_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Set the calibration, atomically; RunError if another process has written the file meanwhile."""
-        config = json.loads(self.content) | {CALIBRATION: calibration}
-        if not storage.replace_bytes(self.uri, json.dumps(config, indent=2).encode(), self.version):
-            raise RunError(f"{self.uri} was written by another process meanwhile: evaluate the checkpoint again")
 
 
 def read_label_names(uri: str) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ from web_server import Response, serve
 
 from catsdogs import storage
 from catsdogs.calibration import Calibration
-from catsdogs.checkpoint import CheckpointFiles, WritableConfig, read_config, serialize_config
+from catsdogs.checkpoint import CheckpointFiles, read_config, serialize_config
 from catsdogs.config import VerifyConfig
 from catsdogs.decisions import Decisions, list_coverage, load_decisions, measure_coverage, measure_decisions
 from catsdogs.errors import InputError, RunError
+from catsdogs.evaluate.writable_config import WritableConfig
 from catsdogs.images import Preprocessing
 from catsdogs.predictions import build_predictions
 from catsdogs.progress import silent

@@ -10,7 +10,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = silent) -> dict[str, A
     """Classify every file of a labelled folder or table; return the content of `metrics.json`.
 
     Raises:
-        InputError: the labelled images or the checkpoint cannot be used, or their classes differ.
+        InputError: the labelled images or the checkpoint cannot be used, or their classes differ. With `calibrate`, no
+            image is classified or the checkpoint cannot be written; with `min_precision`, it has no calibration.
         RunError: the run failed.
     """
     from catsdogs.evaluate import driver

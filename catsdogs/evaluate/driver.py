@@ -8,10 +8,11 @@ import pyarrow as pa
 
 from catsdogs import metrics, storage
 from catsdogs.calibration import fit_calibration
-from catsdogs.checkpoint import CheckpointFiles, WritableConfig, read_checkpoint
+from catsdogs.checkpoint import CheckpointFiles, read_checkpoint
 from catsdogs.config import EvaluateConfig
 from catsdogs.decisions import Decisions, load_decisions, measure_decisions
 from catsdogs.errors import InputError
+from catsdogs.evaluate.writable_config import WritableConfig
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import LabelSource, check_same_classes, list_evaluation, reindex_labels
 from catsdogs.progress import Message, Progress, StageProgress, StallReporter, report_failed_rows
