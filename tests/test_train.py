@@ -405,7 +405,7 @@ def test_a_table_of_labels_may_name_missing_files(table_run, red_blue_root):
 
 def test_patience_ends_a_run_whose_validation_loss_does_not_decrease(table_run):
     assert [row["epoch"] for row in read_summary(table_run.folder)] == ["1", "2"]
-    assert table_run.lines[-1] == "stopped: no lower validation loss for 1 epochs (--patience)"
+    assert "stopped: no lower validation loss for 1 epochs (--patience)" in table_run.lines
     assert (table_run.folder / "report.html").exists()
 
 
