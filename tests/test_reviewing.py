@@ -158,6 +158,11 @@ def open_page(seen) -> Iterator[Callable[[Path], Page]]:
     assert not [text for text in seen if not text.startswith(("data:", "file:", "blob:"))]
 
 
+def read_picks(folder: Path) -> list[dict[str, str]]:
+    with (folder / "review.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def save_labels(page: Page, file: Path) -> list[list[str]]:
     with page.expect_download() as download:
         page.get_by_role("button", name="Save labels.csv").click()
@@ -168,7 +173,7 @@ def save_labels(page: Page, file: Path) -> list[list[str]]:
 
 
 def test_twenty_images_are_labelled_by_keys_and_train_takes_the_table(reviewed, open_page, tmp_path):
-    rows = list(csv.DictReader((reviewed / "review.csv").open()))
+    rows = read_picks(reviewed)
     assert list(rows[0]) == ["path", "predicted", "prob", "margin", "true_label"]
     page = open_page(reviewed / "review.html")
     keys = "1212012121"
@@ -200,7 +205,7 @@ def test_pictures_are_shown_and_one_that_is_gone_is_said(reviewed, open_page):
     page.evaluate("localStorage.clear()")
     page.reload()
     num_missing = 0
-    for row in csv.DictReader((reviewed / "review.csv").open()):
+    for row in read_picks(reviewed):
         if row["path"].endswith("-gone.jpg"):
             num_missing += page.get_by_text("This image cannot be decoded now.").is_visible()
         else:
@@ -212,7 +217,7 @@ def test_pictures_are_shown_and_one_that_is_gone_is_said(reviewed, open_page):
 
 def test_label_studio_gets_tasks_with_the_prediction(reviewed):
     tasks = json.loads((reviewed / "labelstudio.json").read_text())
-    rows = list(csv.DictReader((reviewed / "review.csv").open()))
+    rows = read_picks(reviewed)
     assert [task["data"]["image"] for task in tasks] == [row["path"] for row in rows]
     (prediction,) = tasks[0]["predictions"]
     assert (prediction["model_version"], prediction["score"]) == ("0" * 64, float(rows[0]["prob"]))

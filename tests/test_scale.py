@@ -6,7 +6,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from benchmarks.scale import commits, listing, memory, planning
+from benchmarks.scale import commits, comparing, listing, memory, planning
 from benchmarks.scale.store import LateStore
 
 
@@ -50,6 +50,13 @@ def test_listing_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "NUM_KEYS", 20_001)
     ((line, _),) = listing.check_listing(tmp_path)  # checks the keys, too
     assert re.match(r"Keys listed on an S3 server with 50 ms added to each page: [\d,]+/s in ranges, [\d,]+/s", line)
+
+
+def test_a_comparison_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "NUM_ROWS", 20_001)
+    ((line, reached),) = comparing.check_comparison(tmp_path)
+    assert reached
+    assert re.match(r"Memory of compare with two tables of 20,001 rows, all of them changed: [\d.]+ GiB", line)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Measure how `score` grows, and assert its goals.
+"""Measure how `score` and `compare` grow, and assert its goals.
 
 python -m benchmarks.scale --only planning
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.scale.auditing import check_audit
 from benchmarks.scale.commits import check_commits
+from benchmarks.scale.comparing import check_comparison
 from benchmarks.scale.listing import check_listing
 from benchmarks.scale.memory import check_memory
 from benchmarks.scale.null_pipeline import check_null_pipeline
@@ -25,6 +26,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[tuple[str, bool]]]] = {
     "commits": check_commits,
     "audit": check_audit,
     "memory": check_memory,
+    "comparison": check_comparison,
     "pipeline": check_null_pipeline,
 }
 IN_MEMORY = Path("/dev/shm")  # a disk would make the driver wait for it
