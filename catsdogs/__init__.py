@@ -9,7 +9,8 @@ Example:
     >>> catsdogs.score(catsdogs.ScoreConfig(input="photos", checkpoint=f"{run.uri}/best", output="runs/scores"))
 """
 
-from catsdogs.config import EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.auditing.api import audit
+from catsdogs.config import AuditConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.evaluate.api import evaluate
 from catsdogs.score.api import score, verify
@@ -17,6 +18,7 @@ from catsdogs.train.api import train
 
 __version__ = "0.1.0"
 __all__ = [
+    "AuditConfig",
     "CatsdogsError",
     "EvaluateConfig",
     "InputError",
@@ -24,6 +26,7 @@ __all__ = [
     "ScoreConfig",
     "TrainConfig",
     "VerifyConfig",
+    "audit",
     "evaluate",
     "score",
     "train",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from catsdogs.auditing import audit
 from catsdogs.config import (
     AuditConfig,
     CompareConfig,
@@ -24,6 +25,8 @@ from catsdogs.evaluate import evaluate
 from catsdogs.score import score, verify
 from catsdogs.text import format_line
 from catsdogs.train import train
+
+MAIN_ISSUES = ("corrupt", "leakage", "conflict", "duplicate", "near_duplicate")  # the others are odd images
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +111,16 @@ def _verify(config: VerifyConfig, display: Display) -> int:
 
 
 def _audit(config: AuditConfig, display: Display) -> int:
-    from catsdogs.auditing import audit, describe
-
-    result = audit(config, display)
-    print_result(describe(result, config.output))
-    if found := [name for name in config.fail_on_issues if result["by_issue"].get(name)]:
-        counts = ", ".join(f"{name} {result['by_issue'][name]:,}" for name in found)
-        return fail(f"--fail-on: found {counts}; see report.html in {config.output}", 3)
+    summary = audit(config, display)
+    by_issue = {name: count for name, count in summary["by_issue"].items() if count}
+    counts = [f"{by_issue[name]:,} {name}" for name in MAIN_ISSUES if name in by_issue]
+    odd = sum(count for name, count in by_issue.items() if name not in MAIN_ISSUES)
+    counts += [f"{odd:,} odd"] if odd else []
+    print_result(f"{summary['files']:,} files: {', '.join(counts) or 'no issues'}; see {config.output}/report.html")
+    if summary["excluded"]:
+        print_result(f"to train without {summary['excluded']:,} of them, add --exclude {config.output}/exclude.csv")
+    if found := [f"{by_issue[name]:,} {name}" for name in config.fail_on_issues if name in by_issue]:
+        return fail(f"--fail-on: found {', '.join(found)}", 3)
     return 0
 
 

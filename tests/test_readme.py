@@ -24,6 +24,7 @@ from ray.scripts import scripts as ray_scripts
 
 import catsdogs
 from catsdogs import cli, config, storage
+from catsdogs.auditing.outputs import AUDITED_FILES, AUDITED_PAIRS
 from catsdogs.schema import RETRYABLE_STATUSES, STATUSES, build_schema
 from catsdogs.start import start_ray
 from catsdogs.train import TrainResult
@@ -54,6 +55,8 @@ TYPES = {
     "int64": pa.int64(),
     "float32": pa.float32(),
     "list of float32": pa.list_(pa.float32()),
+    "bool": pa.bool_(),
+    "list of string": pa.list_(pa.string()),
 }
 
 
@@ -256,6 +259,18 @@ def test_columns_and_statuses_match_the_schema():
     ]
     assert [name.strip("`") for name, _, _ in statuses] == list(STATUSES)
     assert [name.strip("`") for name, _, retryable in statuses if retryable == "yes"] == list(RETRYABLE_STATUSES)
+
+
+@pytest.mark.parametrize(("heading", "schema"), [("files", AUDITED_FILES), ("pairs", AUDITED_PAIRS)])
+def test_columns_of_an_audit_match_the_schema(heading, schema):
+    section = TEXTS["docs/audit.md"].partition(f"`{heading}.parquet` has these columns:\n\n")[2].partition("\n\n")[0]
+    assert [(name.strip("`"), TYPES[kind]) for name, kind, _ in read_rows(section)] == [
+        (f.name, f.type) for f in schema
+    ]
+
+
+def test_issues_of_an_audit_are_documented():
+    assert set(config.ISSUES) <= set(re.findall(r"`([a-z_]+)`", TEXTS["docs/audit.md"]))
 
 
 def test_image_extensions_match_the_listing():

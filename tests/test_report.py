@@ -58,6 +58,9 @@ def build_page(names: list[str], rows: Rows) -> str:
         report.label_counts(counts),
         report.confidence([3, 8, 20, 60, 300], np.linspace(0.5, 1, 6).tolist()),
         report.failures(counts, [(name, name, name) for name in names]),
+        report.issue_counts(counts, [(name, name) for name in names]),
+        report.findings("Leaks", names[0], [report.Finding(pictures=pictures[:2], note=names[0])]),
+        report.findings("Odd images", names[0], [report.Finding(pictures=[p], note=p.path) for p in pictures]),
     ]
     return report.page(names[0], sections, subtitle=names[-1])
 
@@ -98,7 +101,7 @@ def test_page_closes_every_tag_and_is_reproducible() -> None:
     html = build_page(["cats", "dogs"], history(4))
     assert html == build_page(["cats", "dogs"], history(4))
     opened = Counter(re.findall(r"<(\w+)(?![^>]*/>)", html))
-    assert opened - Counter(re.findall(r"</(\w+)>", html)) == {"meta": 5, "link": 1, "img": 10}
+    assert opened - Counter(re.findall(r"</(\w+)>", html)) == {"meta": 5, "link": 1, "img": 14}
 
 
 def test_hostile_names_are_escaped_and_can_be_encoded() -> None:
@@ -140,6 +143,8 @@ def test_curves_mark_the_best_epoch(rows: Rows, marked: str) -> None:
         (report.label_counts({"cats": 0}), "No image was classified."),
         (report.confidence([0, 0], [0, 0.5, 1]), "No image was classified."),
         (report.failures({"ok": 1200}, []), "None: all 1,200 images were classified."),
+        (report.failures({"ok": 1200}, [], "decoded"), "None: all 1,200 images were decoded."),
+        (report.issue_counts({"dark": 0}, []), "No issues."),
     ],
 )
 def test_an_empty_section_says_so(section: report.Section, words: str) -> None:

@@ -1,6 +1,5 @@
 """Look at images before training: one read of each file, pairs of equal and of similar images, issues, a report."""
 
-from catsdogs.auditing.pipeline import audit
-from catsdogs.auditing.summary import describe
+from catsdogs.auditing.api import audit
 
-__all__ = ["audit", "describe"]
+__all__ = ["audit"]

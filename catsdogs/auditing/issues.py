@@ -1,14 +1,19 @@
 """Find the issues of each file, and what to exclude from training.
 
 The thresholds of odd images are those of cleanvision 0.3.6 (`image_property_issue_manager.py`), applied to the same
-measures (`images/measurements.py`):
+measures (`images/measurements.py`), except for blur:
 
     dark               the 99th percentile of brightness is below 0.32
     light              the 5th percentile of brightness is above 1 - 0.05
     odd_aspect_ratio   the short side is less than 0.35 of the long one
-    odd_size           the square root of the area is more than 3 interquartile ranges outside of the quartiles
+    odd_size           the square root of the area is outside of the quartiles by more than 3 interquartile ranges, and
+                       by more than half of the median: else one pixel would be odd where most images have one size
     low_information    0.1 times the entropy is below 0.3
-    blurry             the sharpness is below 0.29
+    blurry             the sharpness is below 4.5, and the image has enough contrast for a hash
+
+Blurry, measured on 3,000 photographs of cats and dogs: 2 of them are below 4.5. Of 250 that are blurred with a Gaussian
+of 3, 4 or 5 pixels, 88%, 98.8% and 100% are. Of 100 that are blurred with 8 pixels, cleanvision finds 43: at its 64
+pixels, little of the blur is left.
 
 Shapes: N files, first those of the set, then those of `--against`; P pairs.
 """
@@ -28,9 +33,9 @@ from catsdogs.schema import OK
 
 MAX_DARK, MIN_LIGHT = 0.32, 0.95
 MIN_ASPECT_RATIO = 0.35
-MAX_SIZE_IQR = 3.0
+MAX_SIZE_IQR, MIN_SIZE_MARGIN = 3.0, 0.5
 MIN_ENTROPY = 3.0  # bits
-MIN_SHARPNESS = 0.29
+MIN_SHARPNESS = 4.5
 THRESHOLDS = {
     "dark": MAX_DARK,
     "light": MIN_LIGHT,
@@ -179,15 +184,15 @@ def _find_odd(files: pa.Table) -> dict[str, BoolArray]:
         "odd_aspect_ratio": np.minimum(width_N, height_N) < MIN_ASPECT_RATIO * np.maximum(width_N, height_N),
         "odd_size": _is_odd_size(np.sqrt(width_N * height_N)),
         "low_information": columns["entropy"] < MIN_ENTROPY,
-        "blurry": columns["sharpness"] < MIN_SHARPNESS,
+        "blurry": (columns["sharpness"] < MIN_SHARPNESS) & files["phash"].is_valid().to_numpy(),
     }
 
 
 def _is_odd_size(side_N: npt.NDArray[np.float64]) -> BoolArray:
     if np.isnan(side_N).all():
         return np.zeros(len(side_N), np.bool_)
-    q1, q3 = np.nanpercentile(side_N, [25, 75])
-    margin = MAX_SIZE_IQR * (q3 - q1)
+    q1, median, q3 = np.nanpercentile(side_N, [25, 50, 75])
+    margin = max(MAX_SIZE_IQR * (q3 - q1), MIN_SIZE_MARGIN * median)
     return np.asarray((side_N < q1 - margin) | (side_N > q3 + margin))
 
 

@@ -64,8 +64,8 @@ def check_output(config: AuditConfig) -> None:
     """
     storage.list_names(config.output)
     written = {storage.join(config.output, name): name for name in (*OUTPUTS, SUMMARY)}
-    for flag, uri in (("labels", config.labels), ("exclude", config.exclude), ("input", config.input)):
-        if uri in written:
+    for flag in ("labels", "exclude", "input", "against"):
+        if (uri := getattr(config, flag)) in written:
             raise InputError(
                 f"--{flag} {uri}: expected a table outside of --output, where the audit writes a new {written[uri]}; "
                 "choose another --output"

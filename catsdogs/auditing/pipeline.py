@@ -30,23 +30,19 @@ URI_SETTINGS = ("data_dir", "labels", "input", "output", "exclude", "against")
 
 
 def audit(config: AuditConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Look at every file of a set; write tables and a report; return the content of `audit.json`.
-
-    Raises:
-        InputError: the set cannot be listed, or a table cannot be used.
-        RunError: the run failed.
-    """
+    """Run all stages; see `api.audit`."""
     started = time.perf_counter()
     config = _make_absolute(config)
     check_output(config)
     sets = list_sets(config, progress)
     measuring = import_while_ray_starts("catsdogs.auditing.measuring")
+    from catsdogs.auditing import report_page  # not at the top: it imports Ray Data and matplotlib
+
     measured = measuring.measure_files(sets, progress)
     report_failed_rows(measured.files, "images could not be read or decoded", progress)
     pairs = find_pairs(measured.files, measured.num_audited, config.near)
     findings = find_issues(measured, pairs)
     summary = build_summary(config, sets, measured, findings, time.perf_counter() - started)
-    report_page = import_while_ray_starts("catsdogs.auditing.report_page")
     page = report_page.build_page(config, summary, findings)
     write_audit(config.output, findings, page, summary)
     return summary

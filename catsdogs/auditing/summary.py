@@ -1,8 +1,7 @@
-"""The content of `audit.json`, and the line that the command prints."""
+"""The content of `audit.json`."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,8 @@ from catsdogs.auditing.issues import THRESHOLDS, Findings
 from catsdogs.auditing.sets import AuditedSets, MeasuredFiles
 from catsdogs.config import ISSUES, AuditConfig
 from catsdogs.environment import read_versions
-from catsdogs.schema import OK
 
 MAX_LISTED = 100  # buckets and groups
-SHOWN_ISSUES = ("corrupt", "leakage", "conflict", "duplicate", "near_duplicate")
 
 
 def build_summary(
@@ -47,21 +44,6 @@ def build_summary(
         "seconds": round(seconds, 1),
         "versions": dict(read_versions()),
     }
-
-
-def describe(summary: Mapping[str, Any], output: str) -> str:
-    """Describe the result in a line, and what to do next."""
-    failed = summary["files"] - summary["by_status"].get(OK, 0)
-    counts = [f"{summary['by_issue'][name]:,} {name}" for name in SHOWN_ISSUES if summary["by_issue"].get(name)]
-    odd = sum(count for name, count in summary["by_issue"].items() if name not in SHOWN_ISSUES)
-    counts += [f"{odd:,} odd"] if odd else []
-    text = f"{summary['files']:,} files, {failed:,} without an image: {', '.join(counts) or 'no issues'}"
-    hint = (
-        f"; train without {summary['excluded']:,} of them: --exclude {output}/exclude.csv"
-        if summary["excluded"]
-        else ""
-    )
-    return f"{text}; see {output}/report.html{hint}"
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:

@@ -25,12 +25,13 @@ from catsdogs.schema import OK
 
 # The greatest value of each number; the least is 0. An unknown mode, orientation or number of frames is 0.
 MAX_ENTROPY = 10.0  # more than log2(768)
+MAX_SHARPNESS = 4 * 255.0
 LIMITS = {
     "brightness": 1.0,
     "brightness_p5": 1.0,
     "brightness_p99": 1.0,
     "contrast": 1.0,
-    "sharpness": 1.0,
+    "sharpness": MAX_SHARPNESS,
     "entropy": MAX_ENTROPY,
 }
 MODES = (

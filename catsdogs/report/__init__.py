@@ -15,6 +15,7 @@ from catsdogs.report.comparison import (
     status_changes,
 )
 from catsdogs.report.decision_sections import calibration, decision_counts
+from catsdogs.report.findings import Finding, findings, issue_counts
 from catsdogs.report.pictures import Picture, class_examples, dataset_grid, worst_mistakes
 from catsdogs.report.review import ReviewPicture, review_page
 from catsdogs.report.sections import (
@@ -29,6 +30,7 @@ from catsdogs.report.sections import (
 from catsdogs.report.templates import Section, page
 
 __all__ = [
+    "Finding",
     "PairedHistogram",
     "Picture",
     "ReviewPicture",
@@ -42,7 +44,9 @@ __all__ = [
     "decision_counts",
     "facts",
     "failures",
+    "findings",
     "flips",
+    "issue_counts",
     "label_counts",
     "largest_changes",
     "page",

@@ -168,7 +168,7 @@ def _format_setting(value: object) -> str:
 
 def label_counts(by_label: Mapping[str, int]) -> Section:
     """Build the section with the number of images per predicted class, for the 25 most frequent classes."""
-    return Section(title="Predicted classes", html=render("labels", **_rank(by_label, _MAX_LABELS)))
+    return Section(title="Predicted classes", html=render("labels", **rank(by_label, _MAX_LABELS)))
 
 
 def confidence(histogram: Sequence[int], edges: Sequence[float]) -> Section:
@@ -185,21 +185,24 @@ def confidence(histogram: Sequence[int], edges: Sequence[float]) -> Section:
     return Section(title="Confidence", html=render("confidence", svg=svg, total=total, summary=summary))
 
 
-def failures(by_status: Mapping[str, int], examples: Sequence[tuple[str, str, str]]) -> Section:
+def failures(
+    by_status: Mapping[str, int], examples: Sequence[tuple[str, str, str]], done: str = "classified"
+) -> Section:
     """Build the section with the reasons why images were not classified.
 
     Args:
         by_status: images by status; `ok` counts only towards the total.
         examples: path, status and error of failed images; the first 50 are shown.
+        done: what happened to the other images.
     """
-    ranked = _rank({status: n for status, n in by_status.items() if status != "ok" and n}, len(by_status))
+    ranked = rank({status: n for status, n in by_status.items() if status != "ok" and n}, len(by_status))
     listed = sum(by_status.values())
-    html = render("failures", **ranked, listed=listed, examples=examples[:_MAX_EXAMPLES])
+    html = render("failures", **ranked, listed=listed, examples=examples[:_MAX_EXAMPLES], done=done)
     return Section(title="Failures", html=html)
 
 
-def _rank(counts: Mapping[str, int], limit: int) -> dict[str, object]:
-    """Return the most frequent names, and the number of further names and images."""
+def rank(counts: Mapping[str, int], limit: int) -> dict[str, object]:
+    """Rank the most frequent names, and count the further names and images."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     total, rest = sum(counts.values()), ordered[limit:]
     rows = [
