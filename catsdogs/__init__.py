@@ -10,9 +10,19 @@ Example:
 """
 
 from catsdogs.auditing.api import audit
-from catsdogs.config import AuditConfig, EvaluateConfig, ScoreConfig, TrainConfig, VerifyConfig
+from catsdogs.comparison.api import compare
+from catsdogs.config import (
+    AuditConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ReviewConfig,
+    ScoreConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.evaluate.api import evaluate
+from catsdogs.reviewing.api import review
 from catsdogs.score.api import score, verify
 from catsdogs.train.api import train
 
@@ -20,14 +30,18 @@ __version__ = "0.1.0"
 __all__ = [
     "AuditConfig",
     "CatsdogsError",
+    "CompareConfig",
     "EvaluateConfig",
     "InputError",
+    "ReviewConfig",
     "RunError",
     "ScoreConfig",
     "TrainConfig",
     "VerifyConfig",
     "audit",
+    "compare",
     "evaluate",
+    "review",
     "score",
     "train",
     "verify",

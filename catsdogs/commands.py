@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catsdogs.auditing import audit
+from catsdogs.comparison import compare
 from catsdogs.config import (
     AuditConfig,
     CompareConfig,
@@ -22,6 +23,7 @@ from catsdogs.config import (
 from catsdogs.display import Display, print_error, print_result
 from catsdogs.errors import CatsdogsError
 from catsdogs.evaluate import evaluate
+from catsdogs.reviewing import review
 from catsdogs.score import score, verify
 from catsdogs.text import format_line
 from catsdogs.train import train
@@ -125,8 +127,6 @@ def _audit(config: AuditConfig, display: Display) -> int:
 
 
 def _compare(config: CompareConfig, display: Display) -> int:
-    from catsdogs.comparison import compare
-
     record = compare(config, display)
     figures = {name: value for name, value in record["figures"].items() if value is not None}
     print_result(json.dumps(figures))
@@ -137,8 +137,6 @@ def _compare(config: CompareConfig, display: Display) -> int:
 
 
 def _review(config: ReviewConfig, display: Display) -> int:
-    from catsdogs.reviewing import review
-
     counts = review(config, display)
     print_result(
         f"{counts['picked']:,} of {counts['candidates']:,} candidates in {config.output}/review.html: label them in a "

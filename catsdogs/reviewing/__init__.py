@@ -1,9 +1,10 @@
 """Pick what a person should look at next, and write a page to label it on.
 
-review.py    review(): picks rows, decodes their images, writes the files
-picks.py     the strategies, and which images look alike
+api.py        review(), which imports the rest
+pipeline.py   review(): picks rows, decodes their images, writes the files
+picks.py      the strategies, and which images look alike
 """
 
-from catsdogs.reviewing.review import review
+from catsdogs.reviewing.api import review
 
 __all__ = ["review"]

@@ -15,7 +15,7 @@ from catsdogs.config import ReviewConfig
 from catsdogs.errors import InputError
 from catsdogs.images import ImageArray, Preprocessing
 from catsdogs.labels import normalize_name
-from catsdogs.progress import Message, Progress, StageProgress, silent
+from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.results import Result
 from catsdogs.reviewing.picks import COLUMNS, Picker
 from catsdogs.start import import_while_ray_starts
@@ -25,13 +25,8 @@ PAGE, TABLE, LABEL_STUDIO = "review.html", "review.csv", "labelstudio.json"
 THUMBNAIL = Preprocessing(img_size=256, crop_pct=1.0)
 
 
-def review(config: ReviewConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Pick images and write the page; return the number of `picked` images and of `candidates`.
-
-    Raises:
-        InputError: `scores` is no finished result, the class is unknown, or no row can be picked.
-        RunError: a file cannot be read or written now.
-    """
+def review(config: ReviewConfig, progress: Progress) -> dict[str, Any]:
+    """Pick images and write the page; return the number of `picked` images and of `candidates`."""
     config = dataclasses.replace(config, scores=storage.absolute(config.scores), output=storage.absolute(config.output))
     if config.output == config.scores:
         raise InputError(f"--output {config.output}: expected another folder than --scores")

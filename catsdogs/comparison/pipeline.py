@@ -25,7 +25,7 @@ from catsdogs.comparison.pairs import MIN_SHARE, Pairs, SortedRows, check_distin
 from catsdogs.config import DRIFT_FIGURES, FIGURES, LABEL_FIGURES, PAIR_FIGURES, CompareConfig
 from catsdogs.errors import InputError
 from catsdogs.labels import check_same_classes, normalize_name
-from catsdogs.progress import Message, Progress, StageProgress, silent
+from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.results import Batch, Result, Rows, hash_paths
 from catsdogs.schema import STATUSES
 
@@ -36,14 +36,8 @@ SAME_NAMES = (
 )
 
 
-def compare(config: CompareConfig, progress: Progress = silent) -> dict[str, Any]:
-    """Compare two results; return the content of `compare.json`.
-
-    Raises:
-        InputError: one of them is no finished result, or is damaged; their classes differ; nothing can be compared; a
-            figure of `--fail-if` cannot be computed.
-        RunError: a file cannot be read or written now.
-    """
+def compare(config: CompareConfig, progress: Progress) -> dict[str, Any]:
+    """Compare two results; return the content of `compare.json`."""
     uris = {name: storage.absolute(getattr(config, name)) for name in ("a", "b", "output")}
     config = dataclasses.replace(config, **uris)
     if config.output in (config.a, config.b):
