@@ -119,6 +119,10 @@ def _audit(config: AuditConfig, display: Display) -> int:
     odd = sum(count for name, count in by_issue.items() if name not in MAIN_ISSUES)
     counts += [f"{odd:,} odd"] if odd else []
     print_result(f"{summary['files']:,} files: {', '.join(counts) or 'no issues'}; see {config.output}/report.html")
+    if unpaired := summary["not_paired"]["buckets"]:
+        print_result(f"{unpaired:,} sets of too many similar images were not paired: see not_paired in audit.json")
+    if groups := summary["groups_in_several_splits"]:
+        print_result(f"{groups:,} groups are in more than one split, which train refuses: see audit.json")
     if summary["excluded"]:
         print_result(f"to train without {summary['excluded']:,} of them, add --exclude {config.output}/exclude.csv")
     if found := [f"{by_issue[name]:,} {name}" for name in config.fail_on_issues if name in by_issue]:

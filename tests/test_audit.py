@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from spots import draw_spots, encode_jpeg, spots_jpeg
 
 from catsdogs import labels, storage
-from catsdogs.auditing import audit
+from catsdogs.auditing import audit, pairs
 from catsdogs.cli import main
 from catsdogs.config import AuditConfig
 from catsdogs.errors import RunError
@@ -138,8 +138,8 @@ def test_planted_issues_are_found_and_training_goes_without_them(tmp_path, place
     assert {*files} == {f"{data}/{path}" for path in planted}
     assert found == ISSUES
     assert read_excluded(output) == {f"{data}/{path}": reason for path, reason in EXCLUDED.items()}
-    pairs = read_pairs(output, data)
-    assert {(a, b, kind) for a, b, kind, *_ in pairs} == {
+    found_pairs = read_pairs(output, data)
+    assert {(a, b, kind) for a, b, kind, *_ in found_pairs} == {
         ("train/cats/0.jpg", "train/cats/copy-1.jpg", "exact"),
         ("train/cats/0.jpg", "validation/cats/copy-2.jpg", "exact"),
         ("train/cats/copy-1.jpg", "validation/cats/copy-2.jpg", "exact"),
@@ -147,23 +147,23 @@ def test_planted_issues_are_found_and_training_goes_without_them(tmp_path, place
         ("train/cats/2.jpg", "train/dogs/conflict.jpg", "exact"),
         ("train/dogs/3.jpg", "train/dogs/copy.jpg", "exact"),
     }
-    assert ("train/cats/2.jpg", "train/dogs/conflict.jpg", "exact", "0", "False", "False") in pairs
+    assert ("train/cats/2.jpg", "train/dogs/conflict.jpg", "exact", "0", "False", "False") in found_pairs
     assert summary["by_status"] == {"empty": 1, "ok": 36, "truncated": 1, "unsupported": 1}
     assert summary == json.loads(storage.read_bytes(f"{output}/audit.json"))
-    check_training(output, pairs, data)
+    check_training(output, found_pairs, data)
     page = storage.read_bytes(f"{output}/report.html").decode()
     assert [title in page for title in ("Leaks", "Conflicts", "Odd images", "truncated")] == [True] * 4
     assert page.count("<img") == 2 * 5 + 7  # pairs, of each kind without a common image; odd images
 
 
-def check_training(output: str, pairs: set[tuple[object, ...]], data: str) -> None:
+def check_training(output: str, found_pairs: set[tuple[object, ...]], data: str) -> None:
     """Check that `train` takes the tables, and that no pair is on both sides then."""
     source = LabelSource(labels=f"{output}/files.parquet", exclude=f"{output}/exclude.csv")
     found = labels.list_training(source, 0.15)
     sides = [{*side.files["path"].to_pylist()} for side in (found.train, found.validation)]
     assert not sides[0] & sides[1]
     assert len(sides[0]) + len(sides[1]) == len(read_files(output)) - len(EXCLUDED)
-    for a, b, *_ in pairs:
+    for a, b, *_ in found_pairs:
         assert len([side for side in sides if {f"{data}/{a}", f"{data}/{b}"} & side]) < 2
 
 
@@ -214,8 +214,8 @@ def test_duplicates_in_another_set_are_leaks(tmp_path, write):
     assert {*files} == {"0.jpg", "1.jpg", "2.jpg", "3.jpg", "other.jpg", "gone.jpg"}  # a repeated path once
     assert {name for name, row in files.items() if "leakage" in row["issues"]} == leaking
     assert {base_name(path) for path in read_excluded(str(tmp_path / "out"))} == leaking | {"gone.jpg"}
-    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
-    crossing = {(base_name(row["path_a"]), base_name(row["path_b"])) for row in pairs if row["cross_split"]}
+    rows = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    crossing = {(base_name(row["path_a"]), base_name(row["path_b"])) for row in rows if row["cross_split"]}
     assert crossing == {
         ("1.jpg", "1.jpg"),
         ("1.jpg", "copy of 1.jpg"),
@@ -266,6 +266,20 @@ def test_an_audit_that_cannot_be_written_leaves_no_summary(tmp_path, write):
     with pytest.raises(RunError, match="cannot write"):
         audit(config)
     assert not (tmp_path / "out" / "audit.json").exists()
+
+
+def test_the_command_says_what_is_not_in_the_counts(tmp_path, write, capsys, monkeypatch):
+    start_ray()
+    monkeypatch.setattr(pairs, "MAX_PAIRED", 1)
+    for path in ("train/cats/a.jpg", "test/cats/a.jpg"):
+        write(f"data/{path}", spots_jpeg(1))
+    arguments = ["--data-dir", f"{tmp_path}/data", "--output", f"{tmp_path}/out", "--group-by", "(a).jpg"]
+    assert main(["audit", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "2 files: 2 leakage, 2 duplicate; see" in shown  # as a group, though they are not paired
+    assert "2 sets of too many similar images were not paired" in shown
+    assert "1 groups are in more than one split" in shown
+    assert f"to train without 1 of them, add --exclude {tmp_path}/out/exclude.csv" in shown
 
 
 def test_fail_on_exits_with_3_if_the_issue_is_found(tmp_path, write, capsys):
