@@ -75,7 +75,7 @@ REFUSED = {
     f"{AUDIT} --input WORK/data --near 11": "--near: expected 0 to 10, got 11",
     f"{AUDIT} --input WORK/data --fail-on leaks,corrupt": "odd_size, odd_aspect_ratio, low_information, blurry, wrong_",
     f"{AUDIT} --input WORK/data --against WORK/empty": "check --against",
-    f"{AUDIT} --input WORK/data --against WORK/empty.txt": "--against WORK/empty.txt: expected paths of images",
+    f"{AUDIT} --input WORK/data --against WORK/empty.txt": "no images under WORK/empty.txt: the list is empty",
     f"{AUDIT} --input WORK/data --against WORK/absent.csv": "absent.csv",
     f"{AUDIT} --input WORK/data --against WORK/labels.csv": "a column named path, file_name or image: there is none",
     f"{AUDIT} --labels WORK/data": "--labels WORK/data: expected a name that ends in .csv",

@@ -1,7 +1,7 @@
 """List the images of a set, with labels, splits and groups where they are known, and those of `--against`."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ def list_sets(config: AuditConfig, progress: Progress) -> AuditedSets:
     Raises:
         InputError: there are none, or a table or a list cannot be read.
     """
+    against = SET_FILES.empty_table()
     if config.input is None:
         found = list_all(LabelSource.from_config(config), progress)
         class_names = found.class_names
@@ -32,38 +33,38 @@ def list_sets(config: AuditConfig, progress: Progress) -> AuditedSets:
         )
     else:
         class_names = {}
-        is_list = is_path_list(config.input)
-        exclusion = Exclusion.read(config.exclude, None if is_list else config.input)
-        entries = _list_images("--input", config.input, config.allow_schemes, progress)
-        files = _build_table((entry, None, None, None) for entry in exclusion.filter(entries, progress))
-    if config.against is None:
-        return AuditedSets(files, SET_FILES.empty_table(), class_names)
-    against = _list_images("--against", config.against, config.allow_schemes, progress)
-    progress(Message(f"{len(against):,} images in {config.against} to compare with"))
-    return AuditedSets(files, _build_table((entry, None, None, None) for entry in against), class_names)
+        exclusion = Exclusion.read(config.exclude, None if is_path_list(config.input) else config.input)
+        files = _list_unlabelled("--input", config.input, config.allow_schemes, exclusion, progress)
+    if config.against is not None:
+        against = _list_unlabelled("--against", config.against, config.allow_schemes, Exclusion(), progress)
+        progress(Message(f"{len(against):,} images in {config.against} to compare with"))
+    return AuditedSets(files, against, class_names)
 
 
-def _list_images(flag: str, uri: str, allow_schemes: str | None, progress: Progress) -> list[storage.Entry]:
+def _list_unlabelled(
+    flag: str, uri: str, allow_schemes: str | None, exclusion: Exclusion, progress: Progress
+) -> pa.Table:
     """List the images of a folder or prefix, or those that a list names, each once; InputError if there are none."""
-    if is_path_list(uri) or (flag == "--against" and uri.lower().endswith(TABLES)):
-        return _find_listed(flag, uri, allow_schemes)
+    is_list = is_path_list(uri) or (flag == "--against" and uri.lower().endswith(TABLES))
     listing = storage.Listing(uri, progress, collect_folders=False)
-    entries = list(listing)
+    entries: Iterable[storage.Entry] = _find_listed(flag, uri, allow_schemes) if is_list else listing
+    if exclusion.uri:
+        entries = exclusion.filter(list(entries), progress)
+    files = _build_table((entry, None, None, None) for entry in entries)
     for path, reason in listing.unlisted.items():
         progress(Message(f"could not list {path}: {reason}"))
-    if not entries:
+    if not files.num_rows:
+        found = "the list is empty" if is_list else listing.describe_other_files()
         expected = f"expected names that end in {' '.join(storage.EXTENSIONS)}"
-        raise InputError(f"no images under {uri}: {listing.describe_other_files()}; {expected}; check {flag}")
-    return entries
+        raise InputError(f"no images under {uri}: {found}; {expected}; check {flag}")
+    return files
 
 
-def _find_listed(flag: str, uri: str, allow_schemes: str | None) -> list[storage.Entry]:
+def _find_listed(flag: str, uri: str, allow_schemes: str | None) -> Iterator[storage.Entry]:
     """Find the files of a path list, or of a table that is compared with, whose paths may be relative to it."""
     is_table = flag == "--against" and uri.lower().endswith(TABLES)
     paths = PathTable.read(uri, flag, None).iter_paths() if is_table else PathList(uri, allow_schemes)
-    if not (entries := [storage.find_entry(path) for path in dict.fromkeys(paths)]):
-        raise InputError(f"{flag} {uri}: expected paths of images, the list is empty")
-    return entries
+    return map(storage.find_entry, dict.fromkeys(paths))
 
 
 def _build_table(rows: Iterable[Row]) -> pa.Table:
