@@ -28,7 +28,8 @@ from catsdogs.predict import Predictor
 from catsdogs.resnet import build_resnet50
 from catsdogs.start import start_ray
 from catsdogs.train import train
-from catsdogs.train.features import FeatureInputs, find_or_compute_features, load_features
+from catsdogs.train.feature_files import find_location, load_features
+from catsdogs.train.features import FeatureInputs, find_or_compute_features
 from catsdogs.train.model import compute_learning_rate
 
 EPOCHS = 3
@@ -224,7 +225,27 @@ def test_a_run_uses_the_features_of_a_run_beside_it(frozen):
     uri, _, lines = compute_features(one_worker)
     assert uri == str(find_features(frozen.folder))
     assert lines == [f"using the features in {uri}"]
-    assert not (frozen.folder.parent / "one").exists()
+    assert os.listdir(frozen.folder.parent / "one") == ["features.json"]
+    assert find_location(str(frozen.folder.parent / "one")) == find_location(str(frozen.folder)) == uri
+
+
+def test_a_run_on_other_labels_uses_the_same_features_and_trains_as_without_them(frozen, tmp_path):
+    paths = sorted(Path(frozen.config.data_dir).rglob("*.jpg"))
+    labels = {str(path): ("blue", "red")[i % 2] for i, path in enumerate(paths)}
+    splits = [path.parent.parent.name for path in paths]
+    columns = {"path": [*labels], "label": [*labels.values()], "split": splits}
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    relabelled = dataclasses.replace(
+        frozen.config, data_dir=None, labels=str(tmp_path / "labels.parquet"), num_workers=1, batch_size=8
+    )
+    runs = [str(frozen.folder.parent), str(tmp_path / "fresh")]
+    lines = []
+    for storage_path in runs:
+        train(dataclasses.replace(relabelled, name="relabelled", storage_path=storage_path), lines.append)
+    assert lines_of(lines).count(f"using the features in {find_features(frozen.folder)}") == 1
+    reused, fresh = (pq.read_table(f"{runs_uri}/relabelled/val_predictions.parquet") for runs_uri in runs)
+    assert reused.equals(fresh)
+    assert fresh["true_label"].to_pylist() == [labels[path] for path in fresh["path"].to_pylist()]
 
 
 def test_views_are_augmented_as_in_their_epochs_and_validation_is_not_augmented(frozen, tmp_path):

@@ -1,9 +1,8 @@
 """Features of a frozen backbone, computed once per view of an image, as the inputs of its head.
 
-All workers compute features and write them to a folder of the run, as Parquet files with one row per image. The
-folder's name is a hash of everything that the features depend on, so that later runs beside this one find them, and
-that a worker that writes there too late writes the same. Each worker copies them to a memory-mapped file on its local
-disk; they may be larger than memory.
+All workers compute features and write them to a folder of the run (`train/feature_files.py`). The folder's name is a
+hash of everything that the features depend on, so that later runs beside this one find them, and that a worker that
+writes there too late writes the same. They do not depend on labels: a run on corrected labels finds them, too.
 
 Shapes: N rows, V views of an image, D features, K classes.
 """
@@ -12,8 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,29 +22,27 @@ import torch
 from catsdogs import __version__, data, storage
 from catsdogs.checkpoint import HEAD, NUM_FEATURES
 from catsdogs.data.datasets import RowIndices
-from catsdogs.errors import InputError, NotRetryableError, RunError
 from catsdogs.images import MAX_PIXELS
 from catsdogs.labels import TRAIN, VALIDATION
 from catsdogs.predict import VALIDATION_BATCH_SIZE, Predictor, compute_probs
 from catsdogs.predictions import build_predictions
 from catsdogs.progress import Message
 from catsdogs.resnet import ResNet50
-from catsdogs.schema import RETRYABLE_STATUSES, parquet_bytes, read_table
+from catsdogs.schema import LABELLED_FILES, RETRYABLE_STATUSES, parquet_bytes
+from catsdogs.train.feature_files import (
+    COMPLETE_MARKER,
+    PART_ROWS,
+    FeatureTable,
+    format_part,
+    load_features,
+    write_location,
+)
 from catsdogs.train.graph import Batch
 from catsdogs.train.inputs import LeftOutImages, is_decoded, list_validation_batches
 from catsdogs.train.run_folder import FEATURES
 from catsdogs.train.worker import TrainWorker
 
-COMPLETE_MARKER = "features.json"
-PART_ROWS = 256  # a multiple of every batch
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Files and their features, float32 (N, V, D), zeros for files without an image."""
-
-    rows: pa.Table
-    features_NVD: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+LABEL = LABELLED_FILES.field("true_index")
 
 
 class FeatureInputs:
@@ -60,10 +55,11 @@ class FeatureInputs:
         self._train = load_features(uri, TRAIN, spec.train_files.num_rows, self._num_views)
         self._validation = load_features(uri, VALIDATION, spec.validation_files.num_rows, 1)
         self._decoded_N = is_decoded(self._train.rows)
-        self._targets_N = torch.tensor(self._train.rows["true_index"].to_numpy(), dtype=torch.int64)
+        self._targets_N = torch.tensor(spec.train_files[LABEL.name].to_numpy(), dtype=torch.int64)
         self.left_out = LeftOutImages()
         if worker.ranks.is_first:
             _mark_complete(uri, [self._train, self._validation])
+            write_location(spec.folder.uri, uri)
             self.left_out.add(self._train.rows.filter(pa.array(~self._decoded_N)))
 
     def iter_batches(self, epoch: int) -> Iterator[Batch]:
@@ -76,12 +72,12 @@ class FeatureInputs:
 
     def predict_validation(self, model: ResNet50) -> Iterator[pa.Table]:
         """Predict the worker's validation rows, one table of `PREDICTIONS` per batch."""
-        for rows_N in list_validation_batches(self._validation.rows.num_rows, self._worker.ranks):
+        labelled = self._validation.rows.append_column(LABEL, self._worker.spec.validation_files[LABEL.name])
+        for rows_N in list_validation_batches(labelled.num_rows, self._worker.ranks):
             features_ND = torch.from_numpy(self._validation.features_NVD[rows_N, 0]).to(self._worker.device)
             with torch.inference_mode():
                 probs_NK = compute_probs(model.fc, features_ND)
-            rows = self._validation.rows.take(pa.array(rows_N))
-            yield build_predictions(rows, probs_NK, self._worker.spec.folder.class_names)
+            yield build_predictions(labelled.take(pa.array(rows_N)), probs_NK, self._worker.spec.folder.class_names)
 
 
 def find_or_compute_features(worker: TrainWorker) -> str:
@@ -120,7 +116,7 @@ def _compute_fingerprint(worker: TrainWorker) -> str:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     views = [config.augment, config.num_views, None if config.augment == "none" else config.seed]
     settings = [__version__, worker.precision, asdict(spec.folder.preprocessing), views]
-    listed = [files.to_pydict() for files in (spec.train_files, spec.validation_files)]
+    listed = [files.drop_columns([LABEL.name]).to_pydict() for files in (spec.train_files, spec.validation_files)]
     digest.update(json.dumps([settings, listed]).encode())
     return digest.hexdigest()[:16]
 
@@ -154,12 +150,12 @@ class FeatureWriter:
         for part in own:
             num_batches = math.ceil(len(self._part_rows(part)) / self._batch_size)
             table = pa.concat_tables(itertools.islice(batches, num_batches))
-            storage.write_bytes(storage.join(self.uri, _format_part(self.split, part)), parquet_bytes(table))
+            storage.write_bytes(storage.join(self.uri, format_part(self.split, part)), parquet_bytes(table))
 
     def _list_missing_parts(self) -> list[int]:
         existing = set(storage.list_names(self.uri))
         parts = range(math.ceil(self.files.num_rows / PART_ROWS))
-        return [part for part in parts if _format_part(self.split, part) not in existing]
+        return [part for part in parts if format_part(self.split, part) not in existing]
 
     @property
     def _batch_size(self) -> int:
@@ -173,7 +169,7 @@ class FeatureWriter:
         """Yield the files of these rows with their features, one table per batch."""
         size = self.worker.spec.folder.preprocessing.img_size
         column_type = pa.list_(pa.float32(), self.num_views * NUM_FEATURES)
-        files = self.files.take(pa.array(rows_N)).append_column("row", pa.array(rows_N))
+        files = self.files.drop_columns([LABEL.name]).take(pa.array(rows_N)).append_column("row", pa.array(rows_N))
         num_done = 0
         for rows in data.iter_decoded_batches(files, self._build_stage(), self.worker.spec.decode_cpus):
             features = self.predictor.embed(data.view_images(rows, size)).reshape(rows.num_rows, -1)
@@ -189,43 +185,3 @@ class FeatureWriter:
             return data.DecodeForInference(preprocessing, MAX_PIXELS, self._batch_size)
         epochs = tuple(range(1, self.num_views + 1))  # view i is augmented as in epoch i
         return data.DecodeForTraining(preprocessing, MAX_PIXELS, self._batch_size, config.augment, config.seed, epochs)
-
-
-def _format_part(split: str, part: int) -> str:
-    return f"{split}-{part:05}.parquet"
-
-
-def load_features(uri: str, split: str, num_rows: int, num_views: int) -> FeatureTable:
-    """Load the features of one split to a memory-mapped temporary file on the local disk.
-
-    Raises:
-        RunError: a part is damaged, or the disk is full; the latter is not retryable.
-    """
-    features_NVD = _allocate_on_disk((num_rows, num_views, NUM_FEATURES))
-    tables = []
-    for part, start in enumerate(range(0, num_rows, PART_ROWS)):
-        part_uri = storage.join(uri, _format_part(split, part))
-        try:
-            table = read_table(storage.read_bytes(part_uri))
-            values = table["features"].combine_chunks().flatten().to_numpy()
-            features_NVD[start : start + table.num_rows] = values.reshape(-1, num_views, NUM_FEATURES)
-        except (InputError, pa.ArrowException, KeyError, ValueError) as error:
-            raise RunError(f"{part_uri}: expected features, but {error}; remove {uri}") from error
-        tables.append(table.drop_columns(["features"]))
-    rows = pa.concat_tables(tables)
-    if rows.num_rows != num_rows:
-        raise RunError(f"{uri}: expected {num_rows} rows of {split}, found {rows.num_rows}; remove it")
-    return FeatureTable(rows, features_NVD)
-
-
-def _allocate_on_disk(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    num_bytes = math.prod(shape) * np.dtype(np.float32).itemsize
-    with tempfile.TemporaryFile() as file:
-        try:  # else a write to a full disk would end the process with SIGBUS
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-        except OSError as error:
-            raise NotRetryableError(
-                f"no room for {num_bytes / 2**30:.1f} GiB in {tempfile.gettempdir()}: {error}; free space there, or "
-                "set TMPDIR to another disk"
-            ) from error
-        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # imports torch, which the driver does not need
 
 SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 BEST, LAST, STATE = "best", "last", "training_state.pt"
-FEATURES = "features"
+FEATURES, FEATURES_LOCATION = "features", "features.json"
 ARGS, SUMMARY, REPORT = "args.yaml", "summary.csv", "report.html"
 VAL_PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
 HASHED_FILES = (SUMMARY, f"{LAST}/{WEIGHTS}", f"{BEST}/{WEIGHTS}", VAL_PREDICTIONS)  # in the training state
