@@ -28,7 +28,14 @@ from catsdogs.score import score, verify
 from catsdogs.text import format_line
 from catsdogs.train import train
 
-MAIN_ISSUES = ("corrupt", "leakage", "conflict", "duplicate", "near_duplicate")  # the others are odd images
+MAIN_ISSUES = (
+    "corrupt",
+    "leakage",
+    "conflict",
+    "duplicate",
+    "near_duplicate",
+    "suspect_label",
+)  # the others are odd images
 
 logger = logging.getLogger(__name__)
 

@@ -125,6 +125,7 @@ DEFAULTS = {
         "against": None,
         "allow_schemes": None,
         "near": 4,
+        "suspects": None,
         "fail_on": None,
     },
     "review": {"scores": None, "output": None, "strategy": "uncertain", "n": 200, "class_name": None},

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from conftest import count_cluster_calls, lines_of, read_summary, red_or_blue
 from workers import build_train_worker
 
+from catsdogs.auditing.features import load_or_compute_features
 from catsdogs.checkpoint import NUM_FEATURES, read_checkpoint
 from catsdogs.data import DecodeForTraining, EpochPlan
 from catsdogs.errors import RunError
@@ -26,6 +27,7 @@ from catsdogs.images import MAX_PIXELS, Preprocessing, decode_image
 from catsdogs.labels import LabelSource, list_training
 from catsdogs.predict import Predictor
 from catsdogs.resnet import build_resnet50
+from catsdogs.schema import FILES
 from catsdogs.start import start_ray
 from catsdogs.train import train
 from catsdogs.train.feature_files import find_location, load_features
@@ -268,3 +270,29 @@ def test_views_are_augmented_as_in_their_epochs_and_validation_is_not_augmented(
         used = {tuple(features) for batch, _ in inputs.iter_batches(epoch) for features in batch.tolist()}
         ok = np.array(views.rows["status"].to_pylist()) == "ok"
         assert used == {tuple(features) for features in views.features_NVD[ok, view].tolist()}
+
+
+def test_suspect_labels_are_found_by_the_mean_features_of_a_run_if_it_has_all_of_them(frozen, tmp_path):
+    start_ray()
+    config = dataclasses.replace(frozen.config, storage_path=str(tmp_path), augment="light", views=2)
+    uri, *_ = compute_features(config)
+    tables = [load_features(uri, "train", 27, 2), load_features(uri, "validation", 15, 1)]
+    ok = [np.array(table.rows["status"].to_pylist()) == "ok" for table in tables]
+    files = pa.concat_tables(
+        table.rows.filter(pa.array(is_ok)).select(FILES.names) for table, is_ok in zip(tables, ok, strict=True)
+    )
+    expected = np.concatenate([t.features_NVD[is_ok].mean(axis=1) for t, is_ok in zip(tables, ok, strict=True)])
+    checkpoint = read_checkpoint(str(frozen.folder / "best"))
+    events = []
+    saved = load_or_compute_features(f"{tmp_path}/run", checkpoint, files, events.append)
+    np.testing.assert_array_equal(saved.features_ND, expected)
+    assert (saved.rows_N.tolist(), saved.source) == ([*range(40)], uri)
+    assert lines_of(events) == [f"using the features in {uri}"]
+
+    missing = pa.array([f"{config.data_dir}/missing.jpg"])
+    others = files.slice(1).set_column(0, FILES.field("path"), pa.concat_arrays([missing, *files["path"][2:].chunks]))
+    computed = load_or_compute_features(f"{tmp_path}/run", checkpoint, others, events.append)
+    assert f"{uri} does not have the features of all images in their present version" in lines_of(events)
+    assert computed.rows_N.tolist() == [*range(1, 39)]
+    validation = saved.features_ND[ok[0].sum() :]  # without augmentation
+    np.testing.assert_allclose(computed.features_ND[-len(validation) :], validation, atol=0.05 * validation.max())

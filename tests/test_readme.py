@@ -25,6 +25,7 @@ from ray.scripts import scripts as ray_scripts
 import catsdogs
 from catsdogs import cli, config, storage
 from catsdogs.auditing.outputs import AUDITED_FILES, AUDITED_PAIRS
+from catsdogs.auditing.suspects import SUSPECTS
 from catsdogs.schema import RETRYABLE_STATUSES, STATUSES, build_schema
 from catsdogs.start import start_ray
 from catsdogs.train import TrainResult
@@ -54,6 +55,7 @@ TYPES = {
     "int32": pa.int32(),
     "int64": pa.int64(),
     "float32": pa.float32(),
+    "float64": pa.float64(),
     "list of float32": pa.list_(pa.float32()),
     "bool": pa.bool_(),
     "list of string": pa.list_(pa.string()),
@@ -261,7 +263,9 @@ def test_columns_and_statuses_match_the_schema():
     assert [name.strip("`") for name, _, retryable in statuses if retryable == "yes"] == list(RETRYABLE_STATUSES)
 
 
-@pytest.mark.parametrize(("heading", "schema"), [("files", AUDITED_FILES), ("pairs", AUDITED_PAIRS)])
+@pytest.mark.parametrize(
+    ("heading", "schema"), [("files", AUDITED_FILES), ("pairs", AUDITED_PAIRS), ("suspects", SUSPECTS)]
+)
 def test_columns_of_an_audit_match_the_schema(heading, schema):
     section = TEXTS["docs/audit.md"].partition(f"`{heading}.parquet` has these columns:\n\n")[2].partition("\n\n")[0]
     assert [(name.strip("`"), TYPES[kind]) for name, kind, _ in read_rows(section)] == [
@@ -393,7 +397,7 @@ def list_files(heading: str) -> set[str]:
 
 
 def test_a_run_has_the_listed_files(work):
-    optional = {"features/", "left_out.parquet", "_lease.json"}
+    optional = {"features/", "features.json", "left_out.parquet", "_lease.json"}
     assert list_files("Files of a run") == list_folder(work / "runs" / "first") | optional
 
 

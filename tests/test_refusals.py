@@ -36,6 +36,8 @@ def work(tmp_path, red_blue_root, red_blue_checkpoint):
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text(json.dumps(config | {"calibration": {"temperature": 2}}))
     (tmp_path / "damaged" / "model.safetensors").symlink_to(red_blue_checkpoint / "model.safetensors")
+    (tmp_path / "one class.csv").write_text("path,label\n1.jpg,cats\n2.jpg,dogs\n3.jpg,dogs\n")
+    (tmp_path / "single.csv").write_text("path,label\n1.jpg,cats\n2.jpg,dogs\n")
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     shutil.copytree(red_blue_root / "validation", tmp_path / "other classes")
     (tmp_path / "other classes" / "red").rename(tmp_path / "other classes" / "green")
@@ -82,6 +84,11 @@ REFUSED = {
     f"{AUDIT} --labels WORK/labels.csv": "a column named path, file_name or image: there is none",
     f"{AUDIT} --labels WORK/out/files.parquet": "where the audit writes a new files.parquet; choose another --output",
     f"{AUDIT} --data-dir WORK/data --exclude WORK/out/exclude.csv": "--exclude WORK/out/exclude.csv: expected a table",
+    f"{AUDIT} --input WORK/data --suspects WORK/model": "--suspects needs --data-dir or --labels",
+    f"{AUDIT} --data-dir WORK/data --fail-on suspect_label": "--fail-on suspect_label needs --suspects",
+    f"{AUDIT} --data-dir WORK/data --suspects WORK/empty": "expected a run with the folder best, or a checkpoint",
+    f"{AUDIT} --labels WORK/one~class.csv --suspects WORK/model": "at least 2 images each, found only dogs; omit",
+    f"{AUDIT} --labels WORK/single.csv --suspects WORK/model": "at least 2 images each, found none; omit --suspects",
     "audit --input WORK/data --output WORK/damaged.pth": "expected a folder, found a file",
     f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out --min-precision 0.9": "expected a calibration in",
     f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out --min-precision 1": "--min-precision: expected",
@@ -99,6 +106,7 @@ VALID = [
     f"{EVALUATE} WORK/data --checkpoint WORK/damaged",
     f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out",
     f"{AUDIT} --data-dir WORK/data --against WORK/data/train --fail-on leakage,corrupt",
+    f"{AUDIT} --data-dir WORK/data --suspects WORK/model --fail-on suspect_label",
 ]
 
 

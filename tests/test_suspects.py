@@ -4,13 +4,17 @@ import warnings
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cleanlab.filter import find_label_issues
+from conftest import lines_of, red_or_blue
 from sklearn.linear_model import LogisticRegression
 
+from catsdogs.auditing import audit
 from catsdogs.auditing.confident_learning import rate_labels
 from catsdogs.auditing.folds import NUM_FOLDS, assign_folds, join_groups
 from catsdogs.auditing.heads import UNKNOWN, predict_out_of_sample
+from catsdogs.config import AuditConfig
 
 
 def draw_noisy_probs(seed, num_images, num_classes, sharpness=3.0, decimals=None):
@@ -94,13 +98,11 @@ def test_a_rare_class_is_in_as_many_folds_as_it_has_groups():
     assert len(set(folds[40:])) == 3
 
 
-def test_images_that_share_a_key_or_are_a_pair_are_one_group():
+def test_images_that_share_a_key_are_one_group():
     names = pa.array(["a", "a", None, None, "b", "b", None])
     contents = pa.array([1, 2, 2, 3, 4, 5, None])
-    pairs = (np.array([3]), np.array([4]))
-    assert join_groups([names, contents], pairs).tolist() == [0, 0, 0, 1, 1, 1, 2]
-    no_pairs = (np.empty(0, np.int64), np.empty(0, np.int64))
-    assert join_groups([pa.nulls(3, pa.string())], no_pairs).tolist() == [0, 1, 2]
+    assert join_groups(names, contents).tolist() == [0, 0, 0, 1, 2, 2, 3]
+    assert join_groups(pa.nulls(3, pa.string())).tolist() == [0, 1, 2]
 
 
 def draw_features(num_images, num_classes, seed=0):
@@ -144,3 +146,79 @@ def test_the_features_that_heads_are_trained_on_may_be_a_file(tmp_path):
     folds = assign_folds(labels, np.arange(200))
     expected = predict_out_of_sample(features, labels, folds, 2)
     np.testing.assert_array_equal(predict_out_of_sample(mapped, labels, folds, 2), expected)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Draw 15 red and 15 blue pictures and a broken one; a table has 3 incorrect labels and one of a rare class.
+
+    Returns:
+        The table, and the incorrect labels by path.
+    """
+    rows = []
+    for i in range(15):
+        for label in ("red", "blue"):
+            (tmp_path / f"{label}-{i}.jpg").write_bytes(red_or_blue(label, i))
+            rows.append({"path": f"{label}-{i}.jpg", "label": label})
+    incorrect = {"red-3.jpg": "blue", "red-11.jpg": "blue", "blue-7.jpg": "red"}
+    rows = [row | {"label": incorrect.get(row["path"], row["label"])} for row in rows]
+    (tmp_path / "broken.jpg").write_bytes(red_or_blue("red", 20)[:300])
+    (tmp_path / "rare.jpg").write_bytes(red_or_blue("red", 21))
+    rows += [{"path": "broken.jpg", "label": "red"}, {"path": "rare.jpg", "label": "<i>crimson</i>"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labels.parquet")
+    return str(tmp_path / "labels.parquet"), {f"{tmp_path}/{name}": label for name, label in incorrect.items()}
+
+
+def test_incorrect_labels_come_first_with_the_correct_ones_suggested(labelled, finished_run, tmp_path):
+    table, incorrect = labelled
+    lines = []
+    config = AuditConfig(labels=table, suspects=str(finished_run.folder), output=str(tmp_path / "out"))
+    summary = audit(config, lines.append)
+    rows = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    assert {row["path"]: row["label"] for row in rows[:3]} == incorrect
+    assert all(row["flagged"] and f"/{row['suggested']}-" in row["path"] for row in rows[:3])
+    *rated, rare = [row["self_confidence"] for row in rows]
+    assert (len(rated), rated) == (30, sorted(rated))
+    assert (rare, rows[-1]["label"], rows[-1]["suggested"]) == (None, "<i>crimson</i>", "red")
+    flagged = {row["path"] for row in rows if row["flagged"]}
+    assert 3 <= len(flagged) < 10
+    files = pq.read_table(tmp_path / "out" / "files.parquet").to_pylist()
+    assert {row["path"] for row in files if "suspect_label" in row["issues"]} == flagged
+    assert summary["by_issue"]["suspect_label"] == len(flagged)
+    counts = summary["suspects"]
+    assert sum(count.pop("images") for count in counts.pop("by_label")) == len(flagged)
+    assert counts == {
+        "rated": 30,
+        "flagged": len(flagged),
+        "without_an_image": 1,
+        "classes_not_rated": {"<i>crimson</i>": 1},
+        "features": str(finished_run.folder / "best"),
+    }
+    assert (tmp_path / "out" / "exclude.csv").read_text().count("\n") == 2  # the header, and the broken file
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{len(flagged)} of 30 labels are suspect; {len(flagged)} of them, each beside" in page
+    assert "<i>crimson" not in page
+    assert any("no other images or groups to compare these classes with" in line for line in lines_of(lines))
+
+
+def test_an_audit_without_suspects_removes_the_table_of_an_earlier_one(labelled, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "suspects.parquet").write_bytes(b"of an earlier audit")
+    summary = audit(AuditConfig(labels=labelled[0], output=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "suspects.parquet").exists()
+    assert (summary["suspects"], "suspect_label" in summary["by_issue"]) == (None, False)
+
+
+def test_classes_without_images_leave_nothing_to_compare(labelled, finished_run, tmp_path):
+    for path in tmp_path.glob("*.jpg"):
+        path.write_bytes(b"")
+    config = AuditConfig(labels=labelled[0], suspects=str(finished_run.folder), output=str(tmp_path / "out"))
+    summary = audit(config)
+    assert (summary["suspects"], summary["by_status"]) == (None, {"empty": 32})
+
+
+def test_groups_that_join_all_images_of_a_class_leave_nothing_to_compare(labelled, finished_run, tmp_path):
+    rows = [row | {"group": row["label"]} for row in pq.read_table(labelled[0]).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), labelled[0])
+    config = AuditConfig(labels=labelled[0], suspects=str(finished_run.folder / "best"), output=str(tmp_path / "out"))
+    assert audit(config)["suspects"] is None

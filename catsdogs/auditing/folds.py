@@ -3,8 +3,6 @@
 Shapes: N images, G groups.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -16,15 +14,14 @@ NUM_FOLDS = 5
 SEED = 0
 
 
-def join_groups(keys: Sequence[pa.Array], pairs: tuple[IndexArray, IndexArray]) -> IndexArray:
-    """Number groups of images, (N,): images that share a key, or are a pair, are in one group, and so on transitively.
+def join_groups(*keys: pa.Array) -> IndexArray:
+    """Number groups of images, (N,): images that share a key are in one group, and so on over all keys.
 
     Args:
         keys: columns of N values, such as the name of a group or a hash of the content; null is shared with none.
-        pairs: the rows of each pair.
     """
     num_images = num_nodes = len(keys[0])
-    edges = [pairs]  # of a graph of images and keys
+    edges = []  # of a graph of images and keys
     for column in keys:
         encoded = column.dictionary_encode()
         rows = np.flatnonzero(encoded.indices.is_valid())

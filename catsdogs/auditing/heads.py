@@ -113,7 +113,7 @@ class _FoldHeads:
         weights_DM = parameters[:-1] / self.std_D[:, None]
         bias_M = (parameters[-1] - self.mean_D @ weights_DM).astype(np.float32)
         weights_DM = weights_DM.astype(np.float32)
-        for rows in _iter_chunks(len(self.features_ND)):
+        for rows in iter_chunks(len(self.features_ND)):
             logits_BM = self.features_ND[rows] @ weights_DM + bias_M
             yield rows, logits_BM.reshape(-1, NUM_FOLDS, self.num_classes)
 
@@ -126,7 +126,8 @@ class _FoldHeads:
         return probs_NK
 
 
-def _iter_chunks(num_rows: int) -> Iterator[slice]:
+def iter_chunks(num_rows: int) -> Iterator[slice]:
+    """Yield the rows of each chunk."""
     return (slice(start, min(start + CHUNK_ROWS, num_rows)) for start in range(0, num_rows, CHUNK_ROWS))
 
 
@@ -140,8 +141,8 @@ def _measure(features_ND: FloatArray) -> tuple[DoubleArray, DoubleArray]:
     """Compute the mean and the standard deviation of each feature; 1 instead of that of a constant one."""
     num_rows = len(features_ND)
     mean_D, variance_D = np.zeros(features_ND.shape[1]), np.zeros(features_ND.shape[1])
-    for rows in _iter_chunks(num_rows):
+    for rows in iter_chunks(num_rows):
         mean_D += features_ND[rows].sum(axis=0, dtype=np.float64) / num_rows
-    for rows in _iter_chunks(num_rows):
+    for rows in iter_chunks(num_rows):
         variance_D += np.square(features_ND[rows] - mean_D).sum(axis=0) / num_rows
     return mean_D, np.sqrt(np.where(variance_D > 0, variance_D, 1.0))

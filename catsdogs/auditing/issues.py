@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 
 from catsdogs.auditing.pairs import NO_CONTENT, Pairs
 from catsdogs.auditing.sets import MeasuredFiles
-from catsdogs.config import ISSUES
+from catsdogs.auditing.suspects import Suspects
+from catsdogs.config import ISSUES, SUSPECT_LABEL
 from catsdogs.labels import TEST, TRAIN, VALIDATION
 from catsdogs.schema import OK
 
@@ -74,6 +75,7 @@ class Findings(NamedTuple):
         same_label_P: 1 or 0; UNKNOWN if a label is missing.
         is_cross_P: whether the two are in different splits, or in different sets.
         excluded: path and reason.
+        suspects: None without --suspects, or if the labels cannot be rated.
     """
 
     files: pa.Table
@@ -82,9 +84,10 @@ class Findings(NamedTuple):
     same_label_P: IntArray
     is_cross_P: BoolArray
     excluded: list[tuple[str, str]]
+    suspects: Suspects | None
 
 
-def find_issues(measured: MeasuredFiles, pairs: Pairs) -> Findings:
+def find_issues(measured: MeasuredFiles, pairs: Pairs, suspects: Suspects | None = None) -> Findings:
     """Find the issues of every file of the set."""
     files = measured.audited
     rank_N, label_N = _read_ranks(measured), _read_labels(measured)
@@ -99,6 +102,7 @@ def find_issues(measured: MeasuredFiles, pairs: Pairs) -> Findings:
         "near_duplicate": _mark(len(rank_N), pairs, ~pairs.is_exact_P),
         "leakage": is_leaking_N,
         "conflict": _find_conflicts(label_N, pairs, same_label_P),
+        SUSPECT_LABEL: _mark_suspects(len(rank_N), suspects),
         "wrong_extension": pc.equal(extension_ok, False).fill_null(False).to_numpy(zero_copy_only=False),
     }
     flags = {name: flag[: len(files)] for name, flag in flags.items()}
@@ -111,6 +115,7 @@ def find_issues(measured: MeasuredFiles, pairs: Pairs) -> Findings:
         same_label_P,
         is_cross_P,
         _list_excluded(files, reasons),
+        suspects,
     )
 
 
@@ -137,6 +142,13 @@ def _mark(num_rows: int, pairs: Pairs, selected_P: BoolArray) -> BoolArray:
     marked_N[pairs.a_P[selected_P]] = True
     marked_N[pairs.b_P[selected_P]] = True
     return marked_N
+
+
+def _mark_suspects(num_rows: int, suspects: Suspects | None) -> BoolArray:
+    flagged_N = np.zeros(num_rows, np.bool_)
+    if suspects is not None:
+        flagged_N[suspects.rows_N] = suspects.table["flagged"].to_numpy()
+    return flagged_N
 
 
 def _find_leaks(rank_N: IntArray, pairs: Pairs, is_cross_P: BoolArray) -> tuple[BoolArray, BoolArray]:

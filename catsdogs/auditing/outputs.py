@@ -18,7 +18,8 @@ from catsdogs.schema import parquet_bytes
 
 SUMMARY = "audit.json"
 FILES, PAIRS, EXCLUDE, REPORT = "files.parquet", "pairs.parquet", "exclude.csv", "report.html"
-OUTPUTS = (FILES, PAIRS, EXCLUDE, REPORT)
+SUSPECTS = "suspects.parquet"  # with --suspects
+OUTPUTS = (FILES, PAIRS, EXCLUDE, REPORT, SUSPECTS)
 CHUNK_PAIRS = 1_000_000
 AUDITED_FILES = pa.schema(
     [
@@ -75,12 +76,14 @@ def check_output(config: AuditConfig) -> None:
 def write_audit(output: str, findings: Findings, page: str, summary: dict[str, Any]) -> None:
     """Write all files; raises RunError if one cannot be written."""
     storage.remove_temporaries(output)
-    storage.remove(storage.join(output, SUMMARY))
+    for name in (SUMMARY, SUSPECTS):
+        storage.remove(storage.join(output, name))
     contents = {
         FILES: parquet_bytes(_build_files(findings.files)),
         EXCLUDE: _build_csv(findings.excluded),
         REPORT: page.encode(),
         PAIRS: _build_pairs(findings),
+        **({} if findings.suspects is None else {SUSPECTS: parquet_bytes(findings.suspects.table)}),
         SUMMARY: json.dumps(summary, indent=2).encode(),
     }
     for name, content in contents.items():

@@ -13,7 +13,7 @@ from catsdogs.auditing.issues import Findings
 from catsdogs.config import AuditConfig
 from catsdogs.schema import OK
 
-# Pictures: at most 2 * (8 + 6 + 6 + 2) + 7 * 3 = 65.
+# Pictures: at most 2 * (8 + 6 + 6 + 2) + 7 * 3 = 65, and 2 * 12 of suspect labels.
 ODD_ISSUES = ("dark", "light", "blurry", "low_information", "odd_size", "odd_aspect_ratio", "wrong_extension")
 MAX_ODD = 3  # of each issue
 MAX_EXAMPLES = 50
@@ -46,6 +46,8 @@ def build_page(config: AuditConfig, summary: Mapping[str, Any], findings: Findin
     odd = _select_odd(findings)
     rows = {row for selected in pairs.values() for pair in selected for row in _read_rows(findings, pair)}
     rows |= {*odd}
+    if findings.suspects is not None:
+        rows |= {row for suspect in findings.suspects.examples for row in (suspect.row, suspect.similar_row)}
     images = data.decode_images((findings.paths[row].as_py() for row in sorted(rows)), data.THUMBNAIL)
     pictures = {row: picture for row in rows if (picture := _build_picture(findings, images, row)) is not None}
     sections = [
@@ -56,6 +58,7 @@ def build_page(config: AuditConfig, summary: Mapping[str, Any], findings: Findin
             for name, found in sorted_pairs.items()
             if len(found)
         ),
+        *_build_suspect_sections(findings, pictures),
         *_build_odd_sections(findings, odd, pictures),
         report.failures(summary["by_status"], _list_failures(findings), "decoded"),
         report.settings(summary["settings"]),
@@ -158,6 +161,22 @@ def _describe_pair(findings: Findings, pair: int) -> str:
     if findings.pairs.is_exact_P[pair]:
         return "equal files"
     return f"{findings.pairs.distance_P[pair]} of 64 bits differ"
+
+
+def _build_suspect_sections(findings: Findings, pictures: Mapping[int, report.Picture]) -> list[report.Section]:
+    if findings.suspects is None:
+        return []
+    table = findings.suspects.table
+    shown = [
+        report.Finding(pictures=sides, note=f"self-confidence {suspect.self_confidence:.3f}")
+        for suspect in findings.suspects.examples
+        if len(sides := [pictures[row] for row in (suspect.row, suspect.similar_row) if row in pictures]) == 2
+    ]
+    text = (
+        f"{pc.sum(table['flagged']).as_py():,} of {pc.count(table['self_confidence']).as_py():,} labels are suspect; "
+        f"{len(shown)} of them, each beside the most similar image that has the suggested label:"
+    )
+    return [report.findings("Suspect labels", text, shown)]
 
 
 def _build_odd_sections(

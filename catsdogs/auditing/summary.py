@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from catsdogs.auditing.issues import THRESHOLDS, Findings
 from catsdogs.auditing.sets import AuditedSets, MeasuredFiles
-from catsdogs.config import ISSUES, AuditConfig
+from catsdogs.auditing.suspects import Suspects
+from catsdogs.config import ISSUES, SUSPECT_LABEL, AuditConfig
 from catsdogs.environment import read_versions
 
 MAX_LISTED = 100  # buckets and groups
@@ -26,7 +27,7 @@ def build_summary(
     return {
         "files": len(files),
         "by_status": _count(files["status"]),
-        "by_issue": _count_issues(files["issues"]),
+        "by_issue": _count_issues(findings),
         "by_split": _count(files["split"]),
         "by_label": _count(files["label"]),
         "missing_classes": _find_missing_classes(sets, files),
@@ -35,6 +36,7 @@ def build_summary(
         "examples_of_such_groups": dict(list(splits_by_group.items())[:MAX_LISTED]),
         "against": {"files": len(against), "by_status": _count(against["status"])},
         "pairs": _count_pairs(findings),
+        "suspects": _count_suspects(findings.suspects),
         "not_paired": _describe_unpaired(findings),
         "excluded": len(findings.excluded),
         "near": config.near,
@@ -51,9 +53,28 @@ def _count(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _count_issues(issues: pa.ChunkedArray) -> dict[str, int]:
-    counts = Counter(pc.list_flatten(issues).to_pylist())
-    return {name: counts[name] for name in ISSUES}
+def _count_issues(findings: Findings) -> dict[str, int]:
+    counts = Counter(pc.list_flatten(findings.files["issues"]).to_pylist())
+    return {name: counts[name] for name in ISSUES if name != SUSPECT_LABEL or findings.suspects is not None}
+
+
+def _count_suspects(suspects: Suspects | None) -> dict[str, Any] | None:
+    if suspects is None:
+        return None
+    table = suspects.table
+    flagged = table.filter(table["flagged"])
+    pairs = Counter(zip(flagged["label"].to_pylist(), flagged["suggested"].to_pylist(), strict=True))
+    return {
+        "rated": len(table) - table["self_confidence"].null_count,
+        "flagged": len(flagged),
+        "without_an_image": suspects.num_left_out,
+        "classes_not_rated": suspects.unrated,
+        "by_label": [
+            {"label": label, "suggested": suggested, "images": count}
+            for (label, suggested), count in pairs.most_common(MAX_LISTED)
+        ],
+        "features": suspects.source,
+    }
 
 
 def _count_pairs(findings: Findings) -> dict[str, int]:

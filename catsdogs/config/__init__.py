@@ -10,7 +10,7 @@ review.py     review
 demo.py       demo, download
 """
 
-from catsdogs.config.audit import ISSUES, AuditConfig
+from catsdogs.config.audit import ISSUES, SUSPECT_LABEL, AuditConfig
 from catsdogs.config.checks import DEFAULT_BATCH_SIZE, MAX_IMG_SIZE, MAX_SEED, MIN_IMG_SIZE, PrecisionChoice, UseGpu
 from catsdogs.config.compare import (
     DRIFT_FIGURES,
@@ -37,6 +37,7 @@ __all__ = [
     "MAX_SEED",
     "MIN_IMG_SIZE",
     "PAIR_FIGURES",
+    "SUSPECT_LABEL",
     "AuditConfig",
     "CompareConfig",
     "Condition",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from catsdogs.config.checks import check, check_needed, check_pattern, check_range
 
+SUSPECT_LABEL = "suspect_label"
 ISSUES = (
     "corrupt",
     "duplicate",
@@ -17,6 +18,7 @@ ISSUES = (
     "low_information",
     "blurry",
     "wrong_extension",
+    SUSPECT_LABEL,
 )
 MAX_NEAR = 10  # bits; two photographs of the 3,000 differ by at least 12, apart from one pair of the same photograph
 
@@ -43,6 +45,8 @@ class AuditConfig:
     """Schemes that paths in a path list may have beside the list's own, such as s3,https; file is this machine."""
     near: int = 4
     """Images whose perceptual hashes, of 64 bits, differ in at most this many bits are near duplicates."""
+    suspects: str | None = None
+    """Find suspect labels, by features of this run with --freeze backbone, or of this checkpoint."""
     fail_on: str | None = None
     """Exit with code 3 if one of these issues is found, such as leakage,conflict,corrupt,duplicate."""
 
@@ -51,10 +55,13 @@ class AuditConfig:
         expected = "one of --data-dir, --labels and --input"
         check(num_sources == 1, "--input", expected, "none" if num_sources == 0 else "--input beside another")
         check_needed(self.group_by is None or self.input is None, "--group-by", "--data-dir or --labels")
+        check_needed(self.suspects is None or self.input is None, "--suspects", "--data-dir or --labels")
         check_pattern(self.group_by)
         check_range(self, 0, MAX_NEAR, "near")
         unknown = [name for name in self.fail_on_issues if name not in ISSUES]
         check(not unknown, "--fail-on", f"some of {', '.join(ISSUES)}, separated by commas", ", ".join(unknown))
+        can_find_suspects = self.suspects is not None or SUSPECT_LABEL not in self.fail_on_issues
+        check_needed(can_find_suspects, f"--fail-on {SUSPECT_LABEL}", "--suspects")
 
     @property
     def fail_on_issues(self) -> tuple[str, ...]:

@@ -63,13 +63,13 @@ def find_location(run_uri: str) -> str | None:
     return uri if storage.exists(storage.join(uri, COMPLETE_MARKER)) else None
 
 
-def iter_parts(uri: str) -> Iterator[FeatureTable]:
-    """Yield the parts of all splits.
+def iter_parts(uri: str, split: str = "") -> Iterator[FeatureTable]:
+    """Yield the parts of a split, or of all.
 
     Raises:
         RunError: a part is damaged.
     """
-    names = sorted(name for name in storage.list_names(uri) if name.endswith(".parquet"))
+    names = sorted(name for name in storage.list_names(uri) if name.startswith(split) and name.endswith(".parquet"))
     return (_read_part(uri, name) for name in names)
 
 
