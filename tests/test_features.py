@@ -238,7 +238,7 @@ def test_a_run_on_other_labels_uses_the_same_features_and_trains_as_without_them
     columns = {"path": [*labels], "label": [*labels.values()], "split": splits}
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     relabelled = dataclasses.replace(
-        frozen.config, data_dir=None, labels=str(tmp_path / "labels.parquet"), num_workers=1, batch_size=8
+        frozen.config, data_dir=None, labels=str(tmp_path / "labels.parquet"), num_workers=1, batch_size=8, epochs=1
     )
     runs = [str(frozen.folder.parent), str(tmp_path / "fresh")]
     lines = []

@@ -87,7 +87,7 @@ REFUSED = {
     f"{AUDIT} --input WORK/data --suspects WORK/model": "--suspects needs --data-dir or --labels",
     f"{AUDIT} --data-dir WORK/data --fail-on suspect_label": "--fail-on suspect_label needs --suspects",
     f"{AUDIT} --data-dir WORK/data --suspects WORK/empty": "expected a run with the folder best, or a checkpoint",
-    f"{AUDIT} --labels WORK/one~class.csv --suspects WORK/model": "at least 2 images each, found only dogs; omit",
+    f"{AUDIT} --labels WORK/one~class.csv --suspects WORK/model": "at least 2 images each, found only 'dogs'; omit",
     f"{AUDIT} --labels WORK/single.csv --suspects WORK/model": "at least 2 images each, found none; omit --suspects",
     "audit --input WORK/data --output WORK/damaged.pth": "expected a folder, found a file",
     f"{SCORE} WORK/data --checkpoint WORK/model --output WORK/out --min-precision 0.9": "expected a calibration in",
