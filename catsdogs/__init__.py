@@ -15,6 +15,7 @@ from catsdogs.config import (
     AuditConfig,
     CompareConfig,
     EvaluateConfig,
+    ExportConfig,
     ReviewConfig,
     ScoreConfig,
     TrainConfig,
@@ -22,6 +23,7 @@ from catsdogs.config import (
 )
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.evaluate.api import evaluate
+from catsdogs.exporting.api import export
 from catsdogs.reviewing.api import review
 from catsdogs.score.api import score, verify
 from catsdogs.train.api import train
@@ -32,6 +34,7 @@ __all__ = [
     "CatsdogsError",
     "CompareConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "InputError",
     "ReviewConfig",
     "RunError",
@@ -41,6 +44,7 @@ __all__ = [
     "audit",
     "compare",
     "evaluate",
+    "export",
     "review",
     "score",
     "train",

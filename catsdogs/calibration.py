@@ -159,6 +159,11 @@ def compute_confidence(probs_NK: FloatArray, temperature: float) -> FloatArray:
     return np.asarray(_softmax(_scale(probs_NK, temperature)).max(axis=1, initial=0.0), dtype=np.float32)
 
 
+def scale_probs(probs_NK: FloatArray, temperature: float) -> FloatArray:
+    """Compute the calibrated probabilities of all classes, float32 (N, K)."""
+    return _softmax(_scale(probs_NK, temperature)).astype(np.float32)
+
+
 def compute_log_loss(probs_NK: FloatArray, true_N: npt.NDArray[np.int64], temperature: float) -> float:
     """Compute the mean cross-entropy of calibrated probabilities."""
     scaled_NK = _scale(probs_NK, temperature)

@@ -25,6 +25,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ExportConfig,
     ReviewConfig,
     ScoreConfig,
     TrainConfig,
@@ -53,6 +54,7 @@ Command = (
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[ReviewConfig, tyro.conf.subcommand("review")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
 )
 # Settings with paths, which must be absolute in a Ray job.
 PATH_SETTINGS = ("data_dir", "labels", "exclude", "against", "storage_path", "checkpoint", "input", "scores", "output")

@@ -15,6 +15,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ExportConfig,
     ReviewConfig,
     ScoreConfig,
     TrainConfig,
@@ -23,6 +24,7 @@ from catsdogs.config import (
 from catsdogs.display import Display, print_error, print_result
 from catsdogs.errors import CatsdogsError
 from catsdogs.evaluate import evaluate
+from catsdogs.exporting import export
 from catsdogs.reviewing import review
 from catsdogs.score import score, verify
 from catsdogs.text import format_line
@@ -156,6 +158,15 @@ def _review(config: ReviewConfig, display: Display) -> int:
     return 0
 
 
+def _export(config: ExportConfig, display: Display) -> int:
+    record = export(config, display)
+    print_result(
+        f"{config.format} graph in {config.output}: probabilities of the reference images differ by at most "
+        f"{record['max_difference']:.2g} from those of score"
+    )
+    return 0
+
+
 COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     DemoConfig: _demo,
     DownloadConfig: _download,
@@ -166,4 +177,5 @@ COMMANDS: dict[type, Callable[[Any, Display], int]] = {
     AuditConfig: _audit,
     ReviewConfig: _review,
     CompareConfig: _compare,
+    ExportConfig: _export,
 }

@@ -92,7 +92,9 @@ def test_version_is_that_of_the_package():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--version"], *([command, "--help"] for command in (*REQUIRED, "review", "compare"))], ids=" ".join
+    "arguments",
+    [["--version"], *([command, "--help"] for command in (*REQUIRED, "review", "compare", "export"))],
+    ids=" ".join,
 )
 def test_help_and_version_import_no_slow_packages(arguments):
     code = f"""

@@ -16,6 +16,7 @@ from catsdogs.config import (
     DemoConfig,
     DownloadConfig,
     EvaluateConfig,
+    ExportConfig,
     ReviewConfig,
     ScoreConfig,
     TrainConfig,
@@ -34,6 +35,7 @@ COMMANDS = {
     "audit": AuditConfig,
     "review": ReviewConfig,
     "compare": CompareConfig,
+    "export": ExportConfig,
 }
 REQUIRED = {
     DemoConfig: {"output": "o"},
@@ -45,6 +47,7 @@ REQUIRED = {
     AuditConfig: {"data_dir": "d", "output": "o"},
     ReviewConfig: {"scores": "s", "output": "o"},
     CompareConfig: {"a": "a", "b": "b", "output": "o"},
+    ExportConfig: {"checkpoint": "c", "output": "o"},
 }
 DEFAULTS = {
     "demo": {"output": None, "seed": 0},
@@ -130,6 +133,7 @@ DEFAULTS = {
     },
     "review": {"scores": None, "output": None, "strategy": "uncertain", "n": 200, "class_name": None},
     "compare": {"a": None, "b": None, "output": None, "fail_if": None},
+    "export": {"checkpoint": None, "output": None, "format": "onnx", "precision": "fp32", "with_resize": False},
 }
 
 

@@ -42,7 +42,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [found for text in PAGES.values() for found in FENCE.findall(text)]
 CONFIGS = {
     name: getattr(config, f"{name.title()}Config")
-    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit", "review", "compare")
+    for name in ("demo", "download", "train", "evaluate", "score", "verify", "audit", "review", "compare", "export")
 }
 # Arguments that are not `--` and the name of the setting.
 ARGUMENTS = {("compare", "a"): "A", ("compare", "b"): "B", ("review", "class_name"): "--class"}
@@ -423,7 +423,7 @@ def test_sql_queries_run(work, monkeypatch):
 
 
 def test_python_blocks_run(work, monkeypatch):
-    _, train_block, pandas_block, timm_block = sorted(list_blocks("python"))
+    _, train_block, _, pandas_block, timm_block = sorted(list_blocks("python"))
     assert "['blue', 'red']" in run_python(timm_block, work)
     assert "true_label" in run_python(pandas_block, work)
     configs = []

@@ -47,6 +47,7 @@ ORDER = [
         "auditing",
         "reviewing",
         "comparison",
+        "exporting",
         "download",
         "demo",
         "display",
@@ -164,7 +165,7 @@ LARGE = {"torch", "torchvision", "ray.data", "ray.train", "matplotlib", "scipy"}
         # drivers until Ray starts
         ("catsdogs.train.driver, catsdogs.score.pipeline, catsdogs.evaluate.driver, catsdogs.start", set()),
         ("catsdogs.auditing.pipeline", set()),
-        ("catsdogs.comparison.pipeline, catsdogs.reviewing.pipeline", set()),
+        ("catsdogs.comparison.pipeline, catsdogs.reviewing.pipeline, catsdogs.exporting", set()),
         ("catsdogs.classify, catsdogs.train.trainer", {"ray.data", "ray.train"}),  # drivers then
         ("catsdogs.train.process_group", {"ray.data", "ray.train"}),  # the controller of several workers
         ("catsdogs.images.decode", set()),  # what a driver unpickles

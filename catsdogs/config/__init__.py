@@ -4,6 +4,7 @@ checks.py     checks of settings, and the types and limits that several commands
 train.py      train
 evaluate.py   evaluate
 score.py      score, verify
+export.py     export
 audit.py      audit
 compare.py    compare
 review.py     review
@@ -22,6 +23,7 @@ from catsdogs.config.compare import (
 )
 from catsdogs.config.demo import DemoConfig, DownloadConfig
 from catsdogs.config.evaluate import EvaluateConfig
+from catsdogs.config.export import ExportConfig
 from catsdogs.config.review import MAX_REVIEWED, ReviewConfig
 from catsdogs.config.score import ScoreConfig, VerifyConfig
 from catsdogs.config.train import TrainConfig
@@ -44,6 +46,7 @@ __all__ = [
     "DemoConfig",
     "DownloadConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "PrecisionChoice",
     "ReviewConfig",
     "ScoreConfig",
