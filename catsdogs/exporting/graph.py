@@ -33,13 +33,13 @@ class ResizeAndCrop(nn.Module):
     def forward(self, images_NHWC: torch.Tensor) -> torch.Tensor:
         """Resize and crop uint8 images of one size, at least 1 pixel; float32 (N, 3, S, S) of whole numbers."""
         _, height, width, _ = images_NHWC.shape
-        short = torch.sym_min(height, width)
+        short: int = torch.sym_min(height, width)  # type: ignore[assignment]  # a SymInt while the graph is traced
         weights_SW, unit = self._compute_weights(width, self._resize_size * width // short)
         pixels_NCHS = _round(images_NHWC.permute(0, 3, 1, 2).double() @ weights_SW.T, unit)
         weights_SH, unit = self._compute_weights(height, self._resize_size * height // short)
         return _round(weights_SH @ pixels_NCHS, unit).float()
 
-    def _compute_weights(self, length: int, resized_length: int | torch.SymInt) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute_weights(self, length: int, resized_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the weights of each pixel in each of the S pixels of the crop, whole numbers; and the unit."""
         scale = torch.full((), length, dtype=torch.float64) / resized_length
         centre_R1 = ((torch.arange(resized_length, dtype=torch.float64) + 0.5) * scale)[:, None]
