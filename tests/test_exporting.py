@@ -1,7 +1,9 @@
 """Exported graphs: run by ONNX Runtime and torch.export, compared with the probabilities of `score`."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSES, lines_of
+from conftest import CLASSES, lines_of, red_or_blue
+from PIL import Image
 
 from catsdogs import storage
 from catsdogs.calibration import scale_probs
@@ -22,6 +25,7 @@ from catsdogs.images import Preprocessing
 from catsdogs.predict import Predictor
 
 TEMPERATURE = 2.5
+EXPORT_PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 
@@ -83,6 +87,17 @@ def test_a_graph_gives_the_calibrated_probabilities_of_score(exports, calibrated
         found_NK = run(exports / name / FILES[name], images_NHWC)
         np.testing.assert_allclose(found_NK, calibrated[1](images_NHWC), atol=1e-5)
         assert found_NK.dtype == np.float32
+
+
+def test_the_script_of_the_page_gives_the_label(exports, calibrated, tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", EXPORT_PAGE.read_text(), re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "export").symlink_to(exports / "onnx")
+    (tmp_path / "photo.jpg").write_bytes(red_or_blue("red", 3))
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    label, prob = done.stdout.split()
+    expected_K = calibrated[1]([np.asarray(Image.open(tmp_path / "photo.jpg"))])[0]
+    assert (label, float(prob)) == (CLASSES[expected_K.argmax()], pytest.approx(expected_K.max(), abs=1e-5))
 
 
 def test_the_reference_images_go_with_the_graph(exports):
