@@ -423,7 +423,7 @@ def test_sql_queries_run(work, monkeypatch):
 
 
 def test_python_blocks_run(work, monkeypatch):
-    _, train_block, _, pandas_block, timm_block = sorted(list_blocks("python"))
+    _, train_block, pandas_block, _, timm_block = sorted(list_blocks("python"))
     assert "['blue', 'red']" in run_python(timm_block, work)
     assert "true_label" in run_python(pandas_block, work)
     configs = []
