@@ -61,7 +61,7 @@ def check_output(config: AuditConfig) -> None:
     """Check that the output is a folder, and that no table that is read would be overwritten.
 
     Raises:
-        InputError: it is a file, or one of its own tables is read.
+        InputError: it is a file, or a table that is read would be overwritten.
     """
     storage.list_names(config.output)
     written = {storage.join(config.output, name): name for name in (*OUTPUTS, SUMMARY)}
