@@ -91,6 +91,7 @@ def pytest_configure() -> None:
         # OpenMP's threads sleep while they wait. If they spin while Ray's processes need the cores, a training step
         # takes 10 times as long (measured: 2 cores, 5 busy processes, torch 2.15).
         "OMP_WAIT_POLICY": "passive",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of each run that nothing here needs
         "TORCH_HOME": str(home / "torch"),
     }
 

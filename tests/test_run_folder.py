@@ -26,7 +26,7 @@ from catsdogs.schema import PREDICTIONS
 from catsdogs.train import settings, train
 from catsdogs.train.events import NOT_RETRYABLE, EventSender, report_failures
 from catsdogs.train.model import build_optimizer
-from catsdogs.train.resume import load_saved_run
+from catsdogs.train.resume import SavedRun, load_saved_run
 from catsdogs.train.run_folder import CheckpointWriter, History, RunFolder, hash_files
 
 CONFIG = TrainConfig(data_dir="data", name="run", epochs=9)
@@ -179,7 +179,7 @@ def test_a_state_of_the_start_of_a_run_is_refused_once_epochs_are_saved(two_runs
         with pytest.raises(InputError, match=r"summary.csv is damaged or of another run: expected no file, .*SHA-256"):
             load_saved_run(str(tmp_path / "run"), saves_every_epoch=True)
     else:
-        assert load_saved_run(str(tmp_path / "run"), saves_every_epoch=True) == (History(), ())
+        assert load_saved_run(str(tmp_path / "run"), saves_every_epoch=True) == SavedRun(History())
 
 
 def test_a_run_whose_state_was_lost_gets_no_first_state(two_runs, tmp_path):
@@ -194,7 +194,7 @@ def test_a_run_whose_state_was_lost_gets_no_first_state(two_runs, tmp_path):
 
 def test_a_run_without_an_epoch_resumes(lease):
     make_run(lease, ()).folder.write_first_state()
-    assert load_saved_run(lease.folder, saves_every_epoch=True) == (History(), ())
+    assert load_saved_run(lease.folder, saves_every_epoch=True) == SavedRun(History())
 
 
 @pytest.mark.parametrize("digests", [[], None, "", 5, [5], {"a": "b"}])

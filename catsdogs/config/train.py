@@ -41,9 +41,11 @@ class TrainConfig:
     name: str | None = None
     """Name of this run; default: a new name with the date."""
     resume: bool = False
-    """Continue the named run after its last saved epoch."""
+    """Continue the named run after its last saved step."""
+    save_every: float = 600.0
+    """Seconds between two saves within an epoch; every finished epoch is saved, too."""
     max_failures: int = 3
-    """How often the workers restart from the last saved epoch after one of them dies."""
+    """How often the workers restart from the last saved step after one of them dies."""
     weights: str = "imagenet"
     """imagenet, none, a checkpoint folder or a ResNet50 state dict (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin)."""
     freeze: Literal["none", "backbone"] = "none"
@@ -94,6 +96,7 @@ class TrainConfig:
         check(self.clip_grad_norm > 0, "--clip-grad-norm", "a positive number", self.clip_grad_norm)
         check_needed(self.views is None or self.freeze == "backbone", "--views", "--freeze backbone")
         check(self.augment != "none" or self.views in (None, 1), "--views", "1 with --augment none", self.views)
+        check(self.save_every > 0, "--save-every", "a positive number of seconds", self.save_every)
         check_range(self, 1, MAX_VIEWS, "views")
         check_range(self, 1, math.inf, "epochs", "patience", "batch_size", "num_workers")
         check_range(self, MIN_IMG_SIZE, MAX_IMG_SIZE, "img_size")

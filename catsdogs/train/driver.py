@@ -25,6 +25,7 @@ from catsdogs.train import settings
 from catsdogs.train.api import TrainResult
 from catsdogs.train.resume import SavedRun, load_saved_run
 from catsdogs.train.run_folder import BEST, History, RunFolder
+from catsdogs.train.step_state import hash_training_files
 from catsdogs.train.tracking import track
 from catsdogs.weights import NONE, PretrainedWeights, read_pretrained
 
@@ -43,7 +44,10 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     train_files, validation_files, digests = _list_files(config, saved, progress)
     settings.check_tables(config, uri, digests)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size), lease)
-    weights = None if saved.history.epoch else _read_weights(config, folder.class_names, progress)
+    if saved.step_files_sha256 not in (None, hash_training_files(train_files.files)):
+        progress(Message("the training images are others than before: the unfinished epoch starts again"))
+        saved = saved._replace(step_files_sha256=None)
+    weights = None if saved.has_model else _read_weights(config, folder.class_names, progress)
 
     start.import_while_ray_starts("catsdogs.train.trainer")
     from catsdogs.train import trainer  # not at the top: imports Ray Train

@@ -23,6 +23,7 @@ from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
 from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
+from catsdogs.text import format_names
 from catsdogs.train.run_folder import History
 from catsdogs.train.tracking import Tracker
 
@@ -38,11 +39,28 @@ NOT_RETRYABLE = "a restart of the workers would fail in the same way"
 
 @dataclass(frozen=True)
 class Started:
-    """A worker group starts; `history` has the finished epochs."""
+    """A worker group starts; `history` has the finished epochs, `num_steps` are those of the next that were taken."""
 
     history: History
     precision: "Precision"
     device: str
+    num_steps: int = 0
+
+
+@dataclass(frozen=True)
+class StepSaved:
+    """The state after some steps of an epoch is on storage."""
+
+    epoch: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class PreemptionNotice:
+    """Nodes of the workers will be preempted; `deadline_ms` is a UNIX time, None if it is not known."""
+
+    node_ids: tuple[str, ...]
+    deadline_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,7 @@ class ProgressReporter:
 
     Attributes:
         num_saved: finished epochs on storage.
+        num_saved_steps: steps of the epoch after them on storage.
         precision: chosen by the workers; None until they start.
         error: why the workers stopped, if one of them reported it; None again after a restart.
     """
@@ -170,18 +189,24 @@ class ProgressReporter:
         self._progress = progress
         self._tracker = tracker
         self.history = History()
-        self.num_saved = 0
+        self.num_saved = self.num_saved_steps = 0
         self.precision: Precision | None = None
         self.error: Exception | None = None
+        self._has_notice = False
 
     def on_event(self, event: object) -> None:
         """Show an event and update the state."""
         if isinstance(event, Started):
             self._on_start(event)
         elif isinstance(event, EpochFinished):
-            self.history, self.num_saved = event.history, event.num_saved
+            self.history, self.num_saved, self.num_saved_steps = event.history, event.num_saved, 0
             self._progress(Message(self._format_epoch()))
             self._tracker.log_epoch(self.history.rows[-1])
+        elif isinstance(event, StepSaved):
+            self.num_saved_steps = event.num_steps
+        elif isinstance(event, PreemptionNotice):
+            self._has_notice = True
+            self._progress(Message(_format_notice(event)))
         elif isinstance(event, TrainingFailed):
             self.error = event.error
         elif isinstance(event, StageProgress | Message):
@@ -190,12 +215,20 @@ class ProgressReporter:
     def _on_start(self, event: Started) -> None:
         is_restart = self.precision is not None
         self.precision, self.error = event.precision, None
-        self.history, self.num_saved = event.history, event.history.epoch
+        self.history, self.num_saved, self.num_saved_steps = event.history, event.history.epoch, event.num_steps
         if is_restart:
-            self._progress(Message(f"a worker died: the group restarted after epoch {self.num_saved}"))
+            reason = "a node was preempted" if self._has_notice else "a worker died"
+            self._has_notice = False
+            self._progress(Message(f"{reason}: the group restarted after {self._format_position()}"))
             return
         line = f"training on {self._config.num_workers} x {event.device} in {event.precision}"
-        self._progress(Message(f"{line}, resuming after epoch {self.num_saved}" if self._config.resume else line))
+        self._progress(Message(f"{line}, resuming after {self._format_position()}" if self._config.resume else line))
+
+    def _format_position(self) -> str:
+        """Format what the workers continue after."""
+        if self.num_saved_steps:
+            return f"step {self.num_saved_steps} of epoch {self.num_saved + 1}"
+        return f"epoch {self.num_saved}"
 
     def _format_epoch(self) -> str:
         rows, num_epochs = self.history.rows, self._config.epochs
@@ -212,4 +245,14 @@ class ProgressReporter:
     def describe_saved(self) -> str:
         """Describe what is kept of a failed run, and how to resume it."""
         kept = f"{self.num_saved} finished epochs are saved" if self.num_saved else "no epoch is finished"
+        if self.num_saved_steps:
+            kept += f", and {self.num_saved_steps} steps of epoch {self.num_saved + 1} are saved"
         return f"{kept}; to resume, repeat the command with --name {self._config.name} --resume"
+
+
+def _format_notice(notice: PreemptionNotice) -> str:
+    nodes = format_names(notice.node_ids)
+    if notice.deadline_ms is None:
+        return f"Ray announces the preemption of node {nodes}: the state is saved until then"
+    deadline = datetime.datetime.fromtimestamp(notice.deadline_ms / 1000, datetime.UTC)
+    return f"Ray announces the preemption of node {nodes} at {deadline:%H:%M:%S} UTC: the state is saved until then"

@@ -56,16 +56,16 @@ class FeatureInputs:
         self._validation = load_features(uri, VALIDATION, spec.validation_files.num_rows, 1)
         self._decoded_N = is_decoded(self._train.rows)
         self._targets_N = torch.tensor(spec.train_files[LABEL.name].to_numpy(), dtype=torch.int64)
-        self.left_out = LeftOutImages()
+        self.left_out = LeftOutImages(worker.progress.left_out)
         if worker.ranks.is_first:
             _mark_complete(uri, [self._train, self._validation])
             write_location(spec.folder.uri, uri)
             self.left_out.add(self._train.rows.filter(pa.array(~self._decoded_N)))
 
-    def iter_batches(self, epoch: int) -> Iterator[Batch]:
+    def iter_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield one batch per step: features, float32 (N, D), of one view per image, and their classes."""
         view = (epoch - 1) % self._num_views
-        for step_rows_N in self._worker.plan.steps(epoch):
+        for step_rows_N in self._worker.plan.steps(epoch)[first_step:]:
             rows_N = step_rows_N[self._decoded_N[step_rows_N]]
             features_ND = torch.from_numpy(self._train.features_NVD[rows_N, view])
             yield features_ND.to(self._worker.device), self._targets_N[rows_N].to(self._worker.device)

@@ -3,7 +3,7 @@
 Shapes: N batch, H, W, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from catsdogs.schema import OK, RETRYABLE_STATUSES, parquet_bytes
 from catsdogs.train.graph import Batch
 from catsdogs.train.resident import Room, load_resident_images, measure_room
 from catsdogs.train.run_folder import LEFT_OUT
+from catsdogs.train.step_state import LeftOutRow
 from catsdogs.train.worker import Ranks, TrainWorker
 
 DecodedBatch = tuple[pa.Table, ImageArray]  # rows without `image`, and images_NHWC
@@ -37,17 +38,17 @@ class ImageInputs:
         self._validation_cache: list[DecodedBatch] | None = None
         self._resident = load_resident_images(worker, room or measure_room(worker))
         self._targets_N = worker.spec.train_files["true_index"].to_numpy().astype(np.int64)
-        self.left_out = LeftOutImages()
+        self.left_out = LeftOutImages(worker.progress.left_out)
         for rows in self._resident.failed:
             self.left_out.add(rows)
 
-    def iter_batches(self, epoch: int) -> Iterator[Batch]:
+    def iter_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield one batch per step: images, uint8 (N, H, W, C), and their classes; resident ones come first."""
         spec, config, plan = self._spec, self._spec.config, self._worker.plan
         stage = data.DecodeForTraining(
             spec.folder.preprocessing, MAX_PIXELS, plan.batch_size, config.augment, config.seed, (epoch,)
         )
-        steps = [self._resident.split(rows_N) for rows_N in plan.steps(epoch)]
+        steps = [self._resident.split(rows_N) for rows_N in plan.steps(epoch)[first_step:]]
         to_read = [rows_N for _, rows_N in steps if len(rows_N)]
         tables = data.iter_epoch_batches(spec.train_files, to_read, stage, spec.decode_cpus)
         for resident_N, read_N in steps:  # this worker may have no rows in the last step
@@ -119,11 +120,20 @@ def is_decoded(rows: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]
 
 
 class LeftOutImages:
-    """Collects training images that could not be decoded; each is reported once."""
+    """Collects training images that could not be decoded; each is reported once.
 
-    def __init__(self) -> None:
-        self._found: dict[str, dict[str, str]] = {}  # path, status and error by path
-        self._reported: dict[str, dict[str, str]] = {}
+    Args:
+        reported: rows that were reported before the run was resumed.
+    """
+
+    def __init__(self, reported: Iterable[LeftOutRow] = ()) -> None:
+        self._found: dict[str, LeftOutRow] = {}  # by path
+        self._reported = {row["path"]: row for row in reported}
+
+    @property
+    def reported(self) -> list[LeftOutRow]:
+        """The reported rows; on the first worker."""
+        return list(self._reported.values())
 
     def add(self, rows: pa.Table) -> None:
         """Add rows that this worker left out of its batches."""
@@ -142,5 +152,5 @@ class LeftOutImages:
         report_failed_rows(_build_table(new), text, worker.events.send)
 
 
-def _build_table(rows: dict[str, dict[str, str]]) -> pa.Table:
+def _build_table(rows: dict[str, LeftOutRow]) -> pa.Table:
     return pa.Table.from_pylist(sorted(rows.values(), key=lambda row: row["path"]))

@@ -10,8 +10,9 @@ driver.train                            driver.py        lists the labelled file
         │   │                           resident.py      on a GPU: augment images that are in its memory
         │   │                           features.py
         │   ├── compute_learning_rate   model.py
-        │   └── train_step                               zero_grad, forward, loss, backward, clip, optimizer step
-        │                               graph.py         on one GPU: the whole step as a CUDA graph
+        │   ├── train_step                               zero_grad, forward, loss, backward, clip, optimizer step
+        │   │                           graph.py         on one GPU: the whole step as a CUDA graph
+        │   └── save_if_due             step_saver.py    every --save-every seconds: last/step_state.pt, in a thread
         ├── validate                    inputs.py        predict the validation rows (predict.py), sum over workers
         │                               features.py
         └── save_checkpoint             run_folder.py    best/, last/, summary.csv, last/training_state.pt
@@ -48,6 +49,8 @@ from catsdogs.train.model import (
     set_learning_rate,
 )
 from catsdogs.train.run_folder import CheckpointWriter, EpochRow, History
+from catsdogs.train.step_saver import StepSaver
+from catsdogs.train.step_state import EpochProgress
 from catsdogs.train.worker import Ranks, TrainWorker
 
 Inputs = ImageInputs | FeatureInputs
@@ -68,16 +71,18 @@ def train_epochs(worker: TrainWorker) -> None:
     """Train, validate and save the remaining epochs."""
     config, num_steps = worker.spec.config, worker.plan.num_steps
     first_epoch = worker.history.epoch + 1
-    worker.events.send(Started(worker.history, worker.precision, worker.device.type))
+    worker.events.send(Started(worker.history, worker.precision, worker.device.type, worker.progress.num_steps))
     if is_finished(worker.history, config):
         return
     inputs, step = build_inputs(worker), build_step(worker)
-    interval_s = HEAD_SAVE_INTERVAL_S if config.freeze == "backbone" else 0.0
-    num_saved = worker.history.epoch
-    writer = CheckpointWriter(worker.spec.folder, worker.saved_files, num_saved, interval_s)
+    interval_s = min(HEAD_SAVE_INTERVAL_S, config.save_every) if config.freeze == "backbone" else 0.0
+    writer = CheckpointWriter(worker.spec.folder, worker.saved_files, worker.history.epoch, interval_s)
+    saver = StepSaver(worker, writer, inputs.left_out)
+    progress = worker.progress
     for epoch in range(first_epoch, config.epochs + 1):
-        started = time.monotonic()
-        totals = train_epoch(worker, inputs, step, epoch)
+        started = time.monotonic() - progress.seconds
+        totals = train_epoch(worker, inputs, step, epoch, progress, saver)
+        progress = EpochProgress()
         if error := check_totals(totals, epoch, config):  # identical on every worker, so all return
             worker.events.send(TrainingFailed(error))
             return
@@ -95,7 +100,7 @@ def train_epochs(worker: TrainWorker) -> None:
             "images_per_s": totals.num_rows / totals.seconds,
             "seconds": time.monotonic() - started,
         }
-        save_checkpoint(worker, writer, row, predictions)
+        save_checkpoint(worker, writer, saver, row, predictions)
         is_last = is_finished(worker.history, config)
         if interval_s == 0 or is_last:  # a report may take longer than an epoch of a head
             ray.train.report(row)
@@ -133,16 +138,24 @@ def build_step(worker: TrainWorker) -> Step:
     return GraphedStep(step, worker.optimizer, worker.plan.batch_size, worker.events.send_text, capture_graph)
 
 
-def train_epoch(worker: TrainWorker, inputs: Inputs, step: Step, epoch: int) -> EpochTotals:
-    """Run the training steps of an epoch."""
+def train_epoch(
+    worker: TrainWorker, inputs: Inputs, step: Step, epoch: int, progress: EpochProgress, saver: StepSaver
+) -> EpochTotals:
+    """Run the training steps of an epoch that remain.
+
+    Args:
+        progress: the steps that were taken before the run was resumed.
+    """
     config, plan = worker.spec.config, worker.plan
-    started = time.monotonic()
-    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
-    for i, batch in enumerate(inputs.iter_batches(epoch)):
-        lr = compute_learning_rate(config, (epoch - 1) * plan.num_steps + i, plan.num_steps)
+    started = time.monotonic() - progress.seconds
+    sums = torch.tensor(progress.sums, dtype=torch.float64, device=worker.device) * worker.ranks.is_first
+    batches = inputs.iter_batches(epoch, progress.num_steps)
+    for num_steps, batch in enumerate(batches, start=progress.num_steps + 1):
+        lr = compute_learning_rate(config, (epoch - 1) * plan.num_steps + num_steps - 1, plan.num_steps)
         set_learning_rate(worker.optimizer, lr, worker.device)
         sums += step(batch)
-        num_done = min((i + 1) * plan.global_batch_size, plan.num_rows)
+        saver.save_if_due(epoch, num_steps, sums, time.monotonic() - started)
+        num_done = min(num_steps * plan.global_batch_size, plan.num_rows)
         worker.events.send_progress("train", num_done, plan.num_rows, f"epoch {epoch}/{config.epochs}")
     loss, num_correct, num_rows = worker.ranks.all_reduce(sums).tolist()
     seconds = time.monotonic() - started
@@ -234,7 +247,9 @@ def validate(worker: TrainWorker, inputs: Inputs, epoch: int) -> tuple[MetricSum
     return sums, pa.concat_tables(gathered).sort_by("path") if gathered is not None else None
 
 
-def save_checkpoint(worker: TrainWorker, writer: CheckpointWriter, row: EpochRow, predictions: pa.Table | None) -> None:
+def save_checkpoint(
+    worker: TrainWorker, writer: CheckpointWriter, saver: StepSaver, row: EpochRow, predictions: pa.Table | None
+) -> None:
     """Add a finished epoch to the history; the first worker saves it if it is due.
 
     Args:
@@ -244,4 +259,5 @@ def save_checkpoint(worker: TrainWorker, writer: CheckpointWriter, row: EpochRow
     if predictions is not None:  # on the first worker
         is_last = is_finished(worker.history, worker.spec.config)
         writer.save(worker.history, worker.model, worker.optimizer, predictions, is_last)
+        saver.remove_saved()
         worker.events.send(EpochFinished(worker.history, writer.num_saved))

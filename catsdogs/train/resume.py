@@ -28,13 +28,26 @@ from catsdogs.train.run_folder import (
     hash_files,
     load_state,
 )
+from catsdogs.train.step_state import load_step_state
 
 
 class SavedRun(NamedTuple):
-    """The finished epochs of a run and its classes in index order; without an epoch, the classes are not known."""
+    """What is saved of a run.
+
+    Attributes:
+        class_names: in index order; empty if no model is saved, since the classes are then not known.
+        step_files_sha256: the training files of a saved state within the next epoch, as `hash_training_files` returns
+            it; None if there is no such state.
+    """
 
     history: History
     class_names: tuple[str, ...] = ()
+    step_files_sha256: str | None = None
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model is saved, so that the run needs no initial weights."""
+        return self.history.epoch > 0 or self.step_files_sha256 is not None
 
 
 def load_saved_run(uri: str, saves_every_epoch: bool) -> SavedRun:
@@ -66,6 +79,9 @@ def _load(uri: str, saves_every_epoch: bool) -> SavedRun:
     if "sha256" in state:  # also without an epoch: the state may be older than the files of finished epochs
         class_names = tuple(state["class_names"])
         _check_digests(uri, state["sha256"], class_names)
+        step_state = load_step_state(uri, state)
+        if step_state is not None:
+            return SavedRun(history, tuple(step_state.class_names), step_state.files_sha256)
         return SavedRun(history, class_names if history.epoch else ())
     if not history.epoch:
         return SavedRun(history)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # imports torch, which the driver does not need
 
 SUMMARY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "seconds")
 BEST, LAST, STATE = "best", "last", "training_state.pt"
+STEP_STATE = "step_state.pt"  # in last/, of an unfinished epoch; see step_state.py
 FEATURES, FEATURES_LOCATION = "features", "features.json"
 ARGS, SUMMARY, REPORT = "args.yaml", "summary.csv", "report.html"
 VAL_PREDICTIONS, LEFT_OUT = "val_predictions.parquet", "left_out.parquet"
@@ -103,7 +104,7 @@ class RunFolder:
 
     def write_first_state(self) -> None:
         """Write the training state of a run without an epoch, unless a file of a save is there."""
-        names = [f"{LAST}/{STATE}", *HASHED_FILES]
+        names = [f"{LAST}/{STATE}", f"{LAST}/{STEP_STATE}", *HASHED_FILES]
         if not any(storage.exists(self.path(*name.split("/"))) for name in names):
             self.write_state(self._describe_files({name: [None] for name in HASHED_FILES}) | {"history": []})
 
@@ -203,11 +204,16 @@ def is_complete(state: Mapping[str, Any], found: Digests) -> bool:
 
 
 class CheckpointWriter:
-    """Saves epochs at most once per `interval_s`, and always the last one."""
+    """Saves epochs at most once per `interval_s`, and always the last one.
+
+    Attributes:
+        files: of the last save.
+        num_saved: finished epochs that are saved.
+    """
 
     def __init__(self, folder: RunFolder, files: Digests, num_saved: int, interval_s: float) -> None:
         self._folder = folder
-        self._files = files
+        self.files = files
         self._interval_s = interval_s
         self._saved_at = time.monotonic()
         self._unsaved_best: tuple[ResNet50, pa.Table] | None = None  # and its validation predictions
@@ -243,7 +249,7 @@ class CheckpointWriter:
             best = best_model.state_dict()
             changes = {name: tensor for name, tensor in best.items() if not torch.equal(tensor, tensors[name])}
             state |= {"best_changes": changes, "val_predictions": parquet_bytes(predictions)}
-        self._files = self._folder.save_state(state, self._files)
+        self.files = self._folder.save_state(state, self.files)
 
 
 def load_state(uri: str) -> dict[str, Any]:

@@ -29,7 +29,16 @@ PRECISIONS = get_args(PrecisionChoice)
 MIN_STEPS = 30  # per epoch: BatchNorm's statistics and the schedule need some
 MIN_BATCH_SIZE, MAX_BATCH_SIZE = 8, 256  # BatchNorm needs some images; larger batches are hardly faster
 CHOSEN_SETTINGS = {"batch_size", "lr"}  # if they are not given; those of the run to resume are restored
-CHANGEABLE_SETTINGS = {"resume", "name", "storage_path", "max_failures", "epochs", "patience", "use_gpu"}  # on --resume
+CHANGEABLE_SETTINGS = {  # on --resume
+    "resume",
+    "name",
+    "storage_path",
+    "max_failures",
+    "save_every",
+    "epochs",
+    "patience",
+    "use_gpu",
+}
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

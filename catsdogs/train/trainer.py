@@ -34,10 +34,7 @@ from catsdogs.weights import PretrainedWeights
 # Long, because a worker waits in a collective while another computes features. Ray detects dead workers.
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 
-RAY_TRAIN_SETTINGS = {  # environment variables
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves an actor that only warns
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the longest wait of ray.train.report
-}
+RAY_TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}  # the longest wait of ray.train.report
 
 
 def resolve_use_gpu(config: TrainConfig) -> bool:
@@ -121,7 +118,9 @@ def train_loop_per_worker(loop_config: "dict[str, ray.ObjectRef[RunSpec]]") -> N
 
 
 def _build_trainer(spec: RunSpec, storage_path: str) -> DataParallelTrainer:
-    for name, value in RAY_TRAIN_SETTINGS.items():
+    # On a local Ray, nothing announces a preemption: it saves an actor.
+    watcher = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if spec.ray_is_local else "1"}
+    for name, value in (RAY_TRAIN_SETTINGS | watcher).items():
         os.environ.setdefault(name, value)
     config, use_gpu = spec.config, spec.config.use_gpu == "true"
     cpus = data.allocate_cpus(config.num_workers).model

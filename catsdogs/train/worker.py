@@ -1,7 +1,7 @@
 """A worker of a run: collective operations, and its model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import ray
@@ -20,6 +20,7 @@ from catsdogs.train.events import EventSender
 from catsdogs.train.model import CompiledModel, Forward, FullModel, build_optimizer, should_compile
 from catsdogs.train.run_folder import ARGS, Digests, History
 from catsdogs.train.spec import RunSpec
+from catsdogs.train.step_state import EpochProgress, find_step_state, hash_training_files
 from catsdogs.weights import load_state_dict_strictly
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class TrainWorker:
         model: all layers.
         train_model: the trained layers, as a step calls them.
         saved_files: the files of the run that are in the training state; empty if this is not the first worker.
+        progress: what is done of the epoch after `history`.
     """
 
     spec: RunSpec
@@ -90,6 +92,7 @@ class TrainWorker:
     events: EventSender
     history: History
     saved_files: Digests
+    progress: EpochProgress = field(default_factory=EpochProgress)
 
     @property
     def plan(self) -> data.EpochPlan:
@@ -104,7 +107,7 @@ class TrainWorker:
 
 
 def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
-    """Build a worker with the state of the last saved epoch; raises InputError if the run's folder is not visible."""
+    """Build a worker with the last saved state; raises InputError if the run's folder is not visible."""
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     if not storage.exists(spec.folder.path(ARGS)):
@@ -121,10 +124,12 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
     state = spec.folder.load_state()
     saved_files = spec.folder.restore_files(state) if ranks.is_first else {}
     history = History(state["history"])
-    model = _build_model(spec, device, state["model"] if history.epoch else None)
+    step_state = find_step_state(spec.folder.uri, state, hash_training_files(spec.train_files))
+    latest = vars(step_state) if step_state else state if history.epoch else {}
+    model = _build_model(spec, device, latest.get("model"))
     optimizer = build_optimizer(model, spec.config)
-    if history.epoch:
-        optimizer.load_state_dict(state["optimizer"])
+    if latest:
+        optimizer.load_state_dict(latest["optimizer"])
     return TrainWorker(
         spec=spec,
         ranks=ranks,
@@ -136,6 +141,7 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
         events=events,
         history=history,
         saved_files=saved_files,
+        progress=step_state.progress if step_state else EpochProgress(),
     )
 
 
@@ -146,7 +152,7 @@ def _start_run(spec: RunSpec, device: torch.device, events: EventSender) -> Prec
 
 
 def _build_model(spec: RunSpec, device: torch.device, saved_state: dict[str, torch.Tensor] | None) -> ResNet50:
-    """Build the model of the last saved epoch, or before the first epoch with the initial weights."""
+    """Build the model of the last saved state, or before the first one with the initial weights."""
     model = build_resnet50(len(spec.folder.class_names), spec.config.seed)
     if saved_state is not None:
         load_state_dict_strictly(model, saved_state, spec.folder.uri)
