@@ -344,6 +344,17 @@ def test_ray_starts_with_token_authentication(cluster: Cluster, where: str) -> N
     assert start.index("export RAY_AUTH_MODE=token;") < start.index("ray start")
 
 
+def test_workers_watch_for_the_notice_of_spot_instances_once_ray_has_started(cluster: Cluster) -> None:
+    mount = cluster.updaters[0]["file_mounts"]["/home/ray/catsdogs/spot_notice.py"]
+    assert (REPO / mount).is_file()
+    *_, start, watch = cluster.as_head["worker_start_ray_commands"]
+    assert "ray start --address=$RAY_HEAD_IP:6379" in start
+    assert watch.startswith(
+        "export RAY_AUTH_MODE=token; nohup python ~/catsdogs/spot_notice.py --address $RAY_HEAD_IP:6379 "
+    )
+    assert watch.endswith("< /dev/null &")
+
+
 def test_the_token_is_copied_to_where_ray_reads_it(cluster: Cluster) -> None:
     updater = cluster.updaters[0]
     assert updater["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
