@@ -8,22 +8,32 @@ import urllib.request
 import pyarrow.dataset as ds
 import pytest
 from conftest import BIN, ROOT
+from kubernetes_documents import read_entrypoint
 
 
-def test_a_job_refuses_relative_paths_then_trains_and_scores(ray_cluster, red_blue_root, tmp_path):
-    relative = ["python", "-m", "jobs.train", "--data-dir", "data", "--weights", "none"]
-    train = ["python", "-m", "jobs.train", "--data-dir", red_blue_root, "--storage-path", tmp_path, "--name", "job"]
-    train += ["--weights", "none", "--img-size", 32, "--epochs", 1, "--batch-size", 8, "--freeze", "backbone"]
-    score = ["python", "-m", "jobs.score", "--input", red_blue_root / "validation", "--output", tmp_path / "scores"]
-    score += ["--checkpoint", tmp_path / "job" / "best"]
-    script = "test ! -e .git && ! {} && {} && {}".format(
-        *(shlex.join(map(str, command)) for command in (relative, train, score))
+def submit(dashboard: str, entrypoint: str) -> str:
+    """Submit a job by shell, as KubeRay does; return what was printed once it has succeeded."""
+    command = f"{BIN / 'ray'} job submit --address {dashboard} --working-dir . -- {entrypoint} ;"
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, executable="/bin/bash"
     )
-    submit = [BIN / "ray", "job", "submit", "--address", ray_cluster, "--working-dir", ".", "--", "bash", "-c", script]
-    done = subprocess.run(submit, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "--data-dir data: expected an absolute path" in done.stdout + done.stderr
-    assert "epoch 1/1" in done.stdout
+    return done.stdout + done.stderr
+
+
+def test_the_jobs_for_kubernetes_run_as_written_with_local_paths(ray_cluster, red_blue_root, tmp_path):
+    small = "--use-gpu false --weights none --img-size 32 --epochs 1 --batch-size 8 --freeze backbone"
+    where = {"s3://EXAMPLE-OUTPUT/catsdogs": tmp_path, "--num-workers 2 --use-gpu true": small}
+    train = read_entrypoint("rayjob-train", where | {"s3://EXAMPLE-INPUT/images": red_blue_root})
+    where = {"s3://EXAMPLE-OUTPUT/catsdogs": tmp_path, "--num-actors 4 --use-gpu true": "--use-gpu false"}
+    score = read_entrypoint("rayjob-score", where | {"s3://EXAMPLE-INPUT/images": red_blue_root / "validation"})
+    relative = "python -m jobs.train --data-dir data --weights none"
+
+    assert "epoch 1/1" in submit(ray_cluster, train)
+    # In a second cluster, where the run exists.
+    printed = submit(ray_cluster, shlex.join(["bash", "-c", f"test ! -e .git && ! {relative} && {train} && {score}"]))
+    assert "--data-dir data: expected an absolute path" in printed
+    assert f"{tmp_path}/runs/first exists: expected a new --name" in printed
     rows = ds.dataset(sorted((tmp_path / "scores").glob("part-*"))).to_table().to_pylist()
     assert len(rows) == 14
     assert {row["status"] for row in rows} == {"ok"}
