@@ -47,7 +47,9 @@ CONFIGS = {
 # Arguments that are not `--` and the name of the setting.
 ARGUMENTS = {("compare", "a"): "A", ("compare", "b"): "B", ("review", "class_name"): "--class"}
 # Programs of the system, of an AWS account or of the network: their lines are parsed, not run.
-EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "docker", "echo", "export", "git", "sed", "sha256sum", "source"}
+EXTERNAL_PROGRAMS = {"aws", "cd", "chmod", "curl", "docker", "echo", "export", "git", "sed", "sha256sum", "source"} | {
+    *("base64", "eksctl", "helm", "kubectl")
+}
 # Flags in the text that are not settings of a command: of catsdogs itself, of Ray, and the negative form of a flag.
 OTHER_FLAGS = {"--help", "--version", "--verbose", "--working-dir", "--generate", "--head", "--temp-dir", "--no-resume"}
 TYPES = {
@@ -199,6 +201,7 @@ def test_other_programs_and_files_exist(words):
     else:
         assert words[0] in EXTERNAL_PROGRAMS
     files = [word.removeprefix("file://") for word in words if word.startswith("file://")]
+    files += [words[i + 1] for i, word in enumerate(words) if word == "-f"]
     assert all((REPO / name).is_file() for name in files)
 
 
