@@ -232,8 +232,9 @@ def add_classifier(
     )
 
 
-def iter_predictions(classified: Dataset) -> Iterator[pa.Table]:
-    """Run a dataset of `add_classifier`; yield the rows of each block."""
+def iter_predictions(classified: Dataset, name: str) -> Iterator[pa.Table]:
+    """Run a dataset of `add_classifier` under a name, which Ray's dashboard shows; yield the rows of each block."""
+    classified.set_name(name)
     # A block of predictions is small: to fetch it ahead would only take more of the driver.
     for blocks in classified.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from data.unpack_blocks(blocks)

@@ -37,6 +37,7 @@ ORDER = [
         "local_ray",
         "ray_session",
         "start",
+        "ray_metrics",
         "data",
     ),
     *("thresholds", "calibration", "decisions", "predictions", "results", "predict", "classify", "metrics", "report"),
@@ -55,7 +56,7 @@ ORDER = [
         "cli",
     ),
 ]
-WITH_RAY = {"local_ray", "start", "data", "classify", "train", "score", "evaluate", "demo"}
+WITH_RAY = {"local_ray", "start", "ray_metrics", "data", "classify", "train", "score", "evaluate", "demo"}
 MAX_FUNCTION_LINES = 40
 PRIVATE_NAMES = re.compile(r"_private|_internal|sys\.modules\[")
 DOCUMENTED = {"os._exit"}  # public in spite of its name

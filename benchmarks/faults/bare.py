@@ -89,7 +89,7 @@ def main() -> None:
     decoded = data.read_and_decode_manifests({manifest: files.num_rows}, stage, options.cpus.decode)
     predictions = add_classifier(decoded, stage, options)
     with data.quiet_ray_loggers(), data.without_cluster_actors():
-        write_rows(iter_predictions(predictions), Path(config.output))
+        write_rows(iter_predictions(predictions, "score"), Path(config.output))
 
 
 if __name__ == "__main__":

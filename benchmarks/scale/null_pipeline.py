@@ -150,7 +150,7 @@ def _build_dataset(uris: Sequence[str], gpus: int, jpeg_bytes: int, checkpoint: 
 def _run(dataset: ray.data.Dataset, gpus: int, jpeg_bytes: int, num_rows: int) -> Result:
     calls: list[int] = []
     rows, start = 0, (0, 0, time.perf_counter(), time.process_time())
-    for block in classify.iter_predictions(dataset):
+    for block in classify.iter_predictions(dataset, "score"):
         rows += block.num_rows
         calls.append(int(block["model_s"][0].as_py()))
         if rows >= WARM_UP_SHARE * num_rows and not start[0]:

@@ -95,7 +95,7 @@ def _compute(
         with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
             options.wait_for_device()
             table: pa.Table
-            for table in stalls.watch(iter_predictions(classified)):
+            for table in stalls.watch(iter_predictions(classified, "embed")):
                 found = table.filter(table["embedding"].is_valid())
                 is_ok_N[found["row"].to_numpy()] = True
                 features_ND[found["row"].to_numpy()] = _to_array(found["embedding"])

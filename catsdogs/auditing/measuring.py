@@ -38,7 +38,9 @@ def _run_stage(files: pa.Table, progress: Progress) -> pa.Table:
     tables = []
     num_rows = 0
     try:
-        blocks = data.read_and_decode(files, stage, num_cpus).iter_batches(batch_size=None, batch_format="pyarrow")
+        measured = data.read_and_decode(files, stage, num_cpus)
+        measured.set_name("audit")  # in Ray's dashboard
+        blocks = measured.iter_batches(batch_size=None, batch_format="pyarrow")
         stalls = StallReporter(progress, lambda: data.describe_wait("the decoding tasks", 0))
         with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
             table: pa.Table

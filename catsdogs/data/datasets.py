@@ -29,7 +29,9 @@ MIN_BLOCKS_PER_DECODER = 4  # so that the last blocks of a dataset keep all CPUs
 def iter_decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: float) -> Iterator[pa.Table]:
     """Yield decoded batches, in order, for a model in this process."""
     if files.num_rows:
-        yield from read_and_decode(files, stage, num_cpus, ordered=True).iter_batches(
+        decoded = read_and_decode(files, stage, num_cpus, ordered=True)
+        decoded.set_name("decode")  # in Ray's dashboard
+        yield from decoded.iter_batches(
             batch_size=stage.batch_size, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
         )
 
@@ -70,12 +72,12 @@ def _decode(files: Dataset, stage: DecodeForInference, num_cpus: float) -> Datas
     # Ray Data merges what a stage yields into one block up to this size. One byte less than a batch; of packed blocks
     # any number exceeds it.
     files.context.target_max_block_size = 1 if stage.large_blocks else stage.batch_bytes - 1
-    decode: Callable[[pa.Table], Iterator[pa.Table]] = _DecodePacked(stage) if stage.large_blocks else stage
+    decode: Callable[[pa.Table], Iterator[pa.Table]] = DecodePacked(stage) if stage.large_blocks else stage
     return files.map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
 
 
 @dataclass(frozen=True)
-class _DecodePacked:
+class DecodePacked:
     """Callable for map_batches that decodes files to packed blocks of rows.
 
     Its block is a packed block of files, or a row that says which rows of a manifest they are.
@@ -196,4 +198,5 @@ def iter_epoch_batches(
     dataset = dataset.map_batches(
         stage, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus
     )
+    dataset.set_name("train")  # in Ray's dashboard
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES)

@@ -92,7 +92,7 @@ def _predict(
         with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
             options.wait_for_device()
             table: pa.Table
-            for table in stalls.watch(iter_predictions(classified)):
+            for table in stalls.watch(iter_predictions(classified, "evaluate")):
                 tables.append(table)
                 num_rows += table.num_rows
                 progress(StageProgress("evaluate", num_rows, files.num_rows))

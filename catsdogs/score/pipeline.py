@@ -189,7 +189,7 @@ def predict_rows(
     stalls = StallReporter(progress, options.describe_wait)
     with data.quiet_ray_loggers(), data.without_cluster_actors(), stalls:
         options.wait_for_device()
-        for rows in stalls.watch(iter_predictions(classified)):
+        for rows in stalls.watch(iter_predictions(classified, "score")):
             yield _divide_seconds(rows, options.parallelism)
 
 

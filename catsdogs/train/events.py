@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
+from catsdogs import ray_metrics
 from catsdogs.config import TrainConfig
 from catsdogs.errors import CatsdogsError, InputError, NotRetryableError
 from catsdogs.progress import Message, Progress, StageProgress
@@ -202,6 +203,7 @@ class ProgressReporter:
             self.history, self.num_saved, self.num_saved_steps = event.history, event.num_saved, 0
             self._progress(Message(self._format_epoch()))
             self._tracker.log_epoch(self.history.rows[-1])
+            ray_metrics.set_epoch(str(self._config.name), self.history.rows[-1])
         elif isinstance(event, StepSaved):
             self.num_saved_steps = event.num_steps
         elif isinstance(event, PreemptionNotice):

@@ -1,0 +1,36 @@
+"""Metrics of `score` and `train` in Ray: the nodes of a cluster export them to Prometheus, as `ray_catsdogs_...`.
+
+On a Ray that the command started, nothing is recorded: it ends with the command, and nobody scrapes it.
+"""
+
+from collections.abc import Mapping
+
+import ray
+from ray.util.metrics import Counter, Gauge
+
+from catsdogs import start
+
+
+def count_scored_rows(by_status: Mapping[str, int], num_retries: int) -> None:
+    """Count rows as they arrive in the driver, those of a repeated attempt again, and repeated requests for files."""
+    if not _is_exported():
+        return
+    rows = Counter("catsdogs_score_rows", "Rows that score has computed, by status.", ("status",))
+    for status, count in by_status.items():
+        rows.inc(count, {"status": status})
+    if num_retries:
+        Counter("catsdogs_score_retries", "Requests for files that were repeated.").inc(num_retries)
+
+
+def set_epoch(run: str, row: Mapping[str, object]) -> None:
+    """Set a gauge for each number in a row of `summary.csv`, such as `catsdogs_train_val_loss`."""
+    if not _is_exported():
+        return
+    for column, value in row.items():
+        if isinstance(value, int | float):
+            name = f"catsdogs_train_{column.removeprefix('train_')}"
+            Gauge(name, f"{column} of the last finished epoch.", ("run",)).set(value, {"run": run})
+
+
+def _is_exported() -> bool:
+    return ray.is_initialized() and start.on_existing_cluster()
