@@ -5,21 +5,28 @@ On a Ray that the command started, nothing is recorded: it ends with the command
 
 from collections.abc import Mapping
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.util.metrics import Counter, Gauge
 
 from catsdogs import start
 
 
-def count_scored_rows(by_status: Mapping[str, int], num_retries: int) -> None:
-    """Count rows as they arrive in the driver, those of a repeated attempt again, and repeated requests for files."""
+def count_scored_rows(output: str, rows: pa.Table) -> None:
+    """Count rows that arrive in the driver, those of a repeated attempt again, and the repeated requests for files.
+
+    Args:
+        rows: `status`; `retries`, int.
+    """
     if not _is_exported():
         return
-    rows = Counter("catsdogs_score_rows", "Rows that score has computed, by status.", ("status",))
-    for status, count in by_status.items():
-        rows.inc(count, {"status": status})
-    if num_retries:
-        Counter("catsdogs_score_retries", "Requests for files that were repeated.").inc(num_retries)
+    counter = Counter("catsdogs_score_rows", "Rows that score has computed.", ("output", "status"))
+    for item in rows["status"].value_counts().to_pylist():
+        counter.inc(item["counts"], {"output": output, "status": item["values"]})
+    if num_retries := pc.sum(rows["retries"]).as_py():
+        counter = Counter("catsdogs_score_retries", "Requests for files that were repeated.", ("output",))
+        counter.inc(num_retries, {"output": output})
 
 
 def set_epoch(run: str, row: Mapping[str, object]) -> None:

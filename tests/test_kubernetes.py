@@ -127,6 +127,11 @@ def test_the_nightly_job_is_the_scoring_job():
     assert nightly == once
 
 
+def test_the_second_command_of_training_resumes_the_first():
+    first, second = read_job("rayjob-train")["entrypoint"].removeprefix("bash -c '").removesuffix("'").split("||")
+    assert second.split() == [*first.split(), "--resume"]
+
+
 def test_image_lock_and_cluster_have_one_ray_and_one_python():
     (locked,) = re.findall(r"^ray==(\S+) ", (REPO / "requirements.lock").read_text(), re.MULTILINE)
     (base,) = re.findall(r"^FROM (\S+)$", DOCKERFILE, re.MULTILINE)

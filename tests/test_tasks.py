@@ -29,6 +29,15 @@ def test_results_have_the_order_of_the_items_and_few_tasks_are_in_flight():
     assert list(results) == [number * number for number in range(1, 20)]
 
 
+def test_tasks_have_a_readable_name():
+    def _find_name(_number):
+        import ray
+
+        return ray.get_runtime_context().get_task_name()
+
+    assert list(map_in_tasks(_find_name, [0])) == ["find name"]
+
+
 def test_an_error_of_a_task_is_raised_as_it_is_and_ends_the_others():
     def fail_at_two(number):
         import time
@@ -43,7 +52,7 @@ def test_an_error_of_a_task_is_raised_as_it_is_and_ends_the_others():
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(InputError, match=r"^the input is wrong$"):
         next(results)
-    states = [task.state for task in list_tasks(filters=[("name", "=", "fail_at_two")], limit=10_000)]
+    states = [task.state for task in list_tasks(filters=[("name", "=", "fail at two")], limit=10_000)]
     assert len(states) <= 6
 
 

@@ -40,7 +40,7 @@ def decode_images(paths: Iterable[str], preprocessing: Preprocessing) -> dict[st
     """Decode a few images in one task, where all others are decoded; leave out those that fail."""
     files = storage.build_files_table(storage.Entry(path) for path in dict.fromkeys(paths))
     stage = DecodeForInference(preprocessing, MAX_PIXELS, FEW_IMAGES)
-    decode = ray.remote(num_cpus=allocate_cpus(1).decode)(_decode_files)
+    decode = ray.remote(_decode_files).options(num_cpus=allocate_cpus(1).decode, name="decode examples")
     images: dict[str, ImageArray] = {}
     for rows in ray.get(decode.remote(stage, files)):
         ok_N = np.asarray(pc.equal(rows["status"], OK))

@@ -167,7 +167,8 @@ def count_decoders(cpus: CpuAllocation) -> int:
 def warm_up_decoder(num_cpus: float) -> None:
     """Import what decoding needs in a Ray process of this machine before its first task: 7 CPU seconds."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    ray.remote(_import_stages).options(num_cpus=num_cpus, scheduling_strategy=here).remote()
+    task = ray.remote(_import_stages).options(num_cpus=num_cpus, scheduling_strategy=here, name="import decoders")
+    task.remote()
 
 
 def _import_stages() -> None:

@@ -22,7 +22,8 @@ def map_in_tasks(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     Raises:
         Exception: what the function raised, or a RetryableError if Ray or a machine failed.
     """
-    task = ray.remote(function).options(scheduling_strategy="SPREAD")
+    name = function.__name__.strip("_").replace("_", " ")  # in Ray's dashboard
+    task = ray.remote(function).options(scheduling_strategy="SPREAD", name=name)
     max_in_flight = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     in_flight: deque[ray.ObjectRef[R]] = deque()
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
+from catsdogs import ray_metrics
 from catsdogs.errors import RunError
 from catsdogs.progress import Message, Progress
 from catsdogs.ray_errors import RetryableError, unwrap_ray_error
@@ -85,6 +86,7 @@ def _attempt(
             if not seen:
                 _record_environment(rows, writer, progress)
             stats.add(rows)
+            ray_metrics.count_scored_rows(writer.plan.output, rows)
             writer.add(rows, pending)
             num_left -= rows.num_rows
             for device_precision in stats.by_device_precision.keys() - seen:

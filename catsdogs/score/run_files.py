@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
-from catsdogs import ray_metrics, storage
+from catsdogs import storage
 from catsdogs.checkpoint import CheckpointFiles
 from catsdogs.config import PrecisionChoice, ScoreConfig
 from catsdogs.decisions import Decisions
@@ -149,12 +149,10 @@ class RunStats:
 
     def add(self, rows: pa.Table) -> None:
         """Count rows."""
-        by_status, num_retries = count_values(rows["status"]), int(rows["retries"].to_numpy().sum())
-        ray_metrics.count_scored_rows(by_status, num_retries)
         self.num_rows += rows.num_rows
-        self.by_status.update(by_status)
+        self.by_status.update(count_values(rows["status"]))
         self.by_device_precision.update(count_values(rows["device_precision"]))
-        self.num_retries += num_retries
+        self.num_retries += int(rows["retries"].to_numpy().sum())
         for stage in COLUMN_STAGES:
             self.stage_s[stage] += float(rows[f"{stage}_s"].to_numpy().sum())
 
