@@ -72,6 +72,10 @@ def test_evaluate_exits_3_if_every_row_failed(red_blue_checkpoint, tmp_path, cap
     assert "2 of 2 images were not classified" in capsys.readouterr().err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["n"], metrics["failed"]) == (2, 2)
+    (tmp_path / "out" / "predictions.parquet").unlink()
+    (tmp_path / "out" / "predictions.parquet").mkdir()  # cannot be written
+    assert main(["evaluate", *map(str, arguments)]) == 1
+    assert not (tmp_path / "out" / "metrics.json").exists()  # would be of other predictions
 
 
 def test_a_calibrated_checkpoint_gives_decisions_in_evaluate_and_score(red_blue_root, red_blue_checkpoint, tmp_path):

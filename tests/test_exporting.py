@@ -127,6 +127,7 @@ def test_the_metadata_has_classes_model_and_preprocessing(exports, calibrated):
 def test_half_precision_without_resizing_is_written_to_a_bucket(red_blue_checkpoint, bucket, tmp_path):
     output, events = f"s3://{bucket}/export", []
     config = ExportConfig(checkpoint=str(red_blue_checkpoint), output=output, precision="fp16")
+    storage.write_bytes(f"{output}/model.pt2", b"of an earlier export, perhaps of another model")
     record = export(config, events.append)
     assert lines_of(events) == ["tracing the model for onnx"]
     assert record["temperature"] == 1

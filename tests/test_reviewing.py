@@ -14,6 +14,7 @@ from test_report import CHROMIUM, CONTROL, FLAGS, MARKUP
 
 from catsdogs import cli, report
 from catsdogs.config import ReviewConfig
+from catsdogs.errors import RunError
 from catsdogs.labels import LabelSource, list_training
 from catsdogs.results import Result
 from catsdogs.reviewing import review
@@ -213,6 +214,15 @@ def test_pictures_are_shown_and_one_that_is_gone_is_said(reviewed, open_page):
         page.keyboard.press("0")
     assert num_missing == 1
     assert page.locator("#progress").inner_text() == "all 26 seen, 0 labelled"
+
+
+def test_an_interrupted_review_has_no_page_of_an_earlier_one(scores, ray_cluster, tmp_path):
+    for name in ("review.html", "review.csv/file"):  # the table cannot be written
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("of an earlier review")
+    with pytest.raises(RunError, match=r"cannot write .*/review\.csv"):
+        review(ReviewConfig(scores=scores, output=str(tmp_path / "out"), n=3))
+    assert not (tmp_path / "out" / "review.html").exists()
 
 
 def test_label_studio_gets_tasks_with_the_prediction(reviewed):

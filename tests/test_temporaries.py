@@ -9,6 +9,7 @@ import time
 import pytest
 
 from catsdogs import storage
+from catsdogs.errors import RunError
 from catsdogs.temporaries import MIN_AGE_S, temporary_folder
 
 WRITER = """
@@ -58,6 +59,19 @@ def test_the_file_of_a_killed_writer_is_removed_and_that_of_a_live_one_is_not(tm
     assert os.listdir(tmp_path) == [name]
     storage.remove_temporaries(str(tmp_path))
     assert os.listdir(tmp_path) == []
+
+
+def test_the_last_file_of_a_result_is_never_beside_those_of_another(tmp_path):
+    folder = str(tmp_path / "out")
+    storage.write_files(folder, {"table": b"1", "of one format": b"1", "record": b"1"})
+    (tmp_path / "out" / ".table.0123456789abcdef.catsdogs").touch()  # of a killed process
+    storage.write_files(folder, {"table": b"2", "record": b"2"}, obsolete=["of one format", "never there"])
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {"table": b"2", "record": b"2"}
+    (tmp_path / "out" / "table").unlink()
+    (tmp_path / "out" / "table").mkdir()  # cannot be written
+    with pytest.raises(RunError, match="cannot write"):
+        storage.write_files(folder, {"table": b"3", "record": b"3"})
+    assert os.listdir(folder) == ["table"]
 
 
 @pytest.mark.parametrize(

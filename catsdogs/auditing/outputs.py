@@ -75,9 +75,6 @@ def check_output(config: AuditConfig) -> None:
 
 def write_audit(output: str, findings: Findings, page: str, summary: dict[str, Any]) -> None:
     """Write all files; raises RunError if one cannot be written."""
-    storage.remove_temporaries(output)
-    for name in (SUMMARY, SUSPECTS):
-        storage.remove(storage.join(output, name))
     contents = {
         FILES: parquet_bytes(_build_files(findings.files)),
         EXCLUDE: _build_csv(findings.excluded),
@@ -86,8 +83,7 @@ def write_audit(output: str, findings: Findings, page: str, summary: dict[str, A
         **({} if findings.suspects is None else {SUSPECTS: parquet_bytes(findings.suspects.table)}),
         SUMMARY: json.dumps(summary, indent=2).encode(),
     }
-    for name, content in contents.items():
-        storage.write_bytes(storage.join(output, name), content)
+    storage.write_files(output, contents, obsolete=[SUSPECTS])
 
 
 def _build_files(files: pa.Table) -> pa.Table:

@@ -58,10 +58,8 @@ def _write(output: str, record: dict[str, Any], pairs: Pairs) -> None:
     from catsdogs.comparison.page import build_page  # not at the top: matplotlib would add a second to every start
 
     page = build_page(record, pairs.largest, pairs.histogram.tolist())
-    storage.remove(storage.join(output, COMPARISON))
-    storage.write_bytes(storage.join(output, CHANGES), pairs.close())
-    storage.write_bytes(storage.join(output, REPORT), page.encode())
-    storage.write_bytes(storage.join(output, COMPARISON), json.dumps(record, indent=2).encode())
+    contents = {CHANGES: pairs.close(), REPORT: page.encode(), COMPARISON: json.dumps(record, indent=2).encode()}
+    storage.write_files(output, contents)
 
 
 def _check_conditions(config: CompareConfig, figures: Mapping[str, float | None]) -> list[dict[str, Any]]:

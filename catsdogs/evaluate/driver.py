@@ -50,10 +50,8 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
         result["decisions"] = measure_decisions(predictions, decisions)
     if writable is not None:
         result["calibration"] = _calibrate(predictions, checkpoint, writable, progress)
-    storage.remove_temporaries(config.output)
     content = parquet_bytes(predictions.replace_schema_metadata(checkpoint.parquet_metadata()))
-    storage.write_bytes(storage.join(config.output, ROWS), content)
-    storage.write_bytes(storage.join(config.output, METRICS), json.dumps(result, indent=2).encode())
+    storage.write_files(config.output, {ROWS: content, METRICS: json.dumps(result, indent=2).encode()})
     return result
 
 

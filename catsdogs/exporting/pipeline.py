@@ -131,7 +131,6 @@ def _write(output: str, file_name: str, content: bytes, references: References, 
     buffer = io.BytesIO()
     named = {f"image_{i}": image for i, image in enumerate(references.images)}
     np.savez_compressed(buffer, probabilities=references.probs_NK, **named)  # type: ignore[arg-type]
-    storage.remove(storage.join(output, RECORD))
-    storage.write_bytes(storage.join(output, file_name), content)
-    storage.write_bytes(storage.join(output, REFERENCES), buffer.getvalue())
-    storage.write_bytes(storage.join(output, RECORD), json.dumps(record, indent=2).encode())
+    contents = {file_name: content, REFERENCES: buffer.getvalue(), RECORD: json.dumps(record, indent=2).encode()}
+    obsolete = [found_format.file_name for found_format in FORMATS.values() if found_format.file_name != file_name]
+    storage.write_files(output, contents, obsolete)

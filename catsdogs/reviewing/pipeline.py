@@ -84,9 +84,8 @@ def _write(
     ]
     page = report.review_page(class_names, pictures, digest)
     tasks = [_build_task(row, model_sha256) for row in rows]
-    storage.write_bytes(storage.join(output, TABLE), table.encode())
-    storage.write_bytes(storage.join(output, LABEL_STUDIO), json.dumps(tasks, indent=1).encode())
-    storage.write_bytes(storage.join(output, PAGE), page.encode())
+    contents = {TABLE: table, LABEL_STUDIO: json.dumps(tasks, indent=1), PAGE: page}
+    storage.write_files(output, {name: content.encode() for name, content in contents.items()})
 
 
 def _format_csv(rows: Iterable[dict[str, Any]]) -> str:

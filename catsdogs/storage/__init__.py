@@ -54,6 +54,7 @@ from catsdogs.storage.writing import (
     remove_temporaries,
     replace_bytes,
     write_bytes,
+    write_files,
     write_over,
 )
 
@@ -90,5 +91,6 @@ __all__ = [
     "remove_temporaries",
     "replace_bytes",
     "write_bytes",
+    "write_files",
     "write_over",
 ]

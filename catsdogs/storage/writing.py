@@ -13,14 +13,14 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from catsdogs.errors import NotRetryableError, RunError
 from catsdogs.storage.objects import put_object, read_etag, request_sync
 from catsdogs.storage.other_stores import call
 from catsdogs.storage.reading import local_write_version, read_versioned
 from catsdogs.storage.s3 import REFUSED, STORE_ERRORS, check_credentials, read_error_code, split_s3, to_store_error
-from catsdogs.storage.uris import exists, is_local, local_path
+from catsdogs.storage.uris import exists, is_local, join, list_names, local_path
 from catsdogs.temporaries import lock, remove_if_stale
 
 TEMPORARY = re.compile(rb"\..{1,40}\.[0-9a-f]{16}\.catsdogs", re.DOTALL)
@@ -42,6 +42,23 @@ def write_bytes(uri: str, content: bytes) -> None:
             put_object(*split_s3(uri), content)
         else:
             call(uri, "pipe_file", content)
+
+
+def write_files(folder: str, files: Mapping[str, bytes], obsolete: Iterable[str] = ()) -> None:
+    """Write the files of a result, by name, each atomically.
+
+    The last one is removed first and written last: if the process is killed, it is not beside files of another result.
+
+    Args:
+        obsolete: names of files that an earlier result may have, and this one has not.
+    """
+    remove_temporaries(folder)
+    found = list_names(folder)  # a store may allow to list and to write, and not to delete
+    for name in (*list(files)[-1:], *obsolete):
+        if name in found:
+            remove(join(folder, name))
+    for name, content in files.items():
+        write_bytes(join(folder, name), content)
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
