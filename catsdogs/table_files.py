@@ -1,4 +1,4 @@
-"""Read columns of Parquet, CSV and JSON Lines files row by row. What a file unpacks to is limited."""
+"""Read columns of Parquet, CSV and JSON Lines files row by row, and write CSV. What a file unpacks to is limited."""
 
 import codecs
 import csv
@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -191,6 +191,19 @@ def _iter_json_lines(lines: io.TextIOWrapper, columns: Sequence[Column]) -> Numb
         if not isinstance(row, dict):
             raise ValueError(f"expected a JSON object in line {number}, got {line.strip()[:80]}")
         yield number, tuple(next((row[name] for name in column.names if name in row), None) for column in columns)
+
+
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Format rows as CSV that `iter_rows` and others read back unchanged, whatever a file name contains.
+
+    Python before 3.13 does not quote a carriage return by itself.
+    """
+    text = io.StringIO()
+    writer, quoting = csv.writer(text, lineterminator="\n"), csv.writer(text, csv.unix_dialect)
+    for row in rows:
+        has_return = any(isinstance(value, str) and "\r" in value for value in row)
+        (quoting if has_return else writer).writerow(row)
+    return text.getvalue()
 
 
 class LimitedLines:

@@ -259,8 +259,10 @@ def test_a_table_of_one_class_is_audited(tmp_path, write):
 
 def test_an_audit_that_cannot_be_written_leaves_no_summary(tmp_path, write):
     write("data/1.jpg", spots_jpeg(1))
+    write("data/2\r.jpg", b"")
     config = AuditConfig(input=str(tmp_path / "data"), output=str(tmp_path / "out"))
     audit(config)
+    assert labels.Exclusion.read(str(tmp_path / "out" / "exclude.csv"), None).paths == {f"{tmp_path}/data/2\r.jpg"}
     (tmp_path / "out" / "pairs.parquet").unlink()
     (tmp_path / "out" / "pairs.parquet").mkdir()
     with pytest.raises(RunError, match="cannot write"):

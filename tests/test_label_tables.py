@@ -13,6 +13,7 @@ from catsdogs import labels
 from catsdogs.errors import InputError
 from catsdogs.labels import LabelledFiles, LabelSource
 from catsdogs.progress import Message
+from catsdogs.table_files import format_csv
 
 Rows = list[dict[str, object]]
 CLASSES = ("cats", "dogs")
@@ -221,6 +222,13 @@ def test_excluded_images_are_left_out_and_counted(tmp_path, from_table):
     assert {*train, *validation} == expected - {f"{folder}/cats/3.jpg", f"{folder}/dogs/7.jpg"}
     assert messages[0] == f"2 of the 3 images in {exclude} are left out"
     assert labels.list_evaluation(source, None).files.num_rows == 18
+
+
+@pytest.mark.parametrize("name", ["carriage\rreturn", "line\r\nend", 'a "quoted", name', "=1;2\t3", "\ufeffmark"])
+def test_a_table_that_a_command_writes_has_any_file_name(tmp_path, name):
+    (tmp_path / "exclude.csv").write_bytes(format_csv([("path", "reason"), (f"/x/{name}.jpg", None)]).encode())
+    exclusion = labels.Exclusion.read(str(tmp_path / "exclude.csv"), None)
+    assert exclusion.paths == {f"/x/{name}.jpg"}
 
 
 def test_everything_cannot_be_excluded(tmp_path):

@@ -1,7 +1,5 @@
 """The files that an audit writes. `audit.json` is written last, and removed first if there was one."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +13,7 @@ from catsdogs.auditing.issues import UNKNOWN, Findings
 from catsdogs.config import AuditConfig
 from catsdogs.errors import InputError
 from catsdogs.schema import parquet_bytes
+from catsdogs.table_files import format_csv
 
 SUMMARY = "audit.json"
 FILES, PAIRS, EXCLUDE, REPORT = "files.parquet", "pairs.parquet", "exclude.csv", "report.html"
@@ -77,7 +76,7 @@ def write_audit(output: str, findings: Findings, page: str, summary: dict[str, A
     """Write all files; raises RunError if one cannot be written."""
     contents = {
         FILES: parquet_bytes(_build_files(findings.files)),
-        EXCLUDE: _build_csv(findings.excluded),
+        EXCLUDE: format_csv([("path", "reason"), *findings.excluded]).encode(),
         REPORT: page.encode(),
         PAIRS: _build_pairs(findings),
         **({} if findings.suspects is None else {SUSPECTS: parquet_bytes(findings.suspects.table)}),
@@ -91,12 +90,6 @@ def _build_files(files: pa.Table) -> pa.Table:
     hashes = [None if value is None else f"{value:016x}" for value in files["phash"].to_pylist()]
     columns = {"sha256": pa.array(digests, pa.string()), "phash": pa.array(hashes, pa.string())}
     return pa.table([columns.get(name, files[name]) for name in AUDITED_FILES.names], schema=AUDITED_FILES)
-
-
-def _build_csv(excluded: list[tuple[str, str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *excluded])
-    return text.getvalue().encode()
 
 
 def _build_pairs(findings: Findings) -> bytes:

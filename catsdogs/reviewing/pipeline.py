@@ -1,9 +1,7 @@
 """review(): pick rows of a result, decode their images, and write a page to label them on."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +17,7 @@ from catsdogs.progress import Message, Progress, StageProgress
 from catsdogs.results import Result
 from catsdogs.reviewing.picks import COLUMNS, Picker
 from catsdogs.start import import_while_ray_starts
+from catsdogs.table_files import format_csv
 from catsdogs.text import format_names
 
 PAGE, TABLE, LABEL_STUDIO = "review.html", "review.csv", "labelstudio.json"
@@ -89,11 +88,8 @@ def _write(
 
 
 def _format_csv(rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["predicted" if name == "label" else name for name in COLUMNS])
-    writer.writerows([row[name] for name in COLUMNS] for row in rows)
-    return text.getvalue()
+    header = ["predicted" if name == "label" else name for name in COLUMNS]
+    return format_csv([header, *([row[name] for name in COLUMNS] for row in rows)])
 
 
 def _build_task(row: dict[str, Any], model_sha256: str | None) -> dict[str, Any]:
