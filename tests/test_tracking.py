@@ -1,6 +1,7 @@
 """Runs in a local MLflow store."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from conftest import lines_of
 
 from catsdogs.config import TrainConfig
 from catsdogs.progress import silent
+from catsdogs.train import tracking
 from catsdogs.train.run_folder import SUMMARY_COLUMNS
 from catsdogs.train.tracking import ARTIFACTS, track
 
@@ -113,6 +115,39 @@ def test_a_store_that_fails_later_is_reported_once(store, run_folder, tmp_path):
     assert [line.split(":")[0] for line in lines_of(events)[1:]] == [
         "not logged to MLflow any more, training continues"
     ]
+
+
+def test_a_server_that_is_down_is_not_asked_for_minutes(run_folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "REQUEST_LIMITS", dict.fromkeys(tracking.REQUEST_LIMITS, "0"))
+    for name in tracking.REQUEST_LIMITS:
+        monkeypatch.setenv(name, "")  # so that the variable is restored
+        monkeypatch.delenv(name)
+    with track(CONFIG, run_folder, silent):
+        assert {name: os.environ[name] for name in tracking.REQUEST_LIMITS} == tracking.REQUEST_LIMITS
+
+
+def test_a_full_disk_does_not_end_a_training_that_is_logged(store, run_folder, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    events = []
+    with track(CONFIG, run_folder, events.append) as tracker:
+        monkeypatch.setattr("tempfile.mkdtemp", fail)
+        tracker.log_files(run_folder)
+    assert lines_of(events)[1:] == ["not logged to MLflow any more, training continues: no space left on device"]
+
+
+def test_a_package_that_cannot_be_imported_does_not_end_training(run_folder, monkeypatch, tmp_path):
+    (tmp_path / "mlflow.py").write_text("raise TypeError('Descriptors cannot be created directly')")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///nowhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlflow")
+    events = []
+    with track(CONFIG, run_folder, events.append):
+        pass
+    (line,) = lines_of(events)
+    assert line == "not logged to MLflow any more, training continues: Descriptors cannot be created directly"
 
 
 def test_a_missing_package_is_said(run_folder, monkeypatch):

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 RUN_TAG = "catsdogs.run"  # the URI of the run's folder
+# MLflow's own defaults, 7 retries and 120 s, delay a training by 4 minutes if the server is down, and by more than 16
+# if it does not respond.
+REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 ARTIFACTS = (REPORT, SUMMARY, ARGS, VAL_PREDICTIONS, f"{BEST}/config.json", f"{BEST}/model.safetensors")
 
 
@@ -46,14 +49,7 @@ class Tracker:
 
     def log_files(self, uri: str) -> None:
         """Log the report, the tables and the best checkpoint of a finished run as artifacts."""
-        if self._client is None:
-            return
-        with tempfile.TemporaryDirectory(prefix="catsdogs-mlflow-") as folder:
-            for name in ARTIFACTS:
-                file = Path(folder, name)
-                file.parent.mkdir(exist_ok=True)
-                file.write_bytes(storage.read_bytes(storage.join(uri, *name.split("/"))))
-            self._request(lambda client: client.log_artifacts(self._run_id, folder))
+        self._request(lambda client: _log_artifacts(client, self._run_id, uri))
 
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
@@ -93,6 +89,11 @@ def _start(config: TrainConfig, uri: str, progress: Progress) -> Tracker:
         logger.debug("no mlflow", exc_info=True)
         progress(Message(f"{TRACKING_URI} is set, but MLflow is not installed: pip install mlflow-skinny"))
         return Tracker(progress)
+    except Exception as error:  # noqa: BLE001 - a dependency of it may be missing or of another version
+        _report_failure(progress, error)
+        return Tracker(progress)
+    for name, value in REQUEST_LIMITS.items():
+        os.environ.setdefault(name, value)
     try:
         client = mlflow.MlflowClient()
         run_id = _find_or_create_run(client, config, uri)
@@ -125,6 +126,15 @@ def _find_or_create_experiment(client: "MlflowClient") -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
     experiment = client.get_experiment_by_name(name)
     return str(client.create_experiment(name) if experiment is None else experiment.experiment_id)
+
+
+def _log_artifacts(client: "MlflowClient", run_id: str, uri: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="catsdogs-mlflow-") as folder:
+        for name in ARTIFACTS:
+            file = Path(folder, name)
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(storage.read_bytes(storage.join(uri, *name.split("/"))))
+        client.log_artifacts(run_id, folder)
 
 
 def _build_metrics(values: list[tuple[str, float, int, int]]) -> "list[Metric]":
