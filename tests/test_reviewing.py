@@ -29,8 +29,11 @@ def pick(uri: str, **settings: object) -> list[dict]:
     result = Result.open(uri)
     drops_alike = result.has_embeddings and config.strategy != "random"
     picker = Picker(config, list(result.class_names), drops_alike)
-    for batch in result.iter_batches({name: i for i, name in enumerate(result.class_names)}, drops_alike):
-        picker.add(batch)
+    may_find_more = True
+    while may_find_more:
+        for batch in result.iter_batches({name: i for i, name in enumerate(result.class_names)}, drops_alike):
+            picker.add(batch)
+        may_find_more = picker.finish_pass()
     return picker.pick().to_pylist()
 
 
@@ -83,6 +86,20 @@ def test_images_that_look_alike_are_picked_once(tmp_path):
     picked = [int(row["path"][3:5]) // 3 for row in pick(uri, n=40)]
     assert sorted(picked) == list(range(20))
     assert len({int(row["path"][3:5]) // 3 for row in pick(uri, strategy="random", n=40)}) < 40
+
+
+@pytest.mark.parametrize(("n", "num_picked"), [(10, 10), (24, 21)])
+def test_many_images_that_look_alike_do_not_hide_the_others(tmp_path, n, num_picked):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(320, 16)).astype(np.float32)
+    embeddings[:150], embeddings[150:300] = embeddings[0], embeddings[-1]  # as the frames of two videos
+    probs = np.zeros((320, 3), np.float32)
+    probs[:, 0] = 0.5 + np.arange(320) / 1000
+    probs[:, 1] = 1 - probs[:, 0]
+    paths = [f"/x/{i:03}.jpg" for i in range(320)]
+    uri = write_scoring(tmp_path / "scores", build_table(paths, probs, failed=(7,), embeddings_ND=embeddings))
+    picked = [row["path"] for row in pick(uri, n=n)]
+    assert picked == [paths[i] for i in (0, 150, *range(300, 319))][:num_picked]
 
 
 # Bad input

@@ -37,8 +37,11 @@ def review(config: ReviewConfig, progress: Progress) -> dict[str, Any]:
     if not picks.num_rows:
         raise InputError(f"{config.scores}: expected images to review, found none: {_describe_candidates(config)}")
     if picks.num_rows < config.n:
+        reason = "there are no others"
+        if picks.num_rows < picker.num_candidates:
+            reason += " that look different"
         found = f"{picks.num_rows:,} of {picker.num_candidates:,} candidates"
-        progress(Message(f"{found} are picked, fewer than --n {config.n:,}: there are no others that look different"))
+        progress(Message(f"{found} are picked, fewer than --n {config.n:,}: {reason}"))
     data = import_while_ray_starts("catsdogs.data")
     images = data.decode_images(picks["path"].to_pylist(), THUMBNAIL)
     _write(config.output, picks, class_names, result.model_sha256, images)
@@ -52,7 +55,7 @@ def _describe_candidates(config: ReviewConfig) -> str:
 
 
 def _pick(config: ReviewConfig, result: Result, class_names: list[str], progress: Progress) -> Picker:
-    """Read all rows."""
+    """Read all rows, more than once if most of them look alike."""
     if config.class_name is not None:
         config = dataclasses.replace(config, class_name=normalize_name(config.class_name))
         if config.class_name not in class_names:
@@ -60,11 +63,15 @@ def _pick(config: ReviewConfig, result: Result, class_names: list[str], progress
     # A random sample stays random.
     drops_alike = result.has_embeddings and config.strategy != "random"
     picker = Picker(config, class_names, drops_alike)
-    num_rows = 0
-    for batch in result.iter_batches({name: i for i, name in enumerate(class_names)}, drops_alike):
-        picker.add(batch)
-        num_rows += len(batch.rows)
-        progress(StageProgress("read", num_rows, result.num_rows))
+    classes = {name: i for i, name in enumerate(class_names)}
+    may_find_more = True
+    while may_find_more:
+        num_rows = 0
+        for batch in result.iter_batches(classes, drops_alike):
+            picker.add(batch)
+            num_rows += len(batch.rows)
+            progress(StageProgress("read", num_rows, result.num_rows))
+        may_find_more = picker.finish_pass()
     return picker
 
 
