@@ -217,6 +217,22 @@ def test_the_shift_of_embeddings_is_that_of_their_means(tmp_path):
     assert shift == pytest.approx(3 / math.sqrt(4), rel=0.1)  # the standard deviation of four features
 
 
+def test_embeddings_that_do_not_differ_have_no_shift(tmp_path):
+    folders = []
+    for name, shift in (("a", 0.0), ("b", 0.01)):
+        row = np.abs(np.random.default_rng(0).normal(size=2048)).astype(np.float32) + np.float32(shift)
+        table = build_table(list_paths(100, f"/{name}"), draw_probs(100, 0), embeddings_ND=np.repeat(row[None], 100, 0))
+        folders.append(write_scoring(tmp_path / name, table))
+    assert run(*folders, tmp_path / "out")["figures"]["embedding_shift"] is None
+
+
+def test_formats_are_those_of_images(tmp_path):
+    names = ["a.JPG", "b.jpeg", "c.jpg?id=1", "d.jpg?id=2", "2024.05.06 beach", "e"]
+    uri = write_scoring(tmp_path / "a", build_table([f"/x/{name}" for name in names], draw_probs(6, 0)))
+    formats = run(uri, uri, tmp_path / "out")["a"]["formats"]
+    assert formats == {".jpeg": 1, ".jpg": 1, "none": 1, "other": 3}
+
+
 def test_psi_by_hand():
     assert compute_psi([50, 50], [50, 50]) == 0
     a, b = np.array([10.5, 30.5]) / 41, np.array([20.5, 20.5]) / 41

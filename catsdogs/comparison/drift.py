@@ -22,6 +22,7 @@ from catsdogs.results import OK_CODE, Rows
 EMPTY = 0.5
 NUM_QUANTILES = 10
 NUM_BINS = 20  # of the histogram, from 0 to 1
+MIN_VARIANCE = 1e-9  # relative to the mean square: less is rounding, of rows that are all equal
 SIZES = ("width", "height", "size_bytes")
 SHOWN_QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 
@@ -46,13 +47,16 @@ class Embeddings:
         self._num_rows += len(embeddings_ND)
 
     def compute_shift(self, other: "Embeddings") -> float | None:
-        """Compute the distance of the two means, in standard deviations of this one's rows around their mean."""
+        """Compute the distance of the two means, in standard deviations of this one's rows around their mean.
+
+        None if one has no rows, or the rows do not differ.
+        """
         if self._sum_D is None or other._sum_D is None or len(self._sum_D) != len(other._sum_D):
             return None
         mean_D = self._sum_D / self._num_rows
         variance = self._squares / self._num_rows - float(mean_D @ mean_D)
         distance = float(np.linalg.norm(mean_D - other._sum_D / other._num_rows))
-        return distance / math.sqrt(variance) if variance > 0 else None
+        return distance / math.sqrt(variance) if variance > MIN_VARIANCE * self._squares / self._num_rows else None
 
 
 def compute_psi(counts_a: npt.ArrayLike, counts_b: npt.ArrayLike) -> float | None:

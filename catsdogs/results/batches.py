@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catsdogs import storage
 from catsdogs.errors import InputError
 from catsdogs.labels import normalize_name
 from catsdogs.schema import OK, STATUSES
@@ -129,4 +130,6 @@ def _read_vectors(
 
 
 def _find_format(path: str) -> str:
-    return posixpath.splitext(path)[1].lower() or "none"
+    """Return the extension of an image; "other" for what follows the last dot of any other name."""
+    extension = posixpath.splitext(path)[1].lower()
+    return extension if extension in storage.EXTENSIONS else "other" if extension else "none"
