@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ MAX_ROWS = 100_000_000  # of one file; a repeated value takes next to no space i
 MAX_RECORD_CHARS = 1 << 24  # of one line of text, or one row of CSV, which may have line breaks in quotes
 PIECE_BYTES = 1 << 24  # of text, to find its encoding
 BATCH_ROWS = 1 << 20  # of Parquet; a row takes four bytes until its value is needed
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it, and UTF-8 cannot
 
 # What reading a file raises if it is damaged, too long, or has not the columns.
 READ_ERRORS = (EOFError, OSError, ValueError, csv.Error, pa.ArrowException, zlib.error)
@@ -190,7 +193,10 @@ def _iter_json_lines(lines: io.TextIOWrapper, columns: Sequence[Column]) -> Numb
             raise ValueError(f"expected a JSON object in line {number}: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"expected a JSON object in line {number}, got {line.strip()[:80]}")
-        yield number, tuple(next((row[name] for name in column.names if name in row), None) for column in columns)
+        values = tuple(next((row[name] for name in column.names if name in row), None) for column in columns)
+        if any(isinstance(value, str) and LONE_SURROGATE.search(value) for value in values):
+            raise ValueError(f"expected text in line {number}, found half of a surrogate pair; is it damaged?")
+        yield number, values
 
 
 def format_csv(rows: Iterable[Sequence[object]]) -> str:

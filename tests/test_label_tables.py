@@ -258,6 +258,12 @@ def test_labels_may_be_numbers_and_have_spaces_around_them(tmp_path):
     assert [*map_classes(found).values()] == ["cats", "dogs", "cats"]
 
 
+def test_a_path_with_a_zero_byte_is_a_missing_file(tmp_path):
+    rows = [{"path": f"{i}\0.jpg", "label": CLASSES[i % 2]} for i in range(8)]
+    train, validation, _ = list_with_messages(LabelSource(labels=write_table(tmp_path, rows, "labels.jsonl")))
+    assert len(train) + len(validation) == 8
+
+
 HEADER = "path,label,split,group\n"
 REFUSED = {
     "two labels": (HEADER + "a,x\nb,y\na,y\n", "/a has two labels, 'x' in line 2 and 'y' in line 4; expected each"),
@@ -297,6 +303,7 @@ REFUSED = {
     "a deep JSON list": ("[" * 100_000 + "\n", "expected a JSON object in line 1"),
     "a JSON label": ('{"path": "a", "label": ["x"]}\n', "a whole number as label, split or group, got ['x']"),
     "a JSON path": ('{"path": 7, "label": "x"}\n', "line 1: expected a path, got 7"),
+    "half of a JSON surrogate pair": ('{"path": "a", "label": "\\ud800"}\n', "found half of a surrogate pair"),
     "a fraction": ('{"path": "a", "label": 0.5}\n', "a whole number as label, split or group, got 0.5"),
 }
 

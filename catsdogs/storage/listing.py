@@ -217,7 +217,7 @@ def find_entry(uri: str) -> Entry:
     path = local_path(uri)
     try:
         found = os.stat(path)
-    except OSError:  # reading the file reports the reason
+    except (OSError, ValueError):  # reading the file reports the reason; a ValueError if the name has a zero byte
         return Entry(uri)
     return _local_entry(path, found) if stat.S_ISREG(found.st_mode) else Entry(uri)
 
