@@ -257,6 +257,15 @@ def test_a_table_of_one_class_is_audited(tmp_path, write):
     assert pq.read_table(tmp_path / "out" / "pairs.parquet").num_rows == 0
 
 
+def test_corrupt_files_take_no_place_of_odd_images(tmp_path, write):
+    for i in range(3):
+        write(f"data/{i}.png", spots_jpeg(i)[:-200])
+    write("data/9.png", spots_jpeg(9))
+    summary = audit(AuditConfig(input=str(tmp_path / "data"), output=str(tmp_path / "out")))
+    assert (summary["by_status"], summary["by_issue"]["wrong_extension"]) == ({"ok": 1, "truncated": 3}, 4)
+    assert (tmp_path / "out" / "report.html").read_text().count("<img") == 1
+
+
 def test_an_audit_that_cannot_be_written_leaves_no_summary(tmp_path, write):
     write("data/1.jpg", spots_jpeg(1))
     write("data/2\r.jpg", b"")

@@ -125,11 +125,15 @@ def _read_rows(findings: Findings, pair: int) -> tuple[int, int]:
 
 
 def _select_odd(findings: Findings) -> dict[int, list[str]]:
-    """Select images of each issue that are not selected for another; return their issues by row."""
+    """Select images of each issue that are not selected for another; return their issues by row.
+
+    A file without an image may have another extension, too, but there is nothing to show.
+    """
     issues_N = findings.files["issues"].to_pylist()
     selected: dict[int, list[str]] = {}
     for name in ODD_ISSUES:
-        rows = (row for row, issues in enumerate(issues_N) if name in issues and row not in selected)
+        found = (row for row, issues in enumerate(issues_N) if name in issues and "corrupt" not in issues)
+        rows = (row for row in found if row not in selected)
         for row in list(itertools.islice(rows, MAX_ODD)):
             selected[row] = [issue for issue in ODD_ISSUES if issue in issues_N[row]]
     return selected
