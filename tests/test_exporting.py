@@ -89,6 +89,19 @@ def test_a_graph_gives_the_calibrated_probabilities_of_score(exports, calibrated
         assert found_NK.dtype == np.float32
 
 
+def test_a_probability_that_is_0_in_float32_is_calibrated_as_score_does(red_blue_checkpoint):
+    checkpoint = read_checkpoint(str(red_blue_checkpoint))
+    state_dict = checkpoint.load_state_dict()
+    state_dict["fc.weight"].zero_()
+    state_dict["fc.bias"].copy_(torch.tensor([0.0, 150.0]))
+    size = checkpoint.preprocessing.img_size
+    images_NHWC = draw(size, size)[None]
+    probs_NK = Predictor(state_dict, checkpoint.preprocessing, "fp32", torch.device("cpu"))(images_NHWC)
+    model = pipeline.ExportedModel(state_dict, checkpoint.preprocessing, 24.0, torch.float32, with_resize=False)
+    found_NK = model(torch.from_numpy(images_NHWC)).numpy()
+    np.testing.assert_allclose(found_NK, scale_probs(probs_NK, 24.0), rtol=1e-4)
+
+
 def test_the_script_of_the_page_gives_the_label(exports, calibrated, tmp_path):
     (script,) = re.findall(r"```python\n(.*?)```", EXPORT_PAGE.read_text(), re.DOTALL)
     (tmp_path / "runs").mkdir()

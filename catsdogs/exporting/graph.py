@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from catsdogs.calibration import MIN_PROB
 from catsdogs.images import Preprocessing
 from catsdogs.resnet import ResNet50
 
@@ -95,4 +96,8 @@ class ExportedModel(nn.Module):
         pixels_NCHW = images.permute(0, 3, 1, 2).float() if self._resize is None else self._resize(images)
         inputs_NCHW = (pixels_NCHW - self.mean) / self.std
         logits_NK: torch.Tensor = self._model(inputs_NCHW.to(self._dtype)).float()
-        return (logits_NK / self._temperature).softmax(dim=1)
+        if self._temperature == 1:
+            return logits_NK.softmax(dim=1)
+        # As `calibration.scale_probs`: from probabilities of float32, where a large difference of logits is lost.
+        log_probs_NK = logits_NK.softmax(dim=1).clamp(min=float(MIN_PROB)).log()
+        return (log_probs_NK / self._temperature).softmax(dim=1)
