@@ -63,13 +63,18 @@ def encode_thumbnail(image: NDArray[np.uint8], side: int = _THUMBNAIL) -> str:
 
 def dataset_grid(pictures: Sequence[Picture]) -> Section:
     """Build the section with images and their labels."""
-    return Section(title="Data", html=render("pictures", pictures=pictures, mistakes=False))
+    return Section(title="Data", html=render("pictures", pictures=pictures, mistakes=False, num_unreadable=0))
 
 
-def worst_mistakes(pictures: Sequence[Picture]) -> Section:
-    """Build the section with misclassified images, the most confident first; if known, with what supports the label."""
+def worst_mistakes(pictures: Sequence[Picture], num_unreadable: int = 0) -> Section:
+    """Build the section with misclassified images, the most confident first; if known, with what supports the label.
+
+    Args:
+        num_unreadable: further ones, whose images cannot be decoded any more.
+    """
     ordered = sorted(pictures, key=lambda picture: -1 if picture.prob is None else picture.prob, reverse=True)
-    return Section(title="Worst mistakes", html=render("pictures", pictures=ordered, mistakes=True))
+    html = render("pictures", pictures=ordered, mistakes=True, num_unreadable=num_unreadable)
+    return Section(title="Worst mistakes", html=html)
 
 
 def class_examples(examples: Mapping[str, tuple[Sequence[Picture], Sequence[Picture]]]) -> Section:

@@ -36,12 +36,13 @@ def write_report(config: TrainConfig, folder: RunFolder, history: History, train
         "img/s": f"{best['images_per_s']:.1f}",
     }
     mistakes, samples = _select_mistakes(predictions), _select_samples(train_files)
+    pictures = _build_mistakes(mistakes, folder)
     sections = [
         report.facts(facts),
         report.curves(history.rows),
         report.confusion_matrix(folder.class_names, sums.matrix_KK, sums.failed_K.tolist()),
         *_build_calibration(predictions, folder.class_names),
-        report.worst_mistakes(_build_mistakes(mistakes, folder)),
+        report.worst_mistakes(pictures, len(mistakes) - len(pictures)),
         report.dataset_grid(_build_samples(samples)),
         report.settings(dataclasses.asdict(config)),
     ]
