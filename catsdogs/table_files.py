@@ -157,6 +157,9 @@ def _iter_csv(lines: io.TextIOWrapper, columns: Sequence[Column]) -> NumberedRow
     lines.seek(0)
     # Strict, else a stray quote would hide the rows after it.
     for number, row in itertools.islice(_iter_csv_rows(lines, delimiter, strict=True), 1, None):
+        if any(row[len(header) :]):
+            fields = f"{len(header)} field{'s' * (len(header) > 1)} as in the header, found {len(row)}"
+            raise ValueError(f"expected {fields} in line {number}; quote what contains {delimiter!r}")
         yield number, tuple(row[i] if i is not None and i < len(row) else None for i in indices)
 
 

@@ -231,6 +231,12 @@ def test_a_table_that_a_command_writes_has_any_file_name(tmp_path, name):
     assert exclusion.paths == {f"/x/{name}.jpg"}
 
 
+def test_a_comma_that_is_not_quoted_excludes_no_other_image(tmp_path):
+    (tmp_path / "exclude.csv").write_text("path\na, b.jpg\n")
+    with pytest.raises(InputError, match="expected 1 field as in the header, found 2 in line 2"):
+        labels.Exclusion.read(str(tmp_path / "exclude.csv"), None)
+
+
 def test_everything_cannot_be_excluded(tmp_path):
     table = write_table(tmp_path, rows_of(None))
     with pytest.raises(InputError, match="leaves out all 8 images; expected some to stay"):
@@ -293,6 +299,10 @@ REFUSED = {
     "unknown scheme": (HEADER + "ftp://host/a.jpg,x\n", "line 2: expected a relative path or one of this machine, "),
     "credentials": (HEADER + "s3://key:secret@bucket/a.jpg,x\n", "line 2: a URI with credentials in it"),
     "quote": (HEADER + 'a,x\n"b,y\n', "cannot read this table after line 2: unexpected end of data"),
+    "a comma": (
+        "path,label\na,x\nb,c,y\n",
+        "expected 2 fields as in the header, found 3 in line 3; quote what contains",
+    ),
     "latin-1": (
         (HEADER + "ä,x\n").encode("latin-1"),
         "cannot read this table: expected UTF-8, found the byte 0xe4 in line 2",
