@@ -5,6 +5,9 @@ range is split behind the last key that it has listed: at the end of the keys th
 lists the keys after this boundary. A range keeps the boundary itself, and the next one lists what is greater, so every
 key is in one range whatever the boundary. How many characters are compared depends on the keys seen before: as many as
 FIRST_PAGES pages had in common, more if a range becomes long, fewer if it has less than a page.
+
+Not every store lists what is greater. If the boundary `in/b` is a folder, SeaweedFS 4.48 begins behind `in/b/...`. So a
+range must begin with the key that the range before it saw next; if it does not, the listing of that range continues.
 """
 
 import itertools
@@ -21,6 +24,7 @@ LONG_PAGES = 10  # after which a range is split at a longer prefix
 MAX_REQUESTS = 8  # at once
 MAX_RANGES = 32
 MAX_READY_PAGES = 128  # that wait for those before them; 60 MB
+LAST_CHAR = "~"  # of a boundary: plain, seldom the end of a folder's name, and after most keys of the prefix before it
 ITEM_NAMES = ("Key", "Size", "ETag")
 Item = dict[str, Any]
 
@@ -35,6 +39,8 @@ def list_objects_in_ranges(uri: str, bucket: str, prefix: str, start_after: str 
             yield from first.ready.popleft()
         elif first.is_listed:
             del ranges[0]
+            if ranges:
+                ranges[0].follow(first)
         elif first.error is not None:  # that of another range waits for its turn
             raise first.error
         else:
@@ -67,6 +73,7 @@ class _Range:
 
     Attributes:
         ready: pages that are not yielded yet.
+        rest: the keys after `end` of the last page.
         error: that of its last request.
     """
 
@@ -75,8 +82,11 @@ class _Range:
         self.pages = list_object_pages(uri, bucket, prefix, after)
         self.request: Future[list[Item] | None] | None = None
         self.ready: deque[list[Item]] = deque()
+        self.rest: list[Item] = []
         self.is_listed = False
         self.error: BaseException | None = None
+        self._start_key: str | None = None  # the first key that it has listed
+        self._before: _Range | None = None  # until it is known that this range begins where that one ended
         self._end: str | None = None
         self._num_pages = 0  # since it began or was split
         self._first_key = self._last_key = ""  # of these pages
@@ -94,15 +104,35 @@ class _Range:
             return
         request, self.request = self.request, None
         self.error = request.exception()
-        page = request.result() if self.error is None else []
+        if self.error is None:
+            self._add_page(request.result())
+            self._check_start()
+
+    def follow(self, before: "_Range") -> None:
+        """Check that the range begins where the one before it, which is listed, ended; else continue its listing."""
+        self._before = before
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self._before is None or self.error or (self._start_key is None and not self.is_listed):
+            return
+        before, self._before = self._before, None
+        if before.rest and before.rest[0]["Key"] != self._start_key:
+            self.pages, self.request, self.rest = before.pages, None, []
+            self.ready.clear()
+            self._add_page(before.rest)
+
+    def _add_page(self, page: list[Item] | None) -> None:
         self.is_listed = page is None
         if not page:
             return
+        self._start_key = self._start_key or page[0]["Key"]
         if self._num_pages == 0:
             self._first_key = page[0]["Key"]
         self._last_key, self._num_pages = page[-1]["Key"], self._num_pages + 1
         if self._end is not None and self._last_key > self._end:
-            page, self.is_listed = [item for item in page if item["Key"] <= self._end], True
+            self.rest = [item for item in page if item["Key"] > self._end]
+            page, self.is_listed = page[: len(page) - len(self.rest)], True
         self.ready.append([{name: item[name] for name in ITEM_NAMES if name in item} for item in page])
 
     def split(self) -> "_Range | None":
@@ -111,8 +141,8 @@ class _Range:
         if num_chars is None:
             return None
         num_chars = max(num_chars, len(self._source[2]) + 1)
-        boundary = _find_end(self._last_key[:num_chars])
-        if not boundary or (self._end is not None and boundary >= self._end):
+        boundary = self._last_key[:num_chars] + LAST_CHAR
+        if boundary < self._last_key or (self._end is not None and boundary >= self._end):
             self._prefix_chars, self._num_pages, self._is_new = None, 0, False
             return None
         after = _Range(*self._source, boundary)
@@ -129,8 +159,3 @@ class _Range:
         if self._is_new:
             return min(self._prefix_chars, common) if self._num_pages else None
         return self._prefix_chars + 1 if self._num_pages >= LONG_PAGES else None
-
-
-def _find_end(prefix: str) -> str:
-    """Return a key after all that begin with a prefix; empty if its last character has no plain successor."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix and " " <= prefix[-1] < "~" else ""
