@@ -24,6 +24,7 @@ PAGES: dict[str, list[list[str]]] = {  # the keys of each page
     "outside": [["in/a.jpg", "secret/b.jpg"]],
     "no-token": [["in/a.jpg"], ["in/b.jpg"]],
     "same-token": [["in/a.jpg"], ["in/b.jpg"], ["in/c.jpg"]],
+    "lossy-token": [["in/a.jpg"], ["in/b.jpg"]],
     "empty-pages": [[] for _ in range(5000)],
     "no-size": [["in/a.jpg"]],
     "no-etag": [["in/a.jpg"]],
@@ -57,6 +58,7 @@ FAULTS = {
     "outside": "lists 'secret/b.jpg', which is not below the prefix",
     "no-token": "says that more keys follow, and sends no continuation token",
     "same-token": "repeats a continuation token after 1 pages",
+    "lossy-token": "sends a continuation token that lost a character of a key",
     "empty-pages": "sends 1,001 pages without keys",
 }
 # Lists every bucket of the arguments, the first of which is a list of the malformed ones; prints, for each, the error
@@ -112,7 +114,7 @@ class _Store(http.server.BaseHTTPRequestHandler):
         etag = "" if bucket == "no-etag" else '<ETag>"e"</ETag>'
         keys = "".join(f"<Contents><Key>{key}</Key>{size}{etag}</Contents>" for key in pages[number])
         more = number + 1 < len(pages)
-        following = 1 if bucket == "same-token" else number + 1
+        following = {"same-token": "1", "lossy-token": "in/\ufffd"}.get(bucket, number + 1)
         token = f"<NextContinuationToken>{following}</NextContinuationToken>"
         token = token if more and bucket != "no-token" else ""
         truncated = f"<IsTruncated>{str(more).lower()}</IsTruncated>"
