@@ -204,10 +204,14 @@ def test_a_lease_is_refused_to_a_second_driver_and_its_loss_stops_the_first(fold
 # Scoring
 
 
-def test_an_output_resumes_and_grows(folder):
+def test_an_output_resumes_and_grows(folder, s3_proxy):
     source, output = f"{folder}/in", f"{folder}/out"
     for name in "abcdefg":
         storage.write_bytes(f"{source}/{name}.jpg", name.encode())
+    s3_proxy.reset(Fault("expired_token", after_images=4))
+    with pytest.raises(RunError, match="credentials are missing, wrong or expired"):
+        run_scoring(source, output)
+    s3_proxy.reset(Fault("slow_down", probability=0.2))
     assert run_scoring(source, output)[0]["rows"] == 7
     assert run_scoring(source, output)[1] == []
     storage.write_bytes(f"{source}/e.jpg", b"changed")
@@ -218,18 +222,15 @@ def test_an_output_resumes_and_grows(folder):
     check_output(output, 8)
 
 
-def test_score_with_expired_credentials_and_throttling_loses_no_row(ray_cluster, red_blue_checkpoint, folder, s3_proxy):
+def test_score_loses_no_row_while_the_store_is_throttled(ray_cluster, red_blue_checkpoint, folder, s3_proxy):
     from catsdogs.score import score  # it imports Ray, which reads the environment that conftest sets
 
     expected = {f"{folder}/in/{CLASSES[i % 2]}/{i:02}.jpg": CLASSES[i % 2] for i in range(20)}
     for i, (path, label) in enumerate(expected.items()):
         storage.write_bytes(path, red_or_blue(label, i))
     settings = {"input": f"{folder}/in", "output": f"{folder}/out", "checkpoint": str(red_blue_checkpoint)}
-    config = ScoreConfig(**settings, shard_size=5, batch_size=4, num_actors=1)
-    s3_proxy.reset(Fault("expired_token", after_images=10))
-    with pytest.raises(RunError, match=r"credentials are missing, wrong or expired .*run the same command to resume"):
-        score(config)
     s3_proxy.reset(Fault("slow_down", probability=0.1))
-    assert score(config)["by_status"] == {"ok": 20}
+    assert score(ScoreConfig(**settings, shard_size=5, batch_size=4, num_actors=1))["by_status"] == {"ok": 20}
+    assert s3_proxy.counts.injected["slow_down"] > 0
     assert {path: row["label"] for path, row in read_rows(f"{folder}/out").items()} == expected
     check_output(f"{folder}/out", 20)
