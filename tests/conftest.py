@@ -76,6 +76,10 @@ def pytest_configure() -> None:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     (home / "auth_token").write_text("a-token-of-the-tests-" + "0" * 43)
     (home / "auth_token").chmod(0o600)
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # Without cached bytecode, the imports of a Ray process take 7.9 s of CPU instead of 3.2 (2 cores, 2026-11).
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(home / "bytecode")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     moto = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
