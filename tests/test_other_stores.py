@@ -332,12 +332,12 @@ def test_the_files_of_a_task_have_a_common_deadline(server, monkeypatch):
 
 
 def test_time_in_which_a_task_decodes_does_not_count(server, monkeypatch):
-    monkeypatch.setattr(limits, "DEADLINE_S", 5.0)
+    monkeypatch.setattr(limits, "DEADLINE_S", 3.0)
     groups = storage.fetch_ahead([[Entry(server.add(f"{i}.jpg", GOOD))] for i in range(3)])
     monkeypatch.setattr(fetching, "MAX_AHEAD_BYTES", 1)
     for files in groups:
         assert [file.status for file in files] == ["ok"]
-        time.sleep(3)
+        time.sleep(1.6)
 
 
 def test_a_small_file_and_a_listing_have_a_deadline(monkeypatch):
