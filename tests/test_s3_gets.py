@@ -6,9 +6,7 @@ import contextlib
 import cProfile
 import http.server
 import json
-import os
 import re
-import subprocess
 import sys
 import textwrap
 import threading
@@ -20,6 +18,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.awsrequest import AWSPreparedRequest
+from forked import run_forked
 
 from catsdogs.storage import s3, s3_gets
 from catsdogs.storage.s3_gets import ObjectGets
@@ -62,14 +61,8 @@ class Store:
 
     def fetch(self, *uris: str, **environment: str) -> list[list[object]]:
         """Read files, one after the other, in a process of its own."""
-        command = [sys.executable, "-c", CODE, json.dumps(uris)]
-        environment = {"AWS_ENDPOINT_URL_S3": self.endpoint} | environment
-        done = subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        printed = run_forked(CODE, json.dumps(uris), **{"AWS_ENDPOINT_URL_S3": self.endpoint} | environment)
+        return [json.loads(line) for line in printed.splitlines()]
 
     @property
     def through_client(self) -> list[bool]:

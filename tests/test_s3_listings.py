@@ -2,15 +2,13 @@
 
 import http.server
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
 
 import pytest
+from forked import Forked
 
 from catsdogs import storage
 from catsdogs.errors import InputError
@@ -164,9 +162,9 @@ def found() -> dict:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    environment = os.environ | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}"}
-    command = [sys.executable, "-c", CODE, json.dumps(list(MALFORMED)), *PAGES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    with Forked(CODE, json.dumps(list(MALFORMED)), *PAGES, AWS_ENDPOINT_URL_S3=endpoint) as process:
+        done = process.wait(180)
     server.shutdown()
     thread.join()
     server.server_close()

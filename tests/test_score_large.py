@@ -3,14 +3,13 @@
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forked import Forked
 from ray.util.state import list_tasks
 from scoring import ByteClassifier, check_output, part_names, read_rows, run_scoring, write_images
 
@@ -24,7 +23,7 @@ from catsdogs.start import start_ray
 from catsdogs.storage import retrying
 
 NUM_FILES = 240
-TIMEOUT_S = 30.0  # of a barrier that is never reached if calls run one after the other
+TIMEOUT_S = 30.0  # of a driver, or of a barrier that is never reached if calls run one after the other
 
 
 @pytest.fixture
@@ -63,10 +62,8 @@ run_scoring(sys.argv[1], sys.argv[2], shard_size=1)
 
 def kill_while_planning(source: Path, output: Path, shard: int) -> int:
     """Run a driver until it has written the manifest of a shard; return how many manifests are not in the plan."""
-    command = [sys.executable, "-c", KILLED, str(source), str(output), f"_manifest/part-{shard:05}.parquet"]
-    tests = str(Path(__file__).parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])}
-    assert subprocess.run(command, env=environment, check=False).returncode == 9
+    with Forked(KILLED, str(source), str(output), f"_manifest/part-{shard:05}.parquet") as driver:
+        assert driver.wait(TIMEOUT_S).returncode == 9
     return len(list((output / "_manifest").glob("part-*"))) - len(Plan.load(str(output)).sizes)
 
 

@@ -2,16 +2,13 @@
 
 import contextlib
 import http.server
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
-from pathlib import Path
 
 import pytest
+from forked import Forked
 from scoring import ByteClassifier, check_output, read_rows, run_scoring, write_images
 
 from catsdogs import storage
@@ -97,18 +94,9 @@ def store():
         thread.join()
 
 
-@contextlib.contextmanager
 def driver(store, output):
     """Run a driver in a separate process."""
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    endpoint = f"http://127.0.0.1:{store.server_port}"
-    environment = os.environ | {"PYTHONPATH": paths, "AWS_ENDPOINT_URL_S3": endpoint}
-    command = [sys.executable, "-c", DRIVER, str(output)]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        process.kill()
+    return Forked(DRIVER, str(output), AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{store.server_port}")
 
 
 def wait_for_parts(output):
@@ -123,8 +111,8 @@ def score_without_pause(store, output):
     """Score what the store lists, and return the rows."""
     store.release.set()
     with driver(store, output) as process:
-        _, errors = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode == 0, errors
+        done = process.wait(TIMEOUT_S)
+        assert done.returncode == 0, done.stderr
     check_output(str(output), len(store.keys))
     return read_rows(str(output))
 
@@ -135,10 +123,10 @@ def test_parts_are_written_before_the_listing_ends(store, tmp_path):
         assert store.requested.wait(TIMEOUT_S)
         assert Plan.load(str(tmp_path / "out")).listing_cursor == "s3://slow/in/f.jpg"
         store.release.set()
-        lines, errors = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode == 0, errors
-    assert "files to score so far; the listing continues" in lines
-    assert "listed so far" in lines
+        done = process.wait(TIMEOUT_S)
+        assert done.returncode == 0, done.stderr
+    assert "files to score so far; the listing continues" in done.stdout
+    assert "listed so far" in done.stdout
     check_output(str(tmp_path / "out"), len(KEYS))
     assert read_rows(str(tmp_path / "out")) == score_without_pause(store, tmp_path / "fresh")
 
@@ -149,7 +137,7 @@ def test_a_driver_that_ends_while_it_lists_and_scores_loses_and_doubles_nothing(
         wait_for_parts(tmp_path / "out")
         assert store.requested.wait(TIMEOUT_S)
         process.send_signal(kind)
-        process.communicate(timeout=TIMEOUT_S)  # the page is still held back
+        process.wait(TIMEOUT_S)  # the page is still held back
     store.keys.remove("in/h.jpg")
     assert score_without_pause(store, tmp_path / "out") == score_without_pause(store, tmp_path / "fresh")
 
@@ -159,10 +147,10 @@ def test_an_error_of_the_listing_ends_the_run_and_finished_parts_are_kept(store,
     with driver(store, tmp_path / "out") as process:
         wait_for_parts(tmp_path / "out")
         store.release.set()
-        _, errors = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1
-    assert "InputError: cannot list s3://slow/in: " in errors
-    assert "Traceback" not in errors
+        done = process.wait(TIMEOUT_S)
+    assert done.returncode == 1
+    assert "InputError: cannot list s3://slow/in: " in done.stderr
+    assert "Traceback" not in done.stderr
     store.held_status = 200
     assert len(score_without_pause(store, tmp_path / "out")) == len(KEYS)
 

@@ -5,8 +5,6 @@ import hashlib
 import http.server
 import os
 import stat
-import subprocess
-import sys
 import textwrap
 import threading
 import warnings
@@ -18,6 +16,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from botocore.exceptions import NoCredentialsError, UnauthorizedSSOTokenError
+from forked import run_forked
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
@@ -635,7 +634,7 @@ def test_read_bytes_names_what_is_missing(tmp_path):
         storage.read_bytes(f"{tmp_path}/absent")
 
 
-# S3 that fails: a server with one fixed response, read by a subprocess because clients are cached
+# S3 that fails: a server with one fixed response, read by a separate process because clients are cached
 
 
 @pytest.fixture
@@ -677,14 +676,9 @@ def failing_s3() -> Iterator[Callable[..., str]]:
 
 
 def run_python(code: str, **environment: str) -> str:
-    """Run code that uses storage in a subprocess; return what it printed."""
+    """Run code that uses storage in a separate process; return what it printed."""
     head = "from catsdogs import storage\nfrom catsdogs.errors import *\n"
-    command = [sys.executable, "-c", head + textwrap.dedent(code)]
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_forked(head + textwrap.dedent(code), **environment).strip()
 
 
 EVERY_CALL = """
