@@ -199,9 +199,10 @@ def test_a_run_without_an_epoch_resumes(lease):
 
 @pytest.mark.parametrize("digests", [[], None, "", 5, [5], {"a": "b"}])
 def test_digests_of_other_types_are_damage(two_runs, tmp_path, digests):
-    shutil.copytree(two_runs / "a", tmp_path / "run")
+    copy_links(two_runs / "a", tmp_path / "run")
     state_file = tmp_path / "run" / "last" / "training_state.pt"
     state = torch.load(state_file, weights_only=True)
+    state_file.unlink()
     state["sha256"]["summary.csv"] = digests
     torch.save(state, state_file)
     with pytest.raises(InputError, match=r"training_state.pt is damaged: AssertionError"):
