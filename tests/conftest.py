@@ -239,6 +239,12 @@ def ray_cluster(ray_head: RayHead) -> str:
     return ray_head.dashboard
 
 
+@pytest.fixture
+def on_local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a command use the session's Ray as if it had started it: without the actors that serve a cluster."""
+    monkeypatch.setattr("catsdogs.start.on_existing_cluster", lambda: False)
+
+
 def run_own_ray(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run own_ray.py without a home, and return what it observed.
 

@@ -124,6 +124,7 @@ def test_evaluate_gives_the_predictions_and_the_accuracy_of_the_best_epoch(finis
     assert float(best["val_loss"]) == pytest.approx(metrics["log_loss"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("on_local_ray")
 def test_an_interrupted_and_resumed_run_on_s3_equals_an_uninterrupted_run_on_disk(
     finished_run, red_blue_root, bucket, put, s3_proxy_if_any
 ):
@@ -393,6 +394,7 @@ def table_run(finished_run, red_blue_root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"file://{folder}/mlruns")
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        patch.setattr(start, "on_existing_cluster", lambda: False)
         train(config, events.append)
     return SimpleNamespace(config=config, folder=folder / "run", table=table, lines=lines_of(events))
 
@@ -479,10 +481,8 @@ def test_resume_of_a_missing_run_is_an_error(finished_run):
         train(dataclasses.replace(finished_run.config, name="absent", resume=True))
 
 
-def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
-    finished_run, ray_head, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(start, "on_existing_cluster", lambda: False)  # as on a local Ray that the command started
+@pytest.mark.usefixtures("on_local_ray")
+def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(finished_run, ray_head, tmp_path):
     events, listens_on, on_event = killing_at("epoch 1/", ray_head.pid)
     config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=4)
     train(config, on_event)
@@ -495,6 +495,7 @@ def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(
     assert listens_on <= LOOPBACK
 
 
+@pytest.mark.usefixtures("on_local_ray")
 def test_a_full_disk_ends_the_run_at_once_and_says_how_to_resume(finished_run, ray_head, tmp_path):
     events = []
 
@@ -513,6 +514,7 @@ def test_a_full_disk_ends_the_run_at_once_and_says_how_to_resume(finished_run, r
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"args.yaml", "last"}
 
 
+@pytest.mark.usefixtures("on_local_ray")
 def test_a_run_that_another_one_took_over_stops_and_writes_nothing_more(finished_run, tmp_path):
     lease = tmp_path / "run" / "_lease.json"
 
@@ -586,6 +588,7 @@ def test_workers_share_whole_validation_batches(world_size):
     assert batches == [list(range(32)), list(range(32, 64)), list(range(64, 70))]
 
 
+@pytest.mark.usefixtures("on_local_ray")
 def test_a_bug_in_a_worker_ends_the_run_with_its_traceback_and_without_a_restart(finished_run, tmp_path, monkeypatch):
     cpus = dataclasses.replace(data.allocate_cpus(1), decode="one")  # the worker passes it to Ray as a number
     monkeypatch.setattr(data, "allocate_cpus", lambda num_models: cpus)
