@@ -4,11 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import lines_of
 
-from catsdogs import data
+from catsdogs import classify
 from catsdogs.checkpoint import read_checkpoint, write_checkpoint
 from catsdogs.cli import main
 from catsdogs.config import EvaluateConfig, ScoreConfig, VerifyConfig
@@ -23,6 +24,13 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def build_config(root, checkpoint, output):
     return EvaluateConfig(data_dir=str(root), checkpoint=str(checkpoint), output=str(output), precision="fp32")
+
+
+def classify_nothing(monkeypatch, paths):
+    """Let the stages on Ray return a row without a label for each path."""
+    rows = [{"path": str(path), "status": "empty", "true_label": path.parent.name} for path in paths]
+    table = pa.Table.from_pylist(rows, pa.schema([*PREDICTIONS, ("device_precision", pa.string())]))
+    monkeypatch.setattr(classify, "iter_predictions", lambda _: [table])
 
 
 def test_failed_files_count_as_incorrect_and_classes_are_matched_by_name(red_blue_root, red_blue_checkpoint, tmp_path):
@@ -55,18 +63,18 @@ def test_other_classes_than_those_of_the_checkpoint_are_refused(red_blue_root, r
 
 
 def test_a_lost_row_is_no_result(red_blue_root, red_blue_checkpoint, tmp_path, monkeypatch):
-    read_and_decode = data.read_and_decode
-    monkeypatch.setattr(data, "read_and_decode", lambda files, *settings: read_and_decode(files.slice(1), *settings))
+    classify_nothing(monkeypatch, sorted((red_blue_root / "validation").rglob("*.jpg"))[1:])
     with pytest.raises(AssertionError, match="not one row for each listed file"):
         evaluate(build_config(red_blue_root, red_blue_checkpoint, tmp_path / "out"))
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_evaluate_exits_3_if_every_row_failed(red_blue_checkpoint, tmp_path, capsys):
+def test_evaluate_exits_3_if_every_row_failed(red_blue_checkpoint, tmp_path, capsys, monkeypatch):
     start_ray()  # or the command would end the session's Ray when it returns
     for label in ("blue", "red"):
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / "empty.jpg").write_bytes(b"")
+    classify_nothing(monkeypatch, (tmp_path / "data").rglob("*.jpg"))
     arguments = ["--data-dir", tmp_path / "data", "--checkpoint", red_blue_checkpoint, "--output", tmp_path / "out"]
     assert main(["evaluate", *map(str, arguments)]) == 3
     assert "2 of 2 images were not classified" in capsys.readouterr().err
@@ -108,11 +116,12 @@ def test_a_calibrated_checkpoint_gives_decisions_in_evaluate_and_score(red_blue_
         score(dataclasses.replace(scoring, min_precision=0.9))
 
 
-def test_a_calibration_without_a_classified_image_is_refused(red_blue_checkpoint, tmp_path):
+def test_a_calibration_without_a_classified_image_is_refused(red_blue_checkpoint, tmp_path, monkeypatch):
     shutil.copytree(red_blue_checkpoint, tmp_path / "model")
     for label in ("blue", "red"):
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / "empty.jpg").write_bytes(b"")
+    classify_nothing(monkeypatch, (tmp_path / "data").rglob("*.jpg"))
     config = build_config(tmp_path / "data", tmp_path / "model", tmp_path / "out")
     with pytest.raises(InputError, match="--calibrate: expected labelled images that can be classified, found none"):
         evaluate(dataclasses.replace(config, calibrate=True))
