@@ -10,10 +10,12 @@ from cleanlab.filter import find_label_issues
 from conftest import lines_of, red_or_blue
 from sklearn.linear_model import LogisticRegression
 
-from catsdogs.auditing import audit
+from catsdogs.auditing import audit, rating
 from catsdogs.auditing.confident_learning import rate_labels
+from catsdogs.auditing.features import Features
 from catsdogs.auditing.folds import NUM_FOLDS, assign_folds, join_groups
 from catsdogs.auditing.heads import UNKNOWN, predict_out_of_sample
+from catsdogs.checkpoint import NUM_FEATURES
 from catsdogs.config import AuditConfig
 
 
@@ -217,8 +219,15 @@ def test_classes_without_images_leave_nothing_to_compare(labelled, finished_run,
     assert (summary["suspects"], summary["by_status"]) == (None, {"empty": 32})
 
 
-def test_groups_that_join_all_images_of_a_class_leave_nothing_to_compare(labelled, finished_run, tmp_path):
+def test_groups_that_join_all_images_of_a_class_leave_nothing_to_compare(
+    labelled, red_blue_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rating, "load_or_compute_features", lambda run, checkpoint, files, _: features_of(files))
     rows = [row | {"group": row["label"]} for row in pq.read_table(labelled[0]).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), labelled[0])
-    config = AuditConfig(labels=labelled[0], suspects=str(finished_run.folder / "best"), output=str(tmp_path / "out"))
+    config = AuditConfig(labels=labelled[0], suspects=str(red_blue_checkpoint), output=str(tmp_path / "out"))
     assert audit(config)["suspects"] is None
+
+
+def features_of(files):
+    return Features(np.arange(files.num_rows), np.ones((files.num_rows, NUM_FEATURES), np.float32), "by hand")
