@@ -1,8 +1,8 @@
-"""Draw cartoon cats and dogs: a labelled dataset that needs no network.
+"""Draw cartoon cats and dogs, and other animals to pretrain on: labelled datasets that need no network.
 
-An animal is drawn on a transparent canvas of 200 x 200 pixels and pasted at a random place, size and angle. Cats and
-dogs have the same coats, poses and backgrounds, so a model must learn their faces: neither the mean colour nor a coarse
-thumbnail distinguishes them.
+An animal is drawn on a transparent canvas of 200 x 200 pixels and pasted at a random place, size and angle. All kinds
+have the same coats, poses and backgrounds, so a model must learn their faces: neither the mean colour nor a coarse
+thumbnail distinguishes cats from dogs.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ Colour = tuple[int, ...]
 Canvas = ImageDraw.ImageDraw
 
 KINDS, SPLITS = ("cat", "dog"), ("train", "validation")
+OTHER_KINDS = ("bear", "rabbit")
 _SIDE, _MIDDLE = 200, 100  # of the canvas; images are made smaller, which smooths the edges
 _LINE = 3  # width of an outline
 _FURS = ((232, 150, 70), (150, 150, 158), (74, 68, 72), (240, 228, 208), (148, 98, 62), (112, 122, 142))
@@ -108,6 +109,40 @@ def _draw_dog(canvas: Canvas, fur: Colour, patch: Colour, rng: np.random.Generat
     _draw_mouth(canvas, 89)
 
 
+def _draw_bear(canvas: Canvas, fur: Colour, patch: Colour, rng: np.random.Generator) -> None:
+    """Draw a bear: round ears, small eyes, a wide head with a short muzzle, a stub of a tail."""
+    _draw_tail(canvas, [(36, 168), (rng.uniform(48, 58), 162)], fur)
+    _draw_body(canvas, fur, patch, rng)
+    for side in (-1, 1):
+        _draw_oval(canvas, 41 * side, 29, (18, 18), fur, _LINE)
+        _draw_oval(canvas, 41 * side, 29, (9, 9), patch)
+    _draw_oval(canvas, 0, 66, (57, 48), fur, _LINE)
+    for side in (-1, 1):
+        _draw_oval(canvas, 22 * side, 54, (rng.uniform(5, 8), 7), _INK)
+    _draw_oval(canvas, 0, 84, (26, 22), patch, _LINE)
+    _draw_oval(canvas, 0, 75, (11, 8), _INK)
+    _draw_mouth(canvas, 87)
+
+
+def _draw_rabbit(canvas: Canvas, fur: Colour, patch: Colour, rng: np.random.Generator) -> None:
+    """Draw a rabbit: long ears, dark eyes, whiskers, two teeth, a round tail."""
+    _draw_oval(canvas, 48, 166, (15, 15), patch, _LINE)
+    _draw_body(canvas, fur, patch, rng)
+    lean = rng.uniform(14, 30)
+    for side in (-1, 1):
+        _draw_oval(canvas, side * lean, 32, (13, 31), fur, _LINE)
+        _draw_oval(canvas, side * lean, 34, (6, 22), _PINK)
+    _draw_oval(canvas, 0, 78, (46, 38), fur, _LINE)
+    whisker = _WHITE if sum(fur) < 300 else _INK
+    for side in (-1, 1):
+        _draw_oval(canvas, 20 * side, 70, (9, 12), _INK)
+        _draw_oval(canvas, 20 * side + 3, 66, (3, 4), _WHITE)
+        canvas.line([_MIDDLE + 22 * side, 92, _MIDDLE + 66 * side, 86], whisker, _LINE)
+    canvas.rectangle((94, 97, 106, 110), _WHITE, _INK, 2)
+    _draw_oval(canvas, 0, 86, (7, 5), _PINK, _LINE)
+    _draw_mouth(canvas, 91)
+
+
 def _draw_background(rng: np.random.Generator) -> Image.Image:
     """Draw a gradient with a few large shapes in its colours."""
     low, high = (_pick(rng, _PLACES, spread=24) for _ in range(2))
@@ -132,8 +167,8 @@ def _paste(animal: Image.Image, image: Image.Image, rng: np.random.Generator) ->
 
 
 def draw(kind: str, rng: np.random.Generator, size: int = 96) -> Image.Image:
-    """Draw one "cat" or "dog" as a square RGB image; the same state of `rng` gives the same pixels."""
-    draw_animal = {"cat": _draw_cat, "dog": _draw_dog}[kind]
+    """Draw one animal as a square RGB image; the same state of `rng` gives the same pixels."""
+    draw_animal = {"cat": _draw_cat, "dog": _draw_dog, "bear": _draw_bear, "rabbit": _draw_rabbit}[kind]
     image, animal = _draw_background(rng), Image.new("RGBA", (_SIDE, _SIDE))
     fur = _pick(rng, _FURS, spread=10)
     patch = tuple(np.add(np.multiply(fur, 0.6), rng.choice([10, 100])).astype(int).tolist())
@@ -145,12 +180,20 @@ def draw(kind: str, rng: np.random.Generator, size: int = 96) -> Image.Image:
     return Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
 
 
-def draw_dataset(folder: Path, *, num_train: int, num_validation: int, seed: int, progress: Progress = silent) -> None:
+def draw_dataset(
+    folder: Path,
+    *,
+    num_train: int,
+    num_validation: int,
+    seed: int,
+    kinds: Sequence[str] = KINDS,
+    progress: Progress = silent,
+) -> None:
     """Write `num_train` and `num_validation` different images into `folder/{train,validation}/{cats,dogs}/`."""
     plan = [(split, index) for split, num in enumerate((num_train, num_validation)) for index in range(num)]
     for done, (split, index) in enumerate(plan, start=1):
-        kind = KINDS[index % 2]
-        path = folder / SPLITS[split] / f"{kind}s" / f"{kind}.{index // 2 + 1:04d}.jpg"
+        kind = kinds[index % len(kinds)]
+        path = folder / SPLITS[split] / f"{kind}s" / f"{kind}.{index // len(kinds) + 1:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(kind, np.random.default_rng([seed, split, index])).save(path, quality=90)
         progress(StageProgress("draw", done, len(plan)))
