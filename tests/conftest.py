@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -384,30 +385,30 @@ def lines_of(events: list[object]) -> list[str]:
     return [event.text for event in events if isinstance(event, Message)]
 
 
-def killing_at(beginning: str, head_pid: int) -> tuple[list[object], set[str], Callable[[object], None]]:
-    """Return two collections and a progress callback that fills them, and kills a training worker once.
+def call_once_exists(uri: str, call: Callable[[], object]) -> threading.Thread:
+    """Start a thread that calls a function as soon as a file exists."""
+    from catsdogs import storage  # not above: it imports what reads the environment that is set there
 
-    The first has the events, the second the addresses on which the training workers listened before the kill.
+    def wait() -> None:
+        while not storage.exists(uri):
+            time.sleep(0.02)
+        call()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_training_worker(head_pid: int) -> set[str]:
+    """Kill a worker of Ray Train; return the addresses on which all of them listened.
 
     Args:
-        beginning: the worker is killed at the first message that starts with it.
         head_pid: of the session's Ray.
     """
-    events: list[object] = []
-    listens_on: set[str] = set()
-    killed = False
-
-    def on_event(event: object) -> None:
-        nonlocal killed
-        events.append(event)
-        if not killed and isinstance(event, Message) and event.text.startswith(beginning):
-            killed = True
-            workers = list_training_workers(head_pid)
-            for worker in workers:
-                listens_on.update(list_listening_addresses(worker))
-            workers[0].kill()
-
-    return events, listens_on, on_event
+    workers = list_training_workers(head_pid)
+    listens_on = {address for worker in workers for address in list_listening_addresses(worker)}
+    workers[0].kill()
+    return listens_on
 
 
 def list_training_workers(head_pid: int) -> list[psutil.Process]:

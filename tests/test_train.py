@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -22,7 +23,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, LOOPBACK, killing_at, lines_of, list_training_workers, read_summary
+from conftest import (
+    CLASSES,
+    LOOPBACK,
+    call_once_exists,
+    kill_training_worker,
+    lines_of,
+    list_training_workers,
+    read_summary,
+)
 from workers import build_train_worker
 
 from benchmarks.faults.proxy import Fault
@@ -132,12 +141,14 @@ def test_an_interrupted_and_resumed_run_on_s3_equals_an_uninterrupted_run_on_dis
     for path, key in keys.items():
         put(key, path.read_bytes())
     data_dir, run = f"s3://{bucket}/a data+set", f"s3://{bucket}/runs/run"
-    config = dataclasses.replace(finished_run.config, data_dir=data_dir, storage_path=f"s3://{bucket}/runs")
+    config = dataclasses.replace(
+        finished_run.config, data_dir=data_dir, storage_path=f"s3://{bucket}/runs", save_every=0.01
+    )
     training = [key for key in keys.values() if "/train/" in key]
     if s3_proxy_if_any is not None:  # so that Ctrl-C comes before the second epoch ends
         s3_proxy_if_any.reset(Fault("slow", keys=training, after_images=len(keys)))
     with pytest.raises(KeyboardInterrupt):
-        train(config, press_ctrl_c_after_first_epoch)
+        train(config, press_ctrl_c_within_second_epoch(run))
     if s3_proxy_if_any is not None:
         s3_proxy_if_any.reset()
     assert [row["epoch"] for row in remote_summary(run)] == ["1"]
@@ -145,7 +156,8 @@ def test_an_interrupted_and_resumed_run_on_s3_equals_an_uninterrupted_run_on_dis
     storage.write_bytes(f"{run}/_lease.json", stale_lease())
     events = []
     result = train(dataclasses.replace(config, resume=True), events.append)
-    assert any("resuming after epoch 1" in line for line in lines_of(events))
+    assert any(re.search(r"resuming after step [1-4] of epoch 2$", line) for line in lines_of(events))
+    assert "step_state.pt" not in storage.list_names(f"{run}/last")
     assert "_lease.json" not in storage.list_names(run)
 
     for on_disk, on_s3 in zip(read_summary(finished_run.folder), remote_summary(run), strict=True):
@@ -180,9 +192,14 @@ def remote_summary(run):
     return list(csv.DictReader(io.StringIO(storage.read_bytes(f"{run}/summary.csv").decode())))
 
 
-def press_ctrl_c_after_first_epoch(event):
-    if isinstance(event, Message) and event.text.startswith("epoch 1/"):
-        os.kill(os.getpid(), signal.SIGINT)
+def press_ctrl_c_within_second_epoch(run):
+    """Return a progress callback; the state within the second epoch is the first one after the first is finished."""
+
+    def on_event(event):
+        if isinstance(event, Message) and event.text.startswith("epoch 1/"):
+            call_once_exists(f"{run}/last/step_state.pt", lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    return on_event
 
 
 @pytest.mark.parametrize(
@@ -482,16 +499,20 @@ def test_resume_of_a_missing_run_is_an_error(finished_run):
 
 
 @pytest.mark.usefixtures("on_local_ray")
-def test_two_workers_resume_after_the_last_finished_epoch_when_one_is_killed(finished_run, ray_head, tmp_path):
-    events, listens_on, on_event = killing_at("epoch 1/", ray_head.pid)
-    config = dataclasses.replace(finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=4)
-    train(config, on_event)
+def test_two_workers_resume_at_the_next_step_when_one_is_killed(finished_run, ray_head, tmp_path):
+    events, listens_on = [], set()
+    config = dataclasses.replace(
+        finished_run.config, storage_path=str(tmp_path), num_workers=2, batch_size=1, save_every=0.01
+    )
+    killing = call_once_exists(
+        f"{tmp_path}/run/last/step_state.pt", lambda: listens_on.update(kill_training_worker(ray_head.pid))
+    )
+    train(config, events.append)
+    killing.join()
     lines = lines_of(events)
-    assert "a worker died: the group restarted after epoch 1" in lines
+    assert any(re.fullmatch(r"a worker died: the group restarted after step \d+ of epoch 1", line) for line in lines)
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1/2", "2/2"]
-    first_epoch = next(line for line in lines if line.startswith("epoch 1/"))
-    loss = float(read_summary(tmp_path / "run")[0]["train_loss"])
-    assert f"loss {loss:.4f}" in first_epoch  # the epoch was not repeated
+    assert listens_on
     assert listens_on <= LOOPBACK
 
 
