@@ -198,7 +198,7 @@ def test_twenty_images_are_labelled_by_keys_and_train_takes_the_table(reviewed, 
     for key in keys:
         page.keyboard.press(key)
     page.keyboard.press("2")
-    page.keyboard.press("u")  # the last one
+    page.keyboard.press("U")  # undoes the last one, also with Caps Lock
     page.keyboard.press("9")  # no such class
     assert page.locator("#progress").inner_text() == "11 of 26, 9 labelled"
     page.reload()

@@ -83,7 +83,7 @@ element("save").addEventListener("click", save);
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (event.key === "0") answer(-1);
-  else if (event.key === "u") undo();
+  else if (event.key === "u" || event.key === "U") undo();  // with Caps Lock
   else if (/^[1-9]$/.test(event.key) && Number(event.key) <= content.classes.length) answer(Number(event.key) - 1);
 });
 store();
