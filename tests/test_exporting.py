@@ -80,6 +80,13 @@ def test_the_resizing_of_the_graph_gives_the_pixels_of_score(size):
     np.testing.assert_array_equal(found, preprocessing(image))
 
 
+def test_a_strip_is_resized_without_the_weights_of_what_is_cropped():
+    images_NHWC = torch.from_numpy(draw(1, 300))[None]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ResizeAndCrop(Preprocessing(img_size=224))(images_NHWC)
+    assert sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages()) < 100 << 20  # of all tensors
+
+
 @pytest.mark.parametrize(("name", "run"), [("onnx", run_onnx), ("torch", run_torch)])
 def test_a_graph_gives_the_calibrated_probabilities_of_score(exports, calibrated, name, run):
     for size, num_images in (((64, 48), 3), ((31, 90), 1)):

@@ -41,17 +41,29 @@ class ResizeAndCrop(nn.Module):
         return _round(weights_SH @ pixels_NCHS, unit).float()
 
     def _compute_weights(self, length: int, resized_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the weights of each pixel in each of the S pixels of the crop, whole numbers; and the unit."""
+        """Compute the weights of each pixel in each of the S pixels of the crop, whole numbers; and the unit.
+
+        The unit depends on the largest weight of all pixels. That of an enlarged image is 1, of its first pixel: a
+        strip of 1 x 1,000 pixels, resized to 232 x 232,000, needs no weights of the others.
+        """
         scale = torch.full((), length, dtype=torch.float64) / resized_length
-        centre_R1 = ((torch.arange(resized_length, dtype=torch.float64) + 0.5) * scale)[:, None]
-        pixel_L = torch.arange(length, dtype=torch.float64) + 0.5
-        weights_RL = (1 - ((pixel_L - centre_R1) / scale.clamp(min=1.0)).abs()).clamp(min=0.0)
-        weights_RL = weights_RL / weights_RL.sum(dim=1, keepdim=True)
-        precision = ((weights_RL.max() * self.powers + 0.5).floor() < WEIGHT_LIMIT).sum()
-        unit = 2.0 ** precision.double()
         excess = resized_length - self._size
         start = (excess + excess // 2 % 2) // 2  # half of it, rounded to even
-        return (weights_RL[start : start + self._size] * unit + 0.5).floor(), unit
+        weights_SL = _weigh_pixels(torch.arange(self._size, dtype=torch.float64) + start, length, scale)
+        # More than 1, which a traced graph would take for a special case.
+        num_rows: int = torch.sym_min(length + 1, resized_length)  # type: ignore[assignment]  # as above
+        weights_RL = _weigh_pixels(torch.arange(num_rows, dtype=torch.float64), length, scale)
+        precision = ((weights_RL.max() * self.powers + 0.5).floor() < WEIGHT_LIMIT).sum()
+        unit = 2.0 ** precision.double()
+        return (weights_SL * unit + 0.5).floor(), unit
+
+
+def _weigh_pixels(resized_R: torch.Tensor, length: int, scale: torch.Tensor) -> torch.Tensor:
+    """Compute the weights of a row of pixels in each of the given pixels of the resized row, (R, length)."""
+    centre_R1 = ((resized_R + 0.5) * scale)[:, None]
+    pixel_L = torch.arange(length, dtype=torch.float64) + 0.5
+    weights_RL = (1 - ((pixel_L - centre_R1) / scale.clamp(min=1.0)).abs()).clamp(min=0.0)
+    return weights_RL / weights_RL.sum(dim=1, keepdim=True)
 
 
 def _round(values: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
