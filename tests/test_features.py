@@ -32,7 +32,8 @@ from catsdogs.start import start_ray
 from catsdogs.train import train
 from catsdogs.train.feature_files import find_location, load_features
 from catsdogs.train.features import FeatureInputs, find_or_compute_features
-from catsdogs.train.model import compute_learning_rate
+from catsdogs.train.loop import build_step, validate
+from catsdogs.train.model import compute_learning_rate, set_learning_rate
 
 EPOCHS = 3
 
@@ -186,14 +187,32 @@ def test_features_are_parquet_files_with_one_row_per_image(frozen):
     assert (features_ND[~bad].std(axis=1) > 0).all()
 
 
-def compute_features(config):
-    """Find or compute the features of a run in this process; return their folder, the inputs and the messages."""
+def build_worker(config):
+    """Build the worker of a run in this process; return it, and a function that returns its messages so far."""
     start_ray()
-    train_files, validation_files, _ = list_training(LabelSource(config.data_dir), config.val_split)
+    train_files, validation_files, _ = list_training(LabelSource.from_config(config), config.val_split)
     events = queue.SimpleQueue()
     worker = build_train_worker(config, train_files, validation_files, events.put)
+    return worker, lambda: lines_of([pickle.loads(events.get()) for _ in range(events.qsize())])
+
+
+def compute_features(config):
+    """Find or compute the features of a run in this process; return their folder, the inputs and the messages."""
+    worker, read_lines = build_worker(config)
     uri = find_or_compute_features(worker)
-    return uri, FeatureInputs(worker, uri), lines_of([pickle.loads(events.get()) for _ in range(events.qsize())])
+    return uri, FeatureInputs(worker, uri), read_lines()
+
+
+def train_one_epoch(config):
+    """Train the head in this process; return the predictions of the validation images and the messages."""
+    worker, read_lines = build_worker(config)
+    worker = dataclasses.replace(worker, train_model=worker.model.fc)
+    inputs = FeatureInputs(worker, find_or_compute_features(worker))
+    set_learning_rate(worker.optimizer, config.lr, worker.device)
+    step = build_step(worker)
+    for batch in inputs.iter_batches(1):
+        step(batch)
+    return validate(worker, inputs, 1)[1], read_lines()
 
 
 def test_only_missing_parts_of_interrupted_features_are_computed(frozen, tmp_path):
@@ -238,14 +257,17 @@ def test_a_run_on_other_labels_uses_the_same_features_and_trains_as_without_them
     columns = {"path": [*labels], "label": [*labels.values()], "split": splits}
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     relabelled = dataclasses.replace(
-        frozen.config, data_dir=None, labels=str(tmp_path / "labels.parquet"), num_workers=1, batch_size=8, epochs=1
+        frozen.config,
+        data_dir=None,
+        labels=str(tmp_path / "labels.parquet"),
+        name="relabelled",
+        num_workers=1,
+        batch_size=8,
     )
-    runs = [str(frozen.folder.parent), str(tmp_path / "fresh")]
-    lines = []
-    for storage_path in runs:
-        train(dataclasses.replace(relabelled, name="relabelled", storage_path=storage_path), lines.append)
-    assert lines_of(lines).count(f"using the features in {find_features(frozen.folder)}") == 1
-    reused, fresh = (pq.read_table(f"{runs_uri}/relabelled/val_predictions.parquet") for runs_uri in runs)
+    reused, lines = train_one_epoch(relabelled)
+    assert lines == [f"using the features in {find_features(frozen.folder)}"]
+    fresh, lines = train_one_epoch(dataclasses.replace(relabelled, storage_path=str(tmp_path / "fresh")))
+    assert [line.split(" in ")[0] for line in lines] == ["features computed"]
     assert reused.equals(fresh)
     assert fresh["true_label"].to_pylist() == [labels[path] for path in fresh["path"].to_pylist()]
 
