@@ -312,7 +312,7 @@ import sys
 import threading
 import ray
 from catsdogs.config import ScoreConfig
-from catsdogs import classify, data
+from catsdogs import classify, data, local_ray, start
 from catsdogs.score import score
 
 class WithoutCuda(classify.Classifier):
@@ -337,7 +337,9 @@ class WithoutCuda(classify.Classifier):
 
 CALLS_FILE = sys.argv[4]
 classify.Classifier = WithoutCuda
-ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
+with local_ray.without_cluster_processes():
+    ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False)
+start.on_existing_cluster = lambda: False
 
 def free_the_gpu():
     print("free")

@@ -11,8 +11,10 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 from benchmarks.scale.null_pipeline import measure
+from catsdogs import local_ray
 
-print(json.dumps(measure(gpus=2, shards=8, jpeg_bytes=0, work=Path(sys.argv[1])).rows_per_call))
+with local_ray.without_cluster_processes():
+    print(json.dumps(measure(gpus=2, shards=8, jpeg_bytes=0, work=Path(sys.argv[1])).rows_per_call))
 """
 
 
