@@ -120,6 +120,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the end of the process free everything, or extension modules report leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _log_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restore the variable after each test: `--verbose` sets it for the rest of the process."""
