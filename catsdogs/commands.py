@@ -82,6 +82,10 @@ def _evaluate(config: EvaluateConfig, display: Display) -> int:
         f"accuracy {metrics['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}); "
         f"all numbers in {config.output}/metrics.json"
     )
+    if groups := metrics.get("groups"):
+        low, high = metrics["group_accuracy_interval_95"]
+        mean = f"accuracy {metrics['group_accuracy']:.4f} as the mean over {groups:,} groups"
+        print_result(f"{mean} (95% interval {low:.4f} to {high:.4f})")
     if decisions := metrics.get("decisions"):
         print_result(_describe_decisions(decisions))
     if metrics["failed"] == metrics["n"]:

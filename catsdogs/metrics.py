@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catsdogs.schema import OK
 
@@ -104,6 +105,29 @@ def compute_metrics(predictions: pa.Table, class_names: Sequence[str]) -> dict[s
     }
 
 
+def compute_group_metrics(predictions: pa.Table, groups: pa.ChunkedArray) -> dict[str, Any]:
+    """Compute the mean accuracy of groups, such as videos, of which each counts the same whatever its length.
+
+    The interval is Wilson's of as many images as there are groups. It is rather too wide: a fraction varies less than a
+    single image that is correct or not.
+
+    Args:
+        groups: of each row; one without a group is a separate group.
+    """
+    is_correct = pc.equal(predictions["label"], predictions["true_label"]).fill_null(False).cast(pa.float64())
+    rows = pa.table({"group": groups, "is_correct": is_correct})
+    is_grouped = rows["group"].is_valid()
+    by_group = rows.filter(is_grouped).group_by("group").aggregate([("is_correct", "mean")])["is_correct_mean"]
+    separate = rows.filter(pc.invert(is_grouped))["is_correct"]
+    total = len(by_group) + len(separate)
+    num_correct = math.fsum(by_group.to_pylist()) + math.fsum(separate.to_pylist())
+    return {
+        "groups": total,
+        "group_accuracy": num_correct / total,
+        "group_accuracy_interval_95": list(wilson_interval(num_correct, total)),
+    }
+
+
 def per_class(sums: MetricSums, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Compute precision, recall, F1 and support of each class; 0 where the denominator is 0."""
     hits_K = np.diag(sums.matrix_KK)
@@ -120,7 +144,7 @@ def per_class(sums: MetricSums, class_names: Sequence[str]) -> dict[str, dict[st
     return rows
 
 
-def wilson_interval(num_correct: int, total: int) -> tuple[float, float]:
+def wilson_interval(num_correct: float, total: int) -> tuple[float, float]:
     """Compute the 95% confidence interval of a fraction (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
     if not total:
         return 0.0, 1.0

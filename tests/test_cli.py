@@ -539,6 +539,10 @@ def test_evaluate_prints_a_json_line_and_a_sentence(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert json.loads(first) == {"accuracy": 0.5, "n": 4, "failed": 1}
     assert second == "accuracy 0.5000 (95% interval 0.1500 to 0.8500); all numbers in o/metrics.json"
+    metrics |= {"groups": 2, "group_accuracy": 0.25, "group_accuracy_interval_95": [0.1, 0.9]}
+    assert cli.main(["evaluate", *REQUIRED["evaluate"]]) == 0
+    *_, third = capsys.readouterr().out.splitlines()
+    assert third == "accuracy 0.2500 as the mean over 2 groups (95% interval 0.1000 to 0.9000)"
 
 
 def test_evaluate_exits_with_3_if_every_row_failed(monkeypatch, capsys):

@@ -89,6 +89,7 @@ DEFAULTS = {
     "evaluate": {
         "data_dir": None,
         "labels": None,
+        "group_by": None,
         "exclude": None,
         "checkpoint": None,
         "output": None,

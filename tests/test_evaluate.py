@@ -51,6 +51,7 @@ def test_failed_files_count_as_incorrect_and_classes_are_matched_by_name(red_blu
     assert metrics["confusion_matrix"] == [[7, 0], [0, 7]]
     assert metrics["per_class"]["red"]["recall"] == pytest.approx(7 / 8)
     assert metrics["roc_auc"] == 1.0
+    assert "groups" not in metrics
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
 
 
@@ -60,6 +61,31 @@ def test_other_classes_than_those_of_the_checkpoint_are_refused(red_blue_root, r
     (root / "red").rename(root / "green")
     with pytest.raises(InputError, match=r"only in the checkpoint: 'red'; only in .*: 'green'"):
         evaluate(build_config(root, red_blue_checkpoint, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("by_column", [True, False])
+def test_the_frames_of_a_video_count_once(red_blue_root, red_blue_checkpoint, tmp_path, by_column):
+    """One video has 6 frames under an incorrect label, four have one frame."""
+    names = [("red", "long-0"), *(("blue", f"long-{i}") for i in range(1, 7))]
+    names += [(label, f"short{i}-0") for i in range(2) for label in ("red", "blue")]
+    rows = []
+    for label, name in names:
+        source = "red" if name.startswith("long") else label
+        path = tmp_path / "data" / label / f"{name}-{label}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(red_blue_root / "validation" / source / "00.jpg", path)
+        rows.append({"path": str(path), "label": label, "group": name.split("-")[0] if "long" in name else None})
+    config = build_config(tmp_path / "data", red_blue_checkpoint, tmp_path / "out")
+    if by_column:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labels.parquet")
+        config = dataclasses.replace(config, data_dir=None, labels=str(tmp_path / "labels.parquet"))
+    else:
+        config = dataclasses.replace(config, group_by="(long)-")
+    metrics = evaluate(config)
+    assert metrics["accuracy"] == pytest.approx(5 / 11)
+    assert metrics["groups"] == 5
+    assert metrics["group_accuracy"] == pytest.approx((1 / 7 + 4) / 5)
+    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
 def test_a_lost_row_is_no_result(red_blue_root, red_blue_checkpoint, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from spots import draw_spots, encode_jpeg
 
 from catsdogs import labels
 from catsdogs.errors import InputError
@@ -179,12 +180,37 @@ def test_no_group_is_in_both_splits(tmp_path, by_column):
     assert {*train.values()} == {*validation.values()} == {*CLASSES}
 
 
+def test_copies_of_an_image_are_on_one_side_here_and_on_s3(tmp_path, bucket, put):
+    """200 images are stored 5 times under one group each; folders and a table give the same split in both places."""
+    drawn = {f"{CLASSES[i % 2]}/{i:03}": encode_jpeg(draw_spots(16, 16, i)) for i in range(200)}
+    images = {f"{name}-{copy}.jpg": content for name, content in drawn.items() for copy in range(5)}
+    rows: Rows = [{"path": path, "label": path[:4], "group": path[5:8]} for path in images]
+    table = write_table(tmp_path, rows)
+    for path, content in images.items():
+        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / path).write_bytes(content)
+        put(f"data/{path}", content)
+    found = []
+    for folder in (f"{tmp_path}/data", f"s3://{bucket}/data"):
+        for source in (LabelSource(folder, group_by=r"/(\d+)-"), LabelSource(folder, table)):
+            sides = list_with_messages(source, 0.15)[:2]
+            found.append([{path.removeprefix(f"{folder}/") for path in side} for side in sides])
+    train, validation = found[0]
+    assert found == [[train, validation]] * 4
+    assert train | validation == {*images}
+    groups = [{path[5:8] for path in side} for side in (train, validation)]
+    assert not groups[0] & groups[1]
+    assert (len(groups[0]) + len(groups[1]), len(groups[1]) > 10) == (200, True)
+
+
 def test_a_path_without_a_match_is_a_group_of_its_own(tmp_path):
     rows = rows_of(None, count=60)
     plain = list_with_messages(LabelSource(labels=write_table(tmp_path, rows)))[:2]
     grouped = LabelSource(labels=write_table(tmp_path, rows), group_by=r"video(\d+)|all/()")
     assert list_with_messages(LabelSource(labels=grouped.labels, group_by=r"video(\d+)"))[:2] == plain
-    assert list_with_messages(LabelSource(labels=grouped.labels, group_by=r"all(x)?"))[:2] == plain
+    *splits, messages = list_with_messages(LabelSource(labels=grouped.labels, group_by=r"all(x)?"))
+    assert tuple(splits) == plain
+    assert "--group-by: 0 groups; 120 images without a first capture, such as all/cats-0.jpg" in messages
 
 
 def test_a_group_in_two_given_splits_is_refused(tmp_path):

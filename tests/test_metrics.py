@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from catsdogs.metrics import MIN_PROB, MetricSums, compute_metrics, per_class, wilson_interval
+from catsdogs.metrics import (
+    MIN_PROB,
+    MetricSums,
+    compute_group_metrics,
+    compute_metrics,
+    per_class,
+    wilson_interval,
+)
 from catsdogs.schema import PREDICTIONS
 
 CLASSES = ("cats", "dogs")
@@ -188,3 +195,12 @@ def test_wilson_interval_contains_the_fraction():
             low, high = wilson_interval(num_correct, total)
             assert 0 <= low <= num_correct / total + 1e-12
             assert num_correct / total - 1e-12 <= high <= 1
+
+
+def test_a_long_group_counts_as_much_as_a_short_one_and_a_row_without_one_is_separate():
+    """Of EXAMPLE, rows 0, 1 and 4 are correct; 2 and 5 are not, 3 and 6 failed."""
+    groups = pa.chunked_array([["a", "a", "a", "b", "b", None, None]])
+    found = compute_group_metrics(make_table(EXAMPLE), groups)
+    assert found["groups"] == 4
+    assert found["group_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 0 + 0) / 4)
+    assert found["group_accuracy_interval_95"] == pytest.approx(wilson_interval(2 / 3 + 1 / 2, 4))

@@ -10,6 +10,7 @@ from catsdogs.config.checks import (
     check_choices,
     check_label_source,
     check_min_precision,
+    check_pattern,
     check_range,
 )
 
@@ -21,7 +22,9 @@ class EvaluateConfig:
     data_dir: str | None = None
     """Class folders directly, or a root: its validation/, val/ or test/, the first that exists."""
     labels: str | None = None
-    """Table of path, label and perhaps split, .csv, .parquet or .jsonl; --data-dir is then its base."""
+    """Table of path, label and perhaps split and group, .csv, .parquet or .jsonl; --data-dir is then its base."""
+    group_by: str | None = None
+    """Regular expression; images whose relative paths have the same first capture count as one for a mean accuracy."""
     exclude: str | None = None
     """Table with the column path of images to leave out."""
     checkpoint: str
@@ -46,6 +49,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_label_source(self)
+        check_pattern(self.group_by)
         check_range(self, 1, math.inf, "batch_size", "num_actors")
         check_min_precision(self.min_precision)
         expected = "no --min-precision, since thresholds are measured on other images than those they come from"

@@ -46,6 +46,8 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
         "device_precisions": sorted(rows["device_precision"].unique().to_pylist()),
         "model_sha256": checkpoint.sha256,
     }
+    if labelled.groups is not None:
+        result |= metrics.compute_group_metrics(predictions, labelled.groups)
     if decisions is not None:
         result["decisions"] = measure_decisions(predictions, decisions)
     if writable is not None:

@@ -5,7 +5,7 @@ Class names are in Unicode's form NFC: macOS writes `é` as two characters (NFD)
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +24,12 @@ class LabelledFiles:
     Attributes:
         class_names: in index order.
         files: columns of `LABELLED_FILES`, sorted by path.
+        groups: of each file, null for a separate group; None if no file has one.
     """
 
     class_names: tuple[str, ...]
     files: pa.Table
+    groups: pa.ChunkedArray | None = None
 
 
 class LabelledRow(NamedTuple):
@@ -85,7 +87,10 @@ def build_labelled_files(rows: Sequence[LabelledRow]) -> LabelledFiles:
     files = storage.build_files_table(row.entry for row in rows)
     indices = pa.array([index_by_name[row.label] for row in rows], pa.int32())
     files = files.append_column(LABELLED_FILES.field("true_index"), indices)
-    return LabelledFiles(tuple(class_names), files.sort_by("path"))
+    groups = pa.array([row.group for row in rows], pa.string())
+    files = files.append_column("group", groups).sort_by("path")
+    has_groups = groups.null_count < len(groups)
+    return LabelledFiles(tuple(class_names), files.select(LABELLED_FILES.names), files["group"] if has_groups else None)
 
 
 def normalize_name(name: str) -> str:
@@ -118,4 +123,4 @@ def reindex_labels(labelled: LabelledFiles, class_names: Sequence[str]) -> Label
     column = labelled.files.schema.get_field_index("true_index")
     index_N = pa.array(new_index_K[labelled.files["true_index"].to_numpy()])
     files = labelled.files.set_column(column, LABELLED_FILES.field("true_index"), index_N)
-    return LabelledFiles(tuple(class_names), files)
+    return replace(labelled, class_names=tuple(class_names), files=files)

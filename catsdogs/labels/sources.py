@@ -29,7 +29,7 @@ class LabelSource:
         """Take the settings of a command, and make their paths absolute."""
         uris = (config.data_dir, config.labels, config.exclude)
         data_dir, labels, exclude = (None if uri is None else storage.absolute(uri) for uri in uris)
-        return cls(data_dir, labels, exclude, None if isinstance(config, EvaluateConfig) else config.group_by)
+        return cls(data_dir, labels, exclude, config.group_by)
 
     @property
     def place(self) -> str:
@@ -66,12 +66,12 @@ def list_training(source: LabelSource, val_split: float, progress: Progress = si
         table = LabelTable.read(source.labels, source.data_dir, exclusion, progress)
         digests = digests | {"labels": table.sha256}
         splits = table.read_splits()
-    rows = _group(splits.train, source)
+    rows = _group(splits.train, source, progress)
     if splits.validation is None:
         train, validation = split_off(rows, val_split)
         found = f"held out of the same {'folder' if source.labels is None else 'rows'} (--val-split {val_split:g})"
     else:
-        train, validation = rows, _group(splits.validation, source)
+        train, validation = rows, _group(splits.validation, source, progress)
         check_groups(train, validation)
         found = splits.validation_place
     files = TrainingFiles(build_labelled_files(train), build_labelled_files(validation), digests)
@@ -93,9 +93,11 @@ def list_evaluation(source: LabelSource, split_name: str | None, progress: Progr
     """
     exclusion = Exclusion.read(source.exclude, source.data_dir)
     if source.labels is None:
-        return build_labelled_files(read_evaluation_folder(source.data_dir or "", split_name, exclusion, progress))
-    table = LabelTable.read(source.labels, source.data_dir, exclusion, progress)
-    return build_labelled_files(table.read_evaluation(split_name, progress))
+        rows = read_evaluation_folder(source.data_dir or "", split_name, exclusion, progress)
+    else:
+        table = LabelTable.read(source.labels, source.data_dir, exclusion, progress)
+        rows = table.read_evaluation(split_name, progress)
+    return build_labelled_files(_group(rows, source, progress))
 
 
 def list_all(source: LabelSource, progress: Progress = silent) -> AllRows:
@@ -113,8 +115,15 @@ def list_all(source: LabelSource, progress: Progress = silent) -> AllRows:
     class_names = sorted({name for names in found.class_names.values() for name in names})
     text = f"{len(class_names)} classes, {format_names(class_names)}: {', '.join(counts)} images in {source.place}"
     progress(Message(text + found.unused))
-    return found._replace(rows={split: _group(rows, source) for split, rows in found.rows.items()})
+    return found._replace(rows={split: _group(rows, source, progress) for split, rows in found.rows.items()})
 
 
-def _group(rows: Sequence[LabelledRow], source: LabelSource) -> list[LabelledRow]:
-    return list(rows) if source.group_by is None else add_groups(rows, source.group_by)
+def _group(rows: Sequence[LabelledRow], source: LabelSource, progress: Progress) -> list[LabelledRow]:
+    if source.group_by is None:
+        return list(rows)
+    grouped = add_groups(rows, source.group_by)
+    separate = [row for row in grouped if row.group is None]
+    num_groups = len({row.group for row in grouped} - {None})
+    example = f", such as {separate[0].relative}" if separate else ""
+    progress(Message(f"--group-by: {num_groups:,} groups; {len(separate):,} images without a first capture{example}"))
+    return grouped
