@@ -57,7 +57,18 @@ Command = (
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
 )
 # Settings with paths, which must be absolute in a Ray job.
-PATH_SETTINGS = ("data_dir", "labels", "exclude", "against", "storage_path", "checkpoint", "input", "scores", "output")
+PATH_SETTINGS = (
+    "data_dir",
+    "labels",
+    "exclude",
+    "against",
+    "suspects",
+    "storage_path",
+    "checkpoint",
+    "input",
+    "scores",
+    "output",
+)
 RESUME_HINTS: dict[type, str] = {
     TrainConfig: "saved epochs are kept; to resume, repeat the command with --resume and the --name of the run",
     ScoreConfig: "finished parts are kept; run the same command to resume",
@@ -160,7 +171,10 @@ def _find_initialized_ray() -> types.ModuleType | None:
 
 
 def _check_paths(config: Any) -> None:
-    """Raise InputError for a relative path in a Ray job, whose working folder is removed with the job."""
+    """Raise InputError for an empty path, and for a relative one in a Ray job, whose folder is removed with the job."""
+    for name in PATH_SETTINGS:
+        if getattr(config, name, None) == "":  # of a variable that is not set
+            raise InputError(f"--{name.replace('_', '-')}: expected a path or URI, got an empty one")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # Ray sets this environment variable in a job
         return
     for field in dataclasses.fields(config):

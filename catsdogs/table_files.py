@@ -169,7 +169,8 @@ def _find_delimiter(lines: io.TextIOWrapper, columns: Sequence[Column]) -> tuple
     headers = {}
     for delimiter in DELIMITERS:
         lines.seek(0)
-        headers[delimiter] = next(_iter_csv_rows(lines, delimiter), (0, []))[1]
+        header = next(_iter_csv_rows(lines, delimiter), (0, []))[1]
+        headers[delimiter] = [name.strip() for name in header]
     delimiter = next((delimiter for delimiter, header in headers.items() if names & set(header)), DELIMITERS[0])
     return delimiter, headers[delimiter]
 

@@ -241,8 +241,14 @@ def test_unknown_shortened_and_malformed_flags_are_errors(runs, capsys, argument
     [
         (["train"], "--data-dir: expected a folder of class folders, or --labels with a table, got neither"),
         (["evaluate", "--checkpoint", "c", "--output", "o"], "--data-dir: expected a folder of class folders"),
+        (["train", "--labels", ""], "--labels: expected a path or URI, got an empty one"),
+        (["train", "--labels", "l.csv", "--group-by", "(a{99999999999})"], "the repetition number is too large"),
         (["train", "--labels", "l.csv", "--group-by", "video"], "--group-by: expected a capture in parentheses"),
         (["train", "--labels", "l.csv", "--group-by", "(video"], "--group-by: expected a regular expression"),
+        (
+            ["evaluate", "--labels", "l.csv", "--checkpoint", "c", "--output", "o", "--group-by", "video"],
+            "--group-by: expected a capture in parentheses",
+        ),
     ],
 )
 def test_settings_of_labels_are_checked_first(runs, capsys, arguments, words):

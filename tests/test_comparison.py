@@ -316,6 +316,7 @@ BAD_INPUT = {
     "part cut": (damage("part-00002.parquet", lambda c: c[:-9]), "part-00002.parquet: expected a Parquet file"),
     "part zeroed": (damage("part-00001.parquet", zero_middle), "part-00001.parquet"),
     "summary damaged": (damage("_summary.json", lambda _: b"[]"), "_summary.json: expected the summary"),
+    "summary infinite": (damage("_summary.json", lambda _: b'{"rows": 1e400}'), "_summary.json: expected the summary"),
     "other tool": (write_foreign, "expected the column status of score"),
     "no metadata": (rewrite(lambda t: t, **{"catsdogs.class_names": "cat"}), "a list of different names"),
     "twice": (repeat, "expected each path once, found 50 rows"),
@@ -324,6 +325,10 @@ BAD_INPUT = {
     "label": (replace_value("label", "wolf"), "in the column label one of cat, dog, fox, found 'wolf'"),
     "label null": (replace_value("label", None), "a label where it is ok"),
     "probs short": (replace_value("probs", [1.0]), "expected 3 numbers in the column probs"),
+    "prob too large": (
+        replace_value("prob", 7.0),
+        "expected probabilities of 0 to 1, found 7: written by another tool?",
+    ),
     "prob nan": (replace_value("prob", math.nan), "found NaN or null"),
     "other classes": (
         rewrite(lambda t: t, **{"catsdogs.class_names": '["cat", "dog", "wolf"]'}),
@@ -365,6 +370,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys, case, side):
         ("changed=0.1", "got 'changed=0.1'"),
         ("changed>1.2.3", "got 'changed>1.2.3'"),
         ("changed>nan", "got 'changed>nan'"),
+        ("changed>1e999", "got 'changed>1e999'"),
         ("__import__('os').system('x')>1", "got \"__import__('os').system('x')>1\""),
         ("embedding_shift>0", "--fail-if embedding_shift>0: embedding_shift cannot be computed"),
         ("accuracy_drop>0", "accuracy_drop>0: accuracy_drop cannot be computed: no image is in both"),

@@ -283,9 +283,7 @@ def test_labels_may_be_numbers_and_have_spaces_around_them(tmp_path):
     pq.write_table(table, tmp_path / "labels.parquet")
     found = labels.list_evaluation(LabelSource(labels=str(tmp_path / "labels.parquet")), None)
     assert [*map_classes(found).values()] == ["1", "0", "1"]
-    (tmp_path / "labels.csv").write_text(
-        "path, label\na.jpg, cats\nb.jpg,dogs\nc.jpg,cats \n".replace(" label", "label")
-    )
+    (tmp_path / "labels.csv").write_text("path, label\na.jpg, cats\nb.jpg,dogs\nc.jpg,cats \n")
     found = labels.list_evaluation(LabelSource(labels=str(tmp_path / "labels.csv")), None)
     assert [*map_classes(found).values()] == ["cats", "dogs", "cats"]
 
@@ -340,6 +338,18 @@ REFUSED = {
     "a JSON label": ('{"path": "a", "label": ["x"]}\n', "a whole number as label, split or group, got ['x']"),
     "a JSON path": ('{"path": 7, "label": "x"}\n', "line 1: expected a path, got 7"),
     "half of a JSON surrogate pair": ('{"path": "a", "label": "\\ud800"}\n', "found half of a surrogate pair"),
+    "a JSON path with a zero byte": (
+        '{"path": "a\\u0000", "label": "x"}\n',
+        "line 1: 'FOLDER/a\\x00': expected a path without zero bytes",
+    ),
+    "a JSON path with half a character": (
+        '{"path": "s3://bucket/\\ud800", "label": "x"}\n',
+        "found half of a surrogate pair",
+    ),
+    "a JSON group with half a character": (
+        '{"path": "a", "label": "x", "group": "\\ud800"}\n',
+        "found half of a surrogate pair",
+    ),
     "a fraction": ('{"path": "a", "label": 0.5}\n', "a whole number as label, split or group, got 0.5"),
 }
 
@@ -352,7 +362,7 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_line(tmp_path, name):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
         list_with_messages(LabelSource(labels=str(path)))
-    assert words.replace("LABELS", str(path)) in str(caught.value)
+    assert words.replace("LABELS", str(path)).replace("FOLDER", str(tmp_path)) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 

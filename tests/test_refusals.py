@@ -76,6 +76,7 @@ REFUSED = {
     f"{AUDIT} --data-dir WORK/data --group-by x": "--group-by: expected a capture in parentheses",
     f"{AUDIT} --input WORK/data --near 11": "--near: expected 0 to 10, got 11",
     f"{AUDIT} --input WORK/data --fail-on leaks,corrupt": "odd_size, odd_aspect_ratio, low_information, blurry, wrong_",
+    f"{AUDIT} --input WORK/data --fail-on ,": "wrong_extension, suspect_label, separated by commas, got none",
     f"{AUDIT} --input WORK/data --against WORK/empty": "check --against",
     f"{AUDIT} --input WORK/data --against WORK/empty.txt": "no images under WORK/empty.txt: the list is empty",
     f"{AUDIT} --input WORK/data --against WORK/absent.csv": "absent.csv",

@@ -59,7 +59,9 @@ class AuditConfig:
         check_pattern(self.group_by)
         check_range(self, 0, MAX_NEAR, "near")
         unknown = [name for name in self.fail_on_issues if name not in ISSUES]
-        check(not unknown, "--fail-on", f"some of {', '.join(ISSUES)}, separated by commas", ", ".join(unknown))
+        is_valid = not unknown and (self.fail_on is None or bool(self.fail_on_issues))
+        expected = f"some of {', '.join(ISSUES)}, separated by commas"
+        check(is_valid, "--fail-on", expected, ", ".join(unknown) or "none")
         can_find_suspects = self.suspects is not None or SUSPECT_LABEL not in self.fail_on_issues
         check_needed(can_find_suspects, f"--fail-on {SUSPECT_LABEL}", "--suspects")
 

@@ -73,7 +73,7 @@ def check_pattern(pattern: str | None) -> None:
     """Check the regular expression of `--group-by`."""
     try:
         num_captures = 1 if pattern is None else re.compile(pattern).groups
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # too many repetitions, too many parentheses
         raise InputError(f"--group-by: expected a regular expression, got {pattern}: {error}") from error
     check(num_captures > 0, "--group-by", "a capture in parentheses, such as '([^/]+)/[^/]+$'", pattern)
 

@@ -1,5 +1,6 @@
 """The settings of `compare`, and the conditions of `--fail-if`."""
 
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -65,8 +66,8 @@ class CompareConfig:
 def _parse_condition(text: str) -> Condition:
     found = CONDITION.fullmatch(text)
     try:
-        if found:
-            return Condition(found[1], found[2], float(found[3]))
+        if found and math.isfinite(threshold := float(found[3])):
+            return Condition(found[1], found[2], threshold)
     except ValueError:  # 1.2.3
         pass
     raise InputError(

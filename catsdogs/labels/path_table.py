@@ -145,4 +145,6 @@ def _parse(value: object) -> str:
         value = int(value)
     if not isinstance(value, str | int):
         raise ValueError(f"expected text or a whole number as label, split or group, got {value!r:.100}")
-    return normalize_name(str(value).strip())
+    text = str(value).strip()
+    text.encode()  # UnicodeEncodeError for half a character, as JSON may have it
+    return normalize_name(text)

@@ -24,6 +24,7 @@ from catsdogs.labels import normalize_name
 from catsdogs.schema import OK, STATUSES
 
 HASH_BYTES = 16
+MAX_PROB = 1.001  # rounding may exceed 1
 NONE = -1  # stands for null in `label` and `true`
 # `prob` is NaN and `label` NONE unless the status is ok; `label` and `true` are indices of classes.
 ROW = np.dtype(
@@ -97,10 +98,17 @@ def build_batch(uri: str, table: pa.RecordBatch, file_classes: Sequence[str], cl
     order_K = np.array([classes[normalize_name(name)] for name in file_classes])
     probs_NK = np.full((len(paths), len(order_K)), np.nan, np.float32)
     probs_NK[np.ix_(ok_N, order_K)] = _read_vectors(uri, table, "probs", ok_N, len(order_K))
-    if not np.isfinite(probs_NK[ok_N]).all() or not np.isfinite(rows["prob"][ok_N]).all():
-        raise InputError(f"{uri}: expected probabilities where the status is ok, found NaN or null")
+    for values in (probs_NK[ok_N], rows["prob"][ok_N]):
+        _check_probs(uri, values)
     embeddings_ND = _read_vectors(uri, table, "embedding", ok_N) if "embedding" in table.schema.names else None
     return Batch(table["path"], rows, probs_NK, Counter(map(_find_format, paths)), embeddings_ND)
+
+
+def _check_probs(uri: str, values: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(f"{uri}: expected probabilities where the status is ok, found NaN or null")
+    if (outside := values[(values < 0) | (values > MAX_PROB)]).size:
+        raise InputError(f"{uri}: expected probabilities of 0 to 1, found {outside[0]:g}: written by another tool?")
 
 
 def _encode(uri: str, table: pa.RecordBatch, name: str, codes: Mapping[str, int]) -> npt.NDArray[np.int32]:

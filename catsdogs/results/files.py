@@ -117,7 +117,7 @@ def _find_files(uri: str) -> tuple[tuple[str, ...], int | None]:
 def _read_num_rows(uri: str) -> int:
     try:
         return int(json.loads(storage.read_bytes(uri))["rows"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{uri}: expected the summary of a scoring with the key rows: {error!r}") from error
 
 

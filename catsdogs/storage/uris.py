@@ -54,11 +54,12 @@ def absolute(uri: str) -> str:
     """Make a local path absolute and drop a trailing slash; leave other URIs as they are.
 
     Raises:
-        InputError: the URI is empty, contains credentials, is relative to a deleted folder, or its scheme or bucket
-            cannot be opened.
+        InputError: the URI is empty, contains credentials or what no name can have, is relative to a deleted folder, or
+            its scheme or bucket cannot be opened.
     """
     if not uri:
         raise InputError("an empty path: expected a folder, a file or a URI such as s3://bucket/prefix")
+    _check_characters(uri)
     if is_local(uri):
         try:
             return local_uri(os.path.abspath(local_path(uri)))
@@ -84,6 +85,16 @@ def absolute(uri: str) -> str:
             f"{uri}: expected a general purpose bucket, found a directory bucket (S3 Express); copy the files"
         )
     return f"s3://{bucket}/{key}".rstrip("/")
+
+
+def _check_characters(uri: str) -> None:
+    """Refuse zero bytes and half characters, which JSON and Parquet may have."""
+    try:
+        name = local_path(uri) if is_local(uri) else uri.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{uri[:200]!a}: expected a path of whole characters") from error
+    if b"\0" in name:
+        raise InputError(f"{uri[:200]!a}: expected a path without zero bytes")
 
 
 def _has_credentials(uri: str) -> bool:
