@@ -133,7 +133,10 @@ def _audit(config: AuditConfig, display: Display) -> int:
     counts += [f"{odd:,} odd"] if odd else []
     print_result(f"{summary['files']:,} files: {', '.join(counts) or 'no issues'}; see {config.output}/report.html")
     if unpaired := summary["not_paired"]["buckets"]:
-        print_result(f"{unpaired:,} sets of too many similar images were not paired: see not_paired in audit.json")
+        limits = ", ".join(f"over {limit:,} {kind}" for kind, limit in summary["not_paired"]["max_images"].items())
+        print_result(
+            f"{unpaired:,} sets of too many similar images ({limits}) were not paired: see not_paired in audit.json"
+        )
     if groups := summary["groups_in_several_splits"]:
         print_result(f"{groups:,} groups are in more than one split, which train refuses: see audit.json")
     if summary["excluded"]:

@@ -288,7 +288,7 @@ def test_the_command_says_what_is_not_in_the_counts(tmp_path, write, capsys, mon
     assert main(["audit", *arguments]) == 0
     shown = capsys.readouterr().out
     assert "2 files: 2 leakage, 2 duplicate; see" in shown  # as a group, though they are not paired
-    assert "2 sets of too many similar images were not paired" in shown
+    assert "2 sets of too many similar images (over 1 exact, over 1 near) were not paired" in shown
     assert "1 groups are in more than one split" in shown
     assert f"to train without 1 of them, add --exclude {tmp_path}/out/exclude.csv" in shown
 

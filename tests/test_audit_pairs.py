@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from catsdogs.auditing import pairs
 from catsdogs.auditing.pairs import MAX_PAIRED, find_near_pairs, find_pairs
 
 NUM_HASHES = 700
@@ -40,9 +41,9 @@ def test_near_pairs_are_those_of_all_with_all(near):
     distances = np.bitwise_count(hashes[:, None] ^ hashes[None])
     expected = {(a, b): distances[a, b] for a, b in np.argwhere(np.triu(distances <= near, 1)).tolist()}
     found = find_near_pairs(hashes, near)
-    pairs = list(zip(found.a_P.tolist(), found.b_P.tolist(), strict=True))
-    assert len(pairs) == len(set(pairs))
-    assert dict(zip(pairs, found.distance_P.tolist(), strict=True)) == expected
+    rows = list(zip(found.a_P.tolist(), found.b_P.tolist(), strict=True))
+    assert len(rows) == len(set(rows))
+    assert dict(zip(rows, found.distance_P.tolist(), strict=True)) == expected
     assert len(expected) > 90
     assert found.unpaired == []
 
@@ -90,3 +91,19 @@ def test_a_bucket_of_too_many_images_is_reported_and_not_paired():
 def test_as_many_images_as_allowed_are_paired():
     found = find_near_pairs(np.full(MAX_PAIRED, 5, np.uint64), 4)
     assert (len(found.a_P), found.unpaired) == (MAX_PAIRED * (MAX_PAIRED - 1) // 2, [])
+
+
+@pytest.mark.parametrize("kind", ["exact", "equal hashes", "near"])
+def test_too_many_pairs_in_all_leave_out_the_largest_buckets(monkeypatch, kind):
+    """A group of 60 images has up to 1,770 pairs, ten groups of 4 have 60."""
+    monkeypatch.setattr(pairs, "MAX_PAIRS", 500)
+    group = np.concatenate([np.zeros(60, int), np.repeat(np.arange(1, 11), 4)])
+    hashes = np.random.default_rng(0).integers(0, 2**64, 11, dtype=np.uint64)[group]
+    if kind == "near":  # differ in up to 6 bits, all in the lowest band
+        hashes[:60] ^= np.arange(60, dtype=np.uint64)
+    contents = [str(number if kind == "exact" else i).encode() for i, number in enumerate(group)]
+    found = find_pairs(build_files(hashes.tolist(), contents), len(group), 4)
+    assert len(found.a_P) == 10 * 6
+    assert found.a_P.min() == 60
+    assert found.max_paired[kind.split()[0] if kind != "equal hashes" else "near"] == 31
+    assert max(bucket.num_images for bucket in found.unpaired) == 60

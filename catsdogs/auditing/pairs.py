@@ -6,11 +6,15 @@ choice of AGREEING bands, only images with equal bits there, a bucket, are compa
 are more choices but far smaller buckets (Norouzi et al. 2012, "Fast search in Hamming space with multi-index hashing",
 arXiv 1307.2982, has one band).
 
+A set of images that are nearly all alike has nearly as many pairs as all with all. So a bucket with more than
+MAX_PAIRED images is reported and not paired. If the others have more than MAX_PAIRS pairs together, the limit of a
+bucket is halved until they have not.
+
 Shapes: N images, U different hashes, P pairs, R runs of equal keys.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,22 +22,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catsdogs.auditing.runs import Bucket, HashArray, IndexArray, Runs
+
 HASH_BITS = 64
 AGREEING = 3  # bands; near = 4: 35 choices of 27 bits
 MAX_PAIRED = 1000  # images of a bucket or of equal content; of more, no pairs are made
+MAX_PAIRS = 5_000_000  # of each kind; the audit needs about 100 bytes for each
+CHUNK_PAIRS = 1 << 18
+DIGEST = np.dtype("S32")
 NO_CONTENT = -1
 
-IndexArray = npt.NDArray[np.int64]
-HashArray = npt.NDArray[np.uint64]
+RowArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
-
-
-class Bucket(NamedTuple):
-    """Images that are too many to be paired, and the row of one of them."""
-
-    kind: str
-    num_images: int
-    row: int
 
 
 class Pairs(NamedTuple):
@@ -43,24 +43,31 @@ class Pairs(NamedTuple):
         distance_P: bits in which the hashes differ; 0 for equal contents.
         is_exact_P: whether the contents are equal.
         content_N: the number of each row's content, NO_CONTENT for a file that is empty or could not be read.
-        unpaired: buckets with more than MAX_PAIRED images.
+        unpaired: buckets with more images than `max_paired`.
+        max_paired: images of a bucket of each kind.
     """
 
-    a_P: IndexArray
-    b_P: IndexArray
+    a_P: RowArray
+    b_P: RowArray
     distance_P: npt.NDArray[np.uint8]
     is_exact_P: BoolArray
     content_N: IndexArray
     unpaired: list[Bucket]
+    max_paired: dict[str, int]
 
 
 class _Found(NamedTuple):
     """Pairs of one kind, not sorted."""
 
-    a_P: IndexArray
-    b_P: IndexArray
+    a_P: RowArray
+    b_P: RowArray
     distance_P: npt.NDArray[np.uint8]
     unpaired: list[Bucket]
+    max_paired: int
+
+
+class _TooManyPairsError(Exception):
+    """More than MAX_PAIRS."""
 
 
 def find_pairs(files: pa.Table, num_audited: int, near: int) -> Pairs:
@@ -72,70 +79,122 @@ def find_pairs(files: pa.Table, num_audited: int, near: int) -> Pairs:
     """
     content_N = _number_contents(files)
     with_content = np.flatnonzero(content_N != NO_CONTENT)
-    with_hash = np.flatnonzero(files["phash"].is_valid().to_numpy())
-    hashes = files["phash"].drop_null().to_numpy()
-    exact = _pair_equal(content_N[with_content], with_content, "exact")
-    near_pairs = find_near_pairs(hashes, near)
-    a, b = with_hash[near_pairs.a_P], with_hash[near_pairs.b_P]
+    with_hash = np.flatnonzero(files["phash"].is_valid().to_numpy()).astype(np.int32)
+    exact = _limit(lambda max_paired: _pair_equal(content_N[with_content], with_content, "exact", max_paired))
+    found = find_near_pairs(files["phash"].drop_null().to_numpy(), near)
+    a, b = with_hash[found.a_P], with_hash[found.b_P]
     differ = (content_N[a] != content_N[b]) | (content_N[a] == NO_CONTENT)
     a_P, b_P = np.concatenate([exact.a_P, a[differ]]), np.concatenate([exact.b_P, b[differ]])
-    distance_P = np.concatenate([exact.distance_P, near_pairs.distance_P[differ]])
+    distance_P = np.concatenate([exact.distance_P, found.distance_P[differ]])
     kept = np.flatnonzero(np.minimum(a_P, b_P) < num_audited)
-    order = kept[np.lexsort((b_P[kept], a_P[kept]))]
-    unpaired_near = [bucket._replace(row=int(with_hash[bucket.row])) for bucket in near_pairs.unpaired]
+    order = kept[np.argsort(a_P[kept] * np.int64(len(files)) + b_P[kept])]
+    unpaired_near = [bucket._replace(row=int(with_hash[bucket.row])) for bucket in found.unpaired]
     return Pairs(
-        a_P[order], b_P[order], distance_P[order], order < len(exact.a_P), content_N, exact.unpaired + unpaired_near
+        a_P[order],
+        b_P[order],
+        distance_P[order],
+        order < len(exact.a_P),
+        content_N,
+        exact.unpaired + unpaired_near,
+        {"exact": exact.max_paired, "near": found.max_paired},
     )
 
 
 def _number_contents(files: pa.Table) -> IndexArray:
     """Give equal contents equal numbers."""
-    numbers = files["sha256"].combine_chunks().dictionary_encode().indices.fill_null(NO_CONTENT)
-    is_empty = pc.equal(files["size_bytes"], 0).fill_null(False).to_numpy()
-    return np.where(is_empty, NO_CONTENT, numbers.to_numpy()).astype(np.int64)
+    is_content = pc.and_(files["sha256"].is_valid(), pc.not_equal(files["size_bytes"], 0).fill_null(True))
+    digests = files["sha256"].filter(is_content).cast(pa.binary(DIGEST.itemsize)).combine_chunks()
+    numbers_N = np.full(files.num_rows, NO_CONTENT)
+    if len(digests):
+        digest_N = np.frombuffer(digests.buffers()[1], DIGEST, len(digests), digests.offset * DIGEST.itemsize)
+        numbers_N[is_content.to_numpy()] = np.unique(digest_N, return_inverse=True)[1]
+    return numbers_N
+
+
+def _limit(find: Callable[[int], _Found]) -> _Found:
+    """Find pairs with the largest limit of a bucket that gives at most MAX_PAIRS."""
+    max_paired = MAX_PAIRED
+    while True:
+        try:
+            return find(max_paired)
+        except _TooManyPairsError:
+            max_paired //= 2
+
+
+def _check_number(num_pairs: int) -> None:
+    if num_pairs > MAX_PAIRS:
+        raise _TooManyPairsError
 
 
 def find_near_pairs(hashes_N: HashArray, near: int) -> _Found:
     """Find the pairs of hashes that differ in at most `near` bits."""
     hashes_U, hash_N, count_U = np.unique(hashes_N, return_inverse=True, return_counts=True)
-    equal = _pair_equal(hash_N, np.arange(len(hashes_N)), "near")
-    different = _pair_different(hashes_U, count_U, near)
     by_hash = np.argsort(hash_N, kind="stable")
+
+    def find(max_paired: int) -> _Found:
+        equal = _pair_equal(hash_N, np.arange(len(hashes_N)), "near", max_paired)
+        codes, buckets = _pair_different(hashes_U, count_U, near, max_paired)
+        a_U, b_U = np.divmod(codes, max(1, len(hashes_U)))
+        _check_number(len(equal.a_P) + int((count_U[a_U] * count_U[b_U]).sum()))
+        a_P, b_P, pair_P = _expand(a_U, b_U, count_U, by_hash)
+        distance_P = np.bitwise_count(hashes_U[a_U] ^ hashes_U[b_U])[pair_P]
+        first_U = by_hash[np.cumsum(count_U) - count_U]
+        return _Found(
+            np.concatenate([equal.a_P, np.minimum(a_P, b_P)]),
+            np.concatenate([equal.b_P, np.maximum(a_P, b_P)]),
+            np.concatenate([equal.distance_P, distance_P]),
+            equal.unpaired + [bucket._replace(row=int(first_U[bucket.row])) for bucket in buckets],
+            max_paired,
+        )
+
+    return _limit(find)
+
+
+def _expand(
+    a_U: IndexArray, b_U: IndexArray, count_U: IndexArray, by_hash_N: IndexArray
+) -> tuple[RowArray, RowArray, RowArray]:
+    """Enumerate the pairs of images of each pair of hashes: the images, and the pair of hashes."""
     start_U = np.cumsum(count_U) - count_U
-    pair, a, b = _expand(count_U[different.a_P], count_U[different.b_P])
-    a, b = by_hash[start_U[different.a_P][pair] + a], by_hash[start_U[different.b_P][pair] + b]
-    buckets = [bucket._replace(row=int(by_hash[start_U[bucket.row]])) for bucket in different.unpaired]
-    return _Found(
-        np.concatenate([equal.a_P, np.minimum(a, b)]),
-        np.concatenate([equal.b_P, np.maximum(a, b)]),
-        np.concatenate([equal.distance_P, different.distance_P[pair]]),
-        equal.unpaired + buckets,
-    )
+    num_P = count_U[a_U] * count_U[b_U]
+    parts = [(np.empty(0, np.int32),) * 3]
+    for first in range(0, len(a_U), CHUNK_PAIRS):
+        num, a, b = (array[first : first + CHUNK_PAIRS] for array in (num_P, a_U, b_U))
+        pair = np.repeat(np.arange(len(num)), num)
+        position = np.arange(len(pair)) - np.repeat(np.cumsum(num) - num, num)
+        row_a = by_hash_N[start_U[a[pair]] + position // count_U[b[pair]]]
+        row_b = by_hash_N[start_U[b[pair]] + position % count_U[b[pair]]]
+        parts.append((row_a.astype(np.int32), row_b.astype(np.int32), (first + pair).astype(np.int32)))
+    a_P, b_P, pair_P = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return a_P, b_P, pair_P
 
 
-def _expand(num_a_P: IndexArray, num_b_P: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
-    """Enumerate the pairs of images of each pair of hashes: the pair, and the positions among the images of each."""
-    num_P = num_a_P * num_b_P
-    pair = np.repeat(np.arange(len(num_P)), num_P)
-    position = np.arange(len(pair)) - np.repeat(np.cumsum(num_P) - num_P, num_P)
-    return pair, position // num_b_P[pair], position % num_b_P[pair]
-
-
-def _pair_different(hashes_U: HashArray, count_U: IndexArray, near: int) -> _Found:
-    """Find the pairs among different hashes, which stand for several images each."""
+def _pair_different(
+    hashes_U: HashArray, count_U: IndexArray, near: int, max_paired: int
+) -> tuple[IndexArray, list[Bucket]]:
+    """Find the pairs a < b among different hashes, which stand for several images each, as numbers a * U + b."""
     num_hashes = len(hashes_U)
-    codes = np.empty(0, np.int64)
+    found, num_found = [np.empty(0, np.int64)], 0
     buckets: dict[Bucket, None] = {}
     for mask in _list_masks(near) if near else ():
-        runs = _Runs(hashes_U & mask, count_U)
+        runs = Runs(hashes_U & mask, count_U, max_paired)
         buckets |= dict.fromkeys(runs.list_unpaired("near"))
-        found = [codes]
+        num_new = 0
         for a, b in runs.iter_pairs():
             close = np.bitwise_count(hashes_U[a] ^ hashes_U[b]) <= near
             found.append(np.minimum(a[close], b[close]) * num_hashes + np.maximum(a[close], b[close]))
-        codes = np.unique(np.concatenate(found))  # a pair may agree in more than one choice of bands
-    a_P, b_P = np.divmod(codes, max(1, num_hashes))
-    return _Found(a_P, b_P, np.bitwise_count(hashes_U[a_P] ^ hashes_U[b_P]), list(buckets))
+            num_new += len(found[-1])
+            _check_number(num_new)
+        num_found += num_new
+        if num_found > MAX_PAIRS:
+            found, num_found = [_merge(found)], 0
+    return _merge(found), list(buckets)
+
+
+def _merge(codes: list[IndexArray]) -> IndexArray:
+    """Return each pair once: one may agree in several choices of bands."""
+    merged = np.unique(np.concatenate(codes))
+    _check_number(len(merged))
+    return merged
 
 
 def _list_masks(near: int) -> list[np.uint64]:
@@ -145,51 +204,14 @@ def _list_masks(near: int) -> list[np.uint64]:
     return [np.uint64(sum(chosen)) for chosen in itertools.combinations(bands, AGREEING)]
 
 
-def _pair_equal(key_N: IndexArray, row_N: IndexArray, kind: str) -> _Found:
+def _pair_equal(key_N: IndexArray, row_N: IndexArray, kind: str, max_paired: int) -> _Found:
     """Pair the rows that have the same key."""
-    runs = _Runs(key_N, np.ones(len(key_N), np.int64))
-    pairs = [(np.empty(0, np.int64), np.empty(0, np.int64)), *runs.iter_pairs()]
-    a, b = (np.concatenate(sides) for sides in zip(*pairs, strict=True))
+    runs = Runs(key_N, np.ones(len(key_N), np.int64), max_paired)
+    _check_number(runs.count_pairs())
+    parts = [(np.empty(0, np.int32),) * 2]
+    for a, b in runs.iter_pairs():
+        rows = row_N[np.minimum(a, b)], row_N[np.maximum(a, b)]
+        parts.append((rows[0].astype(np.int32), rows[1].astype(np.int32)))
+    a_P, b_P = (np.concatenate(sides) for sides in zip(*parts, strict=True))
     unpaired = [bucket._replace(row=int(row_N[bucket.row])) for bucket in runs.list_unpaired(kind)]
-    return _Found(row_N[np.minimum(a, b)], row_N[np.maximum(a, b)], np.zeros(len(a), np.uint8), unpaired)
-
-
-class _Runs:
-    """Items sorted by key; the items with one key are a run.
-
-    Args:
-        num_N: images that each item stands for.
-    """
-
-    def __init__(self, key_N: IndexArray | HashArray, num_N: IndexArray) -> None:
-        self._order_N = np.argsort(key_N)
-        sorted_N = key_N[self._order_N]
-        is_start_N = np.ones(len(key_N), np.bool_)
-        is_start_N[1:] = sorted_N[1:] != sorted_N[:-1]
-        self._start_R = np.flatnonzero(is_start_N)
-        self._length_R = np.diff(self._start_R, append=len(key_N))
-        self._images_R = np.add.reduceat(num_N[self._order_N], self._start_R) if len(key_N) else self._length_R
-
-    def list_unpaired(self, kind: str) -> list[Bucket]:
-        """List the runs of several items with more than MAX_PAIRED images; `row` is the first item of each."""
-        runs = np.flatnonzero((self._images_R > MAX_PAIRED) & (self._length_R > 1))
-        first = self._order_N[self._start_R[runs]].tolist()
-        return [Bucket(kind, *found) for found in zip(self._images_R[runs].tolist(), first, strict=True)]
-
-    def iter_pairs(self) -> Iterator[tuple[IndexArray, IndexArray]]:
-        """Yield arrays of the pairs of items of the other runs: first the neighbours, then those at distance 2, ..."""
-        runs = np.flatnonzero((self._images_R <= MAX_PAIRED) & (self._length_R > 1))
-        left = np.concatenate([np.empty(0, np.int64), _list_ranges(self._start_R[runs], self._length_R[runs])])
-        end = np.repeat((self._start_R + self._length_R)[runs], self._length_R[runs])
-        for distance in itertools.count(1):
-            is_inside = left + distance < end
-            left, end = left[is_inside], end[is_inside]
-            if not len(left):
-                return
-            yield self._order_N[left], self._order_N[left + distance]
-
-
-def _list_ranges(start_R: IndexArray, length_R: IndexArray) -> IndexArray:
-    """Concatenate the ranges of the given starts and lengths."""
-    offset = np.repeat(np.cumsum(length_R) - length_R, length_R)
-    return np.repeat(start_R, length_R) + np.arange(len(offset)) - offset
+    return _Found(a_P, b_P, np.zeros(len(a_P), np.uint8), unpaired, max_paired)

@@ -93,13 +93,14 @@ def _describe_unpaired(findings: Findings) -> dict[str, Any]:
         {"kind": bucket.kind, "images": bucket.num_images, "example": findings.paths[bucket.row].as_py()}
         for bucket in buckets[:MAX_LISTED]
     ]
-    return {"buckets": len(buckets), "examples": examples}
+    return {"buckets": len(buckets), "max_images": findings.pairs.max_paired, "examples": examples}
 
 
 def _find_missing_classes(sets: AuditedSets, files: pa.Table) -> dict[str, list[str]]:
     """Find the classes of which a split has no images, by split; "" stands for all files."""
     class_names = {name for names in sets.class_names.values() for name in names}
-    present = set(zip(files["split"].to_pylist(), files["label"].to_pylist(), strict=True))
+    found = files.select(["split", "label"]).group_by(["split", "label"]).aggregate([])
+    present = set(zip(found["split"].to_pylist(), found["label"].to_pylist(), strict=True))
     missing = {
         split: sorted(name for name in class_names if (split or None, name) not in present)
         for split in sets.class_names
