@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from spots import draw_spots, encode_jpeg, spots_jpeg
 
 from catsdogs import labels, storage
-from catsdogs.auditing import audit, pairs
+from catsdogs.auditing import audit, outputs, pairs
 from catsdogs.cli import main
 from catsdogs.config import AuditConfig
 from catsdogs.errors import RunError
@@ -246,7 +246,8 @@ def test_what_training_would_refuse_is_reported(tmp_path, write):
     assert "No images in validation of" in page
 
 
-def test_a_table_of_one_class_is_audited(tmp_path, write):
+def test_a_table_of_one_class_is_audited(tmp_path, write, monkeypatch):
+    monkeypatch.setattr(outputs, "ROW_GROUP", 3)
     rows = [{"path": f"{i}.jpg", "label": "cats", "group": f"g{i // 2}"} for i in range(4)]
     for row in rows:
         write(row["path"], spots_jpeg(int(row["path"][0])))
@@ -254,6 +255,8 @@ def test_a_table_of_one_class_is_audited(tmp_path, write):
     write("out/pairs.parquet", b"of an earlier audit")
     summary = audit(AuditConfig(labels=str(tmp_path / "labels.parquet"), output=str(tmp_path / "out")))
     assert (summary["by_label"], summary["by_split"], summary["groups"]) == ({"cats": 4}, {}, 2)
+    assert pq.read_metadata(tmp_path / "out" / "files.parquet").num_row_groups == 2
+    assert [base_name(path) for path in read_files(str(tmp_path / "out"))] == [row["path"] for row in rows]
     assert pq.read_table(tmp_path / "out" / "pairs.parquet").num_rows == 0
 
 

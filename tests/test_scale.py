@@ -6,7 +6,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from benchmarks.scale import commits, comparing, listing, memory, planning
+from benchmarks.scale import audited_set, commits, comparing, listing, memory, planning
 from benchmarks.scale.store import LateStore
 
 
@@ -61,8 +61,11 @@ def test_a_comparison_is_measured(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_planning_and_memory_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(audited_set, "NUM_FILES", 30)
     monkeypatch.setattr(planning, "SMALL", 10)
     monkeypatch.setattr(planning, "LARGE", 20)
     monkeypatch.setattr(memory, "NUM_FILES", 300)
     assert re.match(r"Planning, .* [\d.]+ ms / ", next(line for line, _ in planning.check_planning(tmp_path)))
     assert re.match(r"Memory .* [\d.]+ MiB / ", next(line for line, _ in memory.check_memory(tmp_path)))
+    ((line, _),) = audited_set.check_audited_set(tmp_path)
+    assert re.match(r"Memory of the driver of `audit` at 300 / 30 files: \d+ MiB / \d+ MiB, of which without", line)

@@ -1,4 +1,4 @@
-"""Measure how `score` and `compare` grow, and assert its goals.
+"""Measure how `score`, `audit` and `compare` grow, and assert its goals.
 
 python -m benchmarks.scale --only planning
 """
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.scale.audited_set import check_audited_set
 from benchmarks.scale.auditing import check_audit
 from benchmarks.scale.commits import check_commits
 from benchmarks.scale.comparing import check_comparison
@@ -27,6 +28,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[tuple[str, bool]]]] = {
     "audit": check_audit,
     "memory": check_memory,
     "comparison": check_comparison,
+    "audited-set": check_audited_set,
     "pipeline": check_null_pipeline,
 }
 IN_MEMORY = Path("/dev/shm")  # a disk would make the driver wait for it

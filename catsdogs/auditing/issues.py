@@ -58,8 +58,8 @@ EXTENSIONS = {
 }
 KNOWN_EXTENSIONS = {extension for extensions in EXTENSIONS.values() for extension in extensions}
 # Of two sides of a leak, the one with the lower rank is left out. All of the set is before what it is compared with.
+SPLITS = (TRAIN, VALIDATION, TEST)
 NO_SPLIT, AGAINST = -1, 3
-RANKS = {None: NO_SPLIT, TRAIN: 0, VALIDATION: 1, TEST: 2}
 UNKNOWN = -1  # a label, or whether two are equal
 
 BoolArray = npt.NDArray[np.bool_]
@@ -79,7 +79,7 @@ class Findings(NamedTuple):
     """
 
     files: pa.Table
-    paths: pa.Array
+    paths: pa.ChunkedArray
     pairs: Pairs
     same_label_P: IntArray
     is_cross_P: BoolArray
@@ -110,7 +110,7 @@ def find_issues(measured: MeasuredFiles, pairs: Pairs, suspects: Suspects | None
     reasons = {"corrupt": flags["corrupt"], "leakage": is_excluded_N[: len(files)], "conflict": flags["conflict"]}
     return Findings(
         files.append_column("extension_ok", extension_ok).append_column("issues", issues),
-        measured.files["path"].combine_chunks(),
+        measured.files["path"],
         pairs,
         same_label_P,
         is_cross_P,
@@ -120,14 +120,15 @@ def find_issues(measured: MeasuredFiles, pairs: Pairs, suspects: Suspects | None
 
 
 def _read_ranks(measured: MeasuredFiles) -> IntArray:
-    splits = measured.files["split"].to_pylist()
-    rank_N = np.array([RANKS[split] for split in splits], np.int64)
+    ranks = pc.index_in(measured.files["split"], pa.array(SPLITS, pa.string())).fill_null(NO_SPLIT)
+    rank_N = np.array(ranks, np.int64)
     rank_N[measured.num_audited :] = AGAINST
     return rank_N
 
 
 def _read_labels(measured: MeasuredFiles) -> IntArray:
-    codes = measured.files["label"].combine_chunks().dictionary_encode().indices
+    labels = measured.files["label"]
+    codes = pc.index_in(labels, labels.unique().drop_null())
     return np.asarray(codes.fill_null(UNKNOWN), np.int64)
 
 
@@ -208,9 +209,13 @@ def _is_odd_size(side_N: npt.NDArray[np.float64]) -> BoolArray:
     return np.asarray((side_N < q1 - margin) | (side_N > q3 + margin))
 
 
-def _check_extensions(files: pa.Table) -> pa.Array:
+def _check_extensions(files: pa.Table) -> pa.ChunkedArray:
     """Compare the extension with the format; null where the format or the extension is unknown."""
-    return pa.array(map(_check_extension, files["path"].to_pylist(), files["format"].to_pylist()), pa.bool_())
+    batches = files.select(["path", "format"]).to_batches()
+    checked = [
+        pa.array(map(_check_extension, *map(pa.Array.to_pylist, batch.columns)), pa.bool_()) for batch in batches
+    ]
+    return pa.chunked_array(checked, pa.bool_())
 
 
 def _check_extension(path: str, file_format: str | None) -> bool | None:
@@ -230,8 +235,9 @@ def _list_names(flags_NK: BoolArray) -> pa.Array:
 
 def _list_excluded(files: pa.Table, reasons: dict[str, BoolArray]) -> list[tuple[str, str]]:
     """List what to exclude from training: the path, and why."""
-    rows = np.flatnonzero(np.any([*reasons.values()], axis=0))
-    selected = files.take(pa.array(rows))
+    is_excluded_N = np.any([*reasons.values()], axis=0)
+    rows = np.flatnonzero(is_excluded_N)
+    selected = files.select(["path", "status"]).filter(pa.array(is_excluded_N))
     paths, statuses = selected["path"].to_pylist(), selected["status"].to_pylist()
     return [
         (path, "; ".join(status if name == "corrupt" else name for name, flag in reasons.items() if flag[row]))

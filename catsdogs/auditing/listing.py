@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catsdogs import storage
 from catsdogs.auditing.sets import SET_FILES, AuditedSets
@@ -75,4 +76,6 @@ def _build_table(rows: Iterable[Row]) -> pa.Table:
         files = storage.build_files_table(row[0] for row in chunk)
         columns = [pa.array(values, pa.string()) for values in list(zip(*chunk, strict=True))[1:]]
         tables.append(pa.table([*files.columns, *columns], schema=SET_FILES))
-    return pa.concat_tables(tables).sort_by("path").combine_chunks()
+    files = pa.concat_tables(tables)
+    is_sorted = pc.all(pc.less_equal(files["path"].slice(0, max(0, len(files) - 1)), files["path"].slice(1))).as_py()
+    return files if is_sorted else files.sort_by("path")  # which copies all of it

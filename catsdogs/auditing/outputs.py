@@ -1,7 +1,8 @@
 """The files that an audit writes. `audit.json` is written last, and removed first if there was one."""
 
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ SUMMARY = "audit.json"
 FILES, PAIRS, EXCLUDE, REPORT = "files.parquet", "pairs.parquet", "exclude.csv", "report.html"
 SUSPECTS = "suspects.parquet"  # with --suspects
 OUTPUTS = (FILES, PAIRS, EXCLUDE, REPORT, SUSPECTS)
-CHUNK_PAIRS = 1_000_000
+ROW_GROUP = 10_000  # files
+PAIRS_ROW_GROUP = 100_000
 AUDITED_FILES = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -74,15 +76,33 @@ def check_output(config: AuditConfig) -> None:
 
 def write_audit(output: str, findings: Findings, page: str, summary: dict[str, Any]) -> None:
     """Write all files; raises RunError if one cannot be written."""
-    contents = {
-        FILES: parquet_bytes(_build_files(findings.files)),
-        EXCLUDE: format_csv([("path", "reason"), *findings.excluded]).encode(),
-        REPORT: page.encode(),
-        PAIRS: _build_pairs(findings),
-        **({} if findings.suspects is None else {SUSPECTS: parquet_bytes(findings.suspects.table)}),
-        SUMMARY: json.dumps(summary, indent=2).encode(),
-    }
-    storage.write_files(output, contents, obsolete=[SUSPECTS])
+    storage.remove_files(output, [SUMMARY, SUSPECTS])
+    for name, content in _iter_contents(findings, page, summary):
+        storage.write_bytes(storage.join(output, name), content)
+
+
+def _iter_contents(findings: Findings, page: str, summary: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    yield FILES, _build_parquet(AUDITED_FILES, _iter_files(findings.files))
+    yield EXCLUDE, format_csv([("path", "reason"), *findings.excluded]).encode()
+    yield REPORT, page.encode()
+    yield PAIRS, _build_parquet(AUDITED_PAIRS, _iter_pairs(findings))
+    if findings.suspects is not None:
+        yield SUSPECTS, parquet_bytes(findings.suspects.table)
+    yield SUMMARY, json.dumps(summary, indent=2).encode()
+
+
+def _build_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
+    """Write each table as a row group."""
+    with tempfile.TemporaryFile(prefix="catsdogs-") as file:  # a buffer in memory would be copied while it grows
+        with pq.ParquetWriter(file, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        file.seek(0)
+        return file.read()
+
+
+def _iter_files(files: pa.Table) -> Iterator[pa.Table]:
+    return (_build_files(files.slice(start, ROW_GROUP)) for start in range(0, len(files), ROW_GROUP))
 
 
 def _build_files(files: pa.Table) -> pa.Table:
@@ -92,22 +112,15 @@ def _build_files(files: pa.Table) -> pa.Table:
     return pa.table([columns.get(name, files[name]) for name in AUDITED_FILES.names], schema=AUDITED_FILES)
 
 
-def _build_pairs(findings: Findings) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, AUDITED_PAIRS) as writer:
-        for table in _iter_pairs(findings):
-            writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
 def _iter_pairs(findings: Findings) -> Iterator[pa.Table]:
     pairs = findings.pairs
-    for start in range(0, len(pairs.a_P), CHUNK_PAIRS):
-        rows = slice(start, start + CHUNK_PAIRS)
+    paths = findings.paths.combine_chunks() if len(pairs.a_P) else pa.array([], pa.string())
+    for start in range(0, len(pairs.a_P), PAIRS_ROW_GROUP):
+        rows = slice(start, start + PAIRS_ROW_GROUP)
         same_label = findings.same_label_P[rows]
         columns = [
-            findings.paths.take(pa.array(pairs.a_P[rows])),
-            findings.paths.take(pa.array(pairs.b_P[rows])),
+            paths.take(pa.array(pairs.a_P[rows])),
+            paths.take(pa.array(pairs.b_P[rows])),
             pa.array(np.where(pairs.is_exact_P[rows], "exact", "near")),
             pa.array(pairs.distance_P[rows], pa.int32()),
             pa.array(same_label == 1, pa.bool_(), mask=same_label == UNKNOWN),

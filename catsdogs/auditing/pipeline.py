@@ -5,6 +5,7 @@ audit(config)
   list_sets()             listing.py      the images, and those of --against; labels, splits and groups
   measure_files()         measuring.py    one read of each file with Ray Data: a row for every file
     DecodeForAudit()      ../data/audit_stage.py   in a child process: pixels become hash, brightness, ...
+    RowFile()             row_file.py     the rows in a temporary file, in the order of the listing
   find_pairs()            pairs.py        equal contents, and perceptual hashes that differ in few bits
   find_suspects()         rating.py       with --suspects: labels that heads trained on other images disagree with
   find_issues()           issues.py       odd images; leaks and conflicts among the pairs; what to exclude

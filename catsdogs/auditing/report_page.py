@@ -98,7 +98,9 @@ def _sort_pairs(findings: Findings) -> dict[str, IndexArray]:
     """Assign each pair of images to the most important kind, the closest first; leave out files that are no images."""
     pairs = findings.pairs
     failed = _find_failed(findings)
-    kind_P = np.select([findings.is_cross_P, findings.same_label_P == 0, ~pairs.is_exact_P], range(3), 3)
+    kind_P = np.select([findings.is_cross_P, findings.same_label_P == 0, ~pairs.is_exact_P], range(3), 3).astype(
+        np.int8
+    )
     kind_P[np.isin(pairs.a_P, failed) | np.isin(pairs.b_P, failed)] = len(KINDS)
     order = np.argsort(pairs.distance_P, kind="stable")
     return {name: order[kind_P[order] == i] for i, name in enumerate(KINDS)}
@@ -129,13 +131,15 @@ def _select_odd(findings: Findings) -> dict[int, list[str]]:
 
     A file without an image may have another extension, too, but there is nothing to show.
     """
-    issues_N = findings.files["issues"].to_pylist()
+    issues = findings.files["issues"].combine_chunks()
+    names, rows_of_names = pc.list_flatten(issues), pc.list_parent_indices(issues)
+    corrupt = set(rows_of_names.filter(pc.equal(names, "corrupt")).to_pylist())
     selected: dict[int, list[str]] = {}
     for name in ODD_ISSUES:
-        found = (row for row, issues in enumerate(issues_N) if name in issues and "corrupt" not in issues)
-        rows = (row for row in found if row not in selected)
+        found = (row.as_py() for row in rows_of_names.filter(pc.equal(names, name)))
+        rows = (row for row in found if row not in selected and row not in corrupt)
         for row in list(itertools.islice(rows, MAX_ODD)):
-            selected[row] = [issue for issue in ODD_ISSUES if issue in issues_N[row]]
+            selected[row] = [issue for issue in ODD_ISSUES if issue in issues[row].as_py()]
     return selected
 
 
@@ -203,6 +207,7 @@ def _describe_image(findings: Findings, row: int) -> str:
 
 
 def _list_failures(findings: Findings) -> list[tuple[str, str, str]]:
-    failed = findings.files.take(_find_failed(findings)[:MAX_EXAMPLES])
-    columns = [failed[name].to_pylist() for name in ("path", "status", "error")]
+    files = findings.files.select(["path", "status", "error"])
+    failed = files.filter(pc.not_equal(files["status"], OK)).slice(0, MAX_EXAMPLES)
+    columns = [column.to_pylist() for column in failed.columns]
     return [(path, status, error or "") for path, status, error in zip(*columns, strict=True)]

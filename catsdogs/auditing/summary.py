@@ -49,13 +49,13 @@ def build_summary(
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:
-    counts = Counter(column.drop_null().to_pylist())
-    return dict(sorted(counts.items()))
+    counts = column.drop_null().value_counts().to_pylist()
+    return {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: count["values"])}
 
 
 def _count_issues(findings: Findings) -> dict[str, int]:
-    counts = Counter(pc.list_flatten(findings.files["issues"]).to_pylist())
-    return {name: counts[name] for name in ISSUES if name != SUSPECT_LABEL or findings.suspects is not None}
+    counts = _count(pc.list_flatten(findings.files["issues"]))
+    return {name: counts.get(name, 0) for name in ISSUES if name != SUSPECT_LABEL or findings.suspects is not None}
 
 
 def _count_suspects(suspects: Suspects | None) -> dict[str, Any] | None:

@@ -52,13 +52,18 @@ def write_files(folder: str, files: Mapping[str, bytes], obsolete: Iterable[str]
     Args:
         obsolete: names of files that an earlier result may have, and this one has not.
     """
-    remove_temporaries(folder)
-    found = list_names(folder)  # a store may allow to list and to write, and not to delete
-    for name in (*list(files)[-1:], *obsolete):
-        if name in found:
-            remove(join(folder, name))
+    remove_files(folder, [*list(files)[-1:], *obsolete])
     for name, content in files.items():
         write_bytes(join(folder, name), content)
+
+
+def remove_files(folder: str, names: Iterable[str]) -> None:
+    """Remove the temporary files of a folder, and the named files that are there."""
+    remove_temporaries(folder)
+    found = list_names(folder)  # a store may allow to list and to write, and not to delete
+    for name in names:
+        if name in found:
+            remove(join(folder, name))
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
