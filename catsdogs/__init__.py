@@ -24,6 +24,7 @@ from catsdogs.config import (
 from catsdogs.errors import CatsdogsError, InputError, RunError
 from catsdogs.evaluate.api import evaluate
 from catsdogs.exporting.api import export
+from catsdogs.image_api import augment_image, read_images
 from catsdogs.reviewing.api import review
 from catsdogs.score.api import score, verify
 from catsdogs.train.api import train
@@ -42,9 +43,11 @@ __all__ = [
     "TrainConfig",
     "VerifyConfig",
     "audit",
+    "augment_image",
     "compare",
     "evaluate",
     "export",
+    "read_images",
     "review",
     "score",
     "train",

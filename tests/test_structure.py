@@ -49,6 +49,7 @@ ORDER = [
         "reviewing",
         "comparison",
         "exporting",
+        "image_api",
         "download",
         "demo",
         "display",

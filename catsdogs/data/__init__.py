@@ -9,9 +9,11 @@ For models on GPUs, a row of a dataset is a block of such rows (`blocks.py`).
 from catsdogs.data.audit_stage import DecodeForAudit
 from catsdogs.data.blocks import pack_block, unpack_blocks
 from catsdogs.data.datasets import (
+    FEW_IMAGES,
     THUMBNAIL,
     EpochPlan,
     decode_images,
+    decode_in_task,
     iter_decoded_batches,
     iter_epoch_batches,
     read_and_decode,
@@ -38,6 +40,7 @@ from catsdogs.data.runtime import (
 from catsdogs.data.tasks import map_in_tasks
 
 __all__ = [
+    "FEW_IMAGES",
     "THUMBNAIL",
     "CpuAllocation",
     "DecodeForAudit",
@@ -49,6 +52,7 @@ __all__ = [
     "count_decoders",
     "count_nodes",
     "decode_images",
+    "decode_in_task",
     "default_num_actors",
     "describe_wait",
     "gpus_decode_jpegs",

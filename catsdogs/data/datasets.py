@@ -38,15 +38,20 @@ def iter_decoded_batches(files: pa.Table, stage: DecodeForInference, num_cpus: f
 
 def decode_images(paths: Iterable[str], preprocessing: Preprocessing) -> dict[str, ImageArray]:
     """Decode a few images in one task, where all others are decoded; leave out those that fail."""
-    files = storage.build_files_table(storage.Entry(path) for path in dict.fromkeys(paths))
-    stage = DecodeForInference(preprocessing, MAX_PIXELS, FEW_IMAGES)
-    decode = ray.remote(_decode_files).options(num_cpus=allocate_cpus(1).decode, name="decode examples")
     images: dict[str, ImageArray] = {}
-    for rows in ray.get(decode.remote(stage, files)):
+    for rows in decode_in_task(dict.fromkeys(paths), DecodeForInference(preprocessing, MAX_PIXELS, FEW_IMAGES)):
         ok_N = np.asarray(pc.equal(rows["status"], OK))
         names = rows["path"].filter(pa.array(ok_N)).to_pylist()
         images |= zip(names, view_images(rows, preprocessing.img_size)[ok_N], strict=True)
     return images
+
+
+def decode_in_task(paths: Iterable[str], stage: DecodeForInference) -> list[pa.Table]:
+    """Run a stage on a few files in one task; return its batches."""
+    files = storage.build_files_table(storage.Entry(path) for path in paths)
+    decode = ray.remote(_decode_files).options(num_cpus=allocate_cpus(1).decode, name="decode examples")
+    batches: list[pa.Table] = ray.get(decode.remote(stage, files))
+    return batches
 
 
 def _decode_files(stage: DecodeForInference, files: pa.Table) -> list[pa.Table]:
