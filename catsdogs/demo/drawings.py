@@ -1,4 +1,4 @@
-"""Draw cartoon cats and dogs, and other animals to pretrain on: labelled datasets that need no network.
+"""Draw cartoon cats and dogs, and more animals to pretrain on: labelled datasets that need no network.
 
 An animal is drawn on a transparent canvas of 200 x 200 pixels and pasted at a random place, size and angle. All kinds
 have the same coats, poses and backgrounds, so a model must learn their faces: neither the mean colour nor a coarse
@@ -17,7 +17,7 @@ Colour = tuple[int, ...]
 Canvas = ImageDraw.ImageDraw
 
 KINDS, SPLITS = ("cat", "dog"), ("train", "validation")
-OTHER_KINDS = ("bear", "rabbit")
+ANIMALS = ("bear", "cat", "dog", "rabbit")  # to pretrain on
 _SIDE, _MIDDLE = 200, 100  # of the canvas; images are made smaller, which smooths the edges
 _LINE = 3  # width of an outline
 _FURS = ((232, 150, 70), (150, 150, 158), (74, 68, 72), (240, 228, 208), (148, 98, 62), (112, 122, 142))
