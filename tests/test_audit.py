@@ -167,6 +167,24 @@ def check_training(output: str, found_pairs: set[tuple[object, ...]], data: str)
         assert len([side for side in sides if {f"{data}/{a}", f"{data}/{b}"} & side]) < 2
 
 
+def test_a_set_without_splits_is_split_without_a_pair_on_both_sides(tmp_path, write):
+    for i in range(24):
+        write(f"data/{('cats', 'dogs')[i % 2]}/{i}.jpg", spots_jpeg(i))
+        if i < 12:
+            write(f"data/{('cats', 'dogs')[i % 2]}/copy of {i}.jpg", spots_jpeg(i))
+    output = str(tmp_path / "out")
+    audit(AuditConfig(data_dir=str(tmp_path / "data"), output=output))
+    files = {Path(path).name: row for path, row in read_files(output).items()}
+    assert files["copy of 3.jpg"]["group"] == files["3.jpg"]["group"] == files["3.jpg"]["path"]
+    assert files["13.jpg"]["group"] is None
+    found = labels.list_training(LabelSource(labels=f"{output}/files.parquet"), 0.4)
+    sides = [{Path(path).name for path in side.files["path"].to_pylist()} for side in (found.train, found.validation)]
+    assert all(
+        ({f"{i}.jpg", f"copy of {i}.jpg"} <= sides[0]) != ({f"{i}.jpg", f"copy of {i}.jpg"} <= sides[1])
+        for i in range(12)
+    )
+
+
 def test_every_file_has_the_columns_of_the_contract(tmp_path, write):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -14,14 +14,15 @@ NUM_FOLDS = 5
 SEED = 0
 
 
-def join_groups(*keys: pa.Array) -> IndexArray:
+def join_groups(*keys: pa.Array, pairs: tuple[IndexArray, IndexArray] | None = None) -> IndexArray:
     """Number groups of images, (N,): images that share a key are in one group, and so on over all keys.
 
     Args:
         keys: columns of N values, such as the name of a group or a hash of the content; null is shared with none.
+        pairs: rows of images that are in one group, too.
     """
     num_images = num_nodes = len(keys[0])
-    edges = []  # of a graph of images and keys
+    edges = [pairs] if pairs else []  # of a graph of images and keys
     for column in keys:
         encoded = column.dictionary_encode()
         rows = np.flatnonzero(encoded.indices.is_valid())

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catsdogs import storage
+from catsdogs.auditing.folds import join_groups
 from catsdogs.auditing.issues import UNKNOWN, Findings
+from catsdogs.auditing.pairs import NO_CONTENT
 from catsdogs.config import AuditConfig
 from catsdogs.errors import InputError
 from catsdogs.schema import parquet_bytes
@@ -82,7 +85,8 @@ def write_audit(output: str, findings: Findings, page: str, summary: dict[str, A
 
 
 def _iter_contents(findings: Findings, page: str, summary: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    yield FILES, _build_parquet(AUDITED_FILES, _iter_files(findings.files))
+    files = findings.files.set_column(findings.files.column_names.index("group"), "group", name_groups(findings))
+    yield FILES, _build_parquet(AUDITED_FILES, _iter_files(files))
     yield EXCLUDE, format_csv([("path", "reason"), *findings.excluded]).encode()
     yield REPORT, page.encode()
     yield PAIRS, _build_parquet(AUDITED_PAIRS, _iter_pairs(findings))
@@ -99,6 +103,27 @@ def _build_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
                 writer.write_table(table)
         file.seek(0)
         return file.read()
+
+
+def name_groups(findings: Findings) -> pa.ChunkedArray:
+    """Name the group of each file: in a set without splits, also one for equal and near images, after its first path.
+
+    `train` then splits the set without a pair on both sides.
+    """
+    files, pairs = findings.files, findings.pairs
+    groups: pa.ChunkedArray = files["group"]
+    if files["split"].null_count < len(files):
+        return groups
+    content_N = pairs.content_N[: len(files)]
+    is_inside = np.maximum(pairs.a_P, pairs.b_P) < len(files)  # not with a file of --against
+    ends = pairs.a_P[is_inside].astype(np.int64), pairs.b_P[is_inside].astype(np.int64)
+    number_N = join_groups(groups.combine_chunks(), pa.array(content_N, mask=content_N == NO_CONTENT), pairs=ends)
+    _, first_N, counts_N = np.unique(number_N, return_index=True, return_counts=True)
+    first_N = first_N[number_N]  # the first row of each file's group
+    names = pc.coalesce(groups.take(pa.array(first_N)), files["path"].take(pa.array(first_N)))
+    return pa.chunked_array(
+        [pc.if_else(pa.array(counts_N[number_N] > 1), names.combine_chunks(), groups.combine_chunks())]
+    )
 
 
 def _iter_files(files: pa.Table) -> Iterator[pa.Table]:
