@@ -5,22 +5,18 @@ If Ray announces that a node of the workers will be preempted, the state is save
 
 import copy
 import time
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import TYPE_CHECKING
 
 import ray.train
 import torch
 
 from catsdogs import storage
 from catsdogs.train.events import PreemptionNotice, StepSaved
+from catsdogs.train.inputs import LeftOutImages
 from catsdogs.train.run_folder import LAST, STEP_STATE, CheckpointWriter
 from catsdogs.train.step_state import EpochProgress, StepState, hash_training_files
 from catsdogs.train.worker import TrainWorker
-
-if TYPE_CHECKING:
-    from catsdogs.train.inputs import LeftOutImages
 
 CHECK_INTERVAL_S, CHECK_INTERVAL_AFTER_NOTICE_S = 1.0, 0.25
 MAX_CHECK_STEPS = 1000
@@ -37,7 +33,7 @@ class StepSaver:
         checkpoints: while it keeps epochs in memory that are not saved, a state within the next one is of no use.
     """
 
-    def __init__(self, worker: TrainWorker, checkpoints: CheckpointWriter, left_out: "LeftOutImages") -> None:
+    def __init__(self, worker: TrainWorker, checkpoints: CheckpointWriter, left_out: LeftOutImages) -> None:
         self._worker = worker
         self._checkpoints = checkpoints
         self._left_out = left_out
@@ -71,7 +67,7 @@ class StepSaver:
         if self._worker.ranks.is_first:
             self._write(epoch, EpochProgress(num_steps, global_sums, seconds, self._left_out.reported))
 
-    def _check(self, notice: "ray.train.PreemptionInfo | None") -> tuple[bool, int]:
+    def _check(self, notice: ray.train.PreemptionInfo | None) -> tuple[bool, int]:
         """Return whether a save is due, and after how many steps to check again."""
         now_s = time.monotonic()
         self._report_written()
@@ -95,7 +91,7 @@ class StepSaver:
     def wait(self) -> None:
         """Wait until the last state is written; raises the error of one that could not be."""
         if self._writing is not None:
-            futures.wait([self._writing])
+            wait([self._writing])
             self._report_written()
 
     def _write(self, epoch: int, progress: EpochProgress) -> None:
