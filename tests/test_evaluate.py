@@ -30,7 +30,7 @@ def classify_nothing(monkeypatch, paths):
     """Let the stages on Ray return a row without a label for each path."""
     rows = [{"path": str(path), "status": "empty", "true_label": path.parent.name} for path in paths]
     table = pa.Table.from_pylist(rows, pa.schema([*PREDICTIONS, ("device_precision", pa.string())]))
-    monkeypatch.setattr(classify, "iter_predictions", lambda _: [table])
+    monkeypatch.setattr(classify, "iter_predictions", lambda *_: [table])
 
 
 def test_failed_files_count_as_incorrect_and_classes_are_matched_by_name(red_blue_root, red_blue_checkpoint, tmp_path):

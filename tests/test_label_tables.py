@@ -288,12 +288,6 @@ def test_labels_may_be_numbers_and_have_spaces_around_them(tmp_path):
     assert [*map_classes(found).values()] == ["cats", "dogs", "cats"]
 
 
-def test_a_path_with_a_zero_byte_is_a_missing_file(tmp_path):
-    rows = [{"path": f"{i}\0.jpg", "label": CLASSES[i % 2]} for i in range(8)]
-    train, validation, _ = list_with_messages(LabelSource(labels=write_table(tmp_path, rows, "labels.jsonl")))
-    assert len(train) + len(validation) == 8
-
-
 HEADER = "path,label,split,group\n"
 REFUSED = {
     "two labels": (HEADER + "a,x\nb,y\na,y\n", "/a has two labels, 'x' in line 2 and 'y' in line 4; expected each"),

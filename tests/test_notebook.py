@@ -70,7 +70,7 @@ def test_the_notebook_runs_on_a_folder_of_labelled_images(execute, tmp_path, mon
     monkeypatch.setenv("CATSDOGS_WEIGHTS", "none")
     notebook = read_notebook()
     for cell in list_code(notebook):
-        cell.source = cell.source.replace('"imagenet", 224', '"imagenet", 32')
+        cell.source = cell.source.replace('"imagenet", 224', '"imagenet", 32').replace("0.98", "0.9")  # few images
     folder = execute(notebook)
     assert read_accuracy(notebook) > 0.95
     assert count_pictures(notebook) == NUM_PICTURES
