@@ -401,7 +401,7 @@ def call_once_exists(uri: str, call: Callable[[], object]) -> threading.Thread:
 
     def wait() -> None:
         while not storage.exists(uri):
-            time.sleep(0.02)
+            time.sleep(0.05)
         call()
 
     thread = threading.Thread(target=wait, daemon=True)

@@ -338,4 +338,4 @@ def test_a_large_plan_is_checked_by_ray_tasks(source, tmp_path, monkeypatch):
 
 
 def count_range_checks() -> int:
-    return len(list_tasks(filters=[("name", "=", "check_range")], limit=10_000))
+    return len(list_tasks(filters=[("name", "=", "check range")], limit=10_000))

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catsdogs import storage
-from catsdogs.auditing.folds import join_groups
 from catsdogs.auditing.issues import UNKNOWN, Findings
 from catsdogs.auditing.pairs import NO_CONTENT
 from catsdogs.config import AuditConfig
@@ -110,6 +109,8 @@ def name_groups(findings: Findings) -> pa.ChunkedArray:
 
     `train` then splits the set without a pair on both sides.
     """
+    from catsdogs.auditing.folds import join_groups  # not at the top: imports scipy
+
     files, pairs = findings.files, findings.pairs
     groups: pa.ChunkedArray = files["group"]
     if files["split"].null_count < len(files):
