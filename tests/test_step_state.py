@@ -174,6 +174,14 @@ def interrupt_and_finish(lease):
     return worker, old
 
 
+def test_a_run_on_s3_resumes_within_an_epoch(bucket):
+    with Lease(f"s3://{bucket}/run", silent, "training run", "--name") as lease:
+        run_epoch(build_worker(lease), stop_after=1)
+        resumed = resume(build_worker(lease))
+        assert (resumed.progress.num_steps, resumed.progress.left_out) == (1, [LEFT_OUT])
+        assert load_saved_run(lease.folder, saves_every_epoch=True).has_model
+
+
 def test_the_state_within_an_epoch_ends_with_the_epoch(lease):
     worker, old = interrupt_and_finish(lease)
     uri = f"{lease.folder}/last/step_state.pt"

@@ -91,9 +91,9 @@ def load_step_state(uri: str, training_state: Mapping[str, Any]) -> StepState | 
     step_uri = storage.join(uri, LAST, STEP_STATE)
     if not storage.exists(step_uri):
         return None
-    num_finished = len(training_state["history"])
+    num_finished, content = len(training_state["history"]), storage.read_bytes(step_uri)
     try:
-        state = _parse(storage.read_bytes(step_uri))
+        state = _parse(content)
     except Exception as error:  # damaged bytes raise errors of any type
         reason = f"is damaged: {type(error).__name__}: {format_reason(error)}"
         raise InputError(f"{step_uri} {reason}; {_describe_way_out(num_finished)}") from error
