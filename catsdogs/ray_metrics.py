@@ -1,6 +1,6 @@
 """Metrics of `score` and `train` in Ray: the nodes of a cluster export them to Prometheus, as `ray_catsdogs_...`.
 
-On a Ray that the command started, nothing is recorded: it ends with the command, and nobody scrapes it.
+On a Ray that the command started, nothing is recorded: it ends with the command and is not scraped.
 """
 
 from collections.abc import Mapping

@@ -20,7 +20,7 @@ _context.set_forkserver_preload(PRELOADED)
 
 
 class Forked:
-    """A process that runs code with `sys.argv` and an environment of its own; leaving the context kills it."""
+    """A process that runs code with a separate `sys.argv` and environment; leaving the context kills it."""
 
     def __init__(self, code: str, *arguments: str, **environment: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="catsdogs-forked-")

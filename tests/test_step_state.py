@@ -26,7 +26,7 @@ from catsdogs.train.loop import build_step, train_epoch
 from catsdogs.train.resume import load_saved_run
 from catsdogs.train.run_folder import CheckpointWriter, History, hash_files
 from catsdogs.train.step_saver import StepSaver
-from catsdogs.train.step_state import EpochProgress, find_step_state, hash_training_files, load_step_state
+from catsdogs.train.step_state import EpochProgress, find_step_state, load_step_state
 
 PATHS, BATCH_SIZE, SIZE, NUM_STEPS = tuple("abcd"), 2, 32, 2
 LEFT_OUT = {"path": "damaged.jpg", "status": "truncated", "error": "half"}
@@ -221,8 +221,8 @@ def test_a_run_without_a_finished_epoch_has_the_classes_and_the_model_of_its_sta
 def test_a_state_of_other_training_images_is_not_used(lease):
     run_epoch(build_worker(lease), stop_after=1)
     uri, state = lease.folder, build_worker(lease).spec.folder.load_state()
-    assert find_step_state(uri, state, hash_training_files(build_worker(lease).spec.train_files)).num_steps == 1
-    assert find_step_state(uri, state, hash_training_files(build_worker(lease, paths="abce").spec.train_files)) is None
+    assert find_step_state(uri, state, build_worker(lease).spec.train_files).num_steps == 1
+    assert find_step_state(uri, state, build_worker(lease, paths="abce").spec.train_files) is None
 
 
 def test_no_state_is_saved_while_finished_epochs_are_only_in_memory(lease):

@@ -44,7 +44,8 @@ def _train(config: TrainConfig, uri: str, lease: LeaseClaim, progress: Progress)
     train_files, validation_files, digests = _list_files(config, saved, progress)
     settings.check_tables(config, uri, digests)
     folder = RunFolder(uri, train_files.class_names, Preprocessing(img_size=config.img_size), lease)
-    if saved.step_files_sha256 not in (None, hash_training_files(train_files.files)):
+    sha256 = saved.step_files_sha256
+    if sha256 is not None and sha256 != hash_training_files(train_files.files):
         progress(Message("the training images are others than before: the unfinished epoch starts again"))
         saved = saved._replace(step_files_sha256=None)
     weights = None if saved.has_model else _read_weights(config, folder.class_names, progress)

@@ -114,11 +114,7 @@ class RunFolder:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write the training state: `history`, and unless it is empty what `save_state` adds."""
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.write(buffer.getvalue(), LAST, STATE)
+        self.write(serialize_state(state), LAST, STATE)
 
     def load_state(self) -> dict[str, Any]:
         """Load the training state; raises as `load_state`."""
@@ -250,6 +246,15 @@ class CheckpointWriter:
             changes = {name: tensor for name, tensor in best.items() if not torch.equal(tensor, tensors[name])}
             state |= {"best_changes": changes, "val_predictions": parquet_bytes(predictions)}
         self.files = self._folder.save_state(state, self.files)
+
+
+def serialize_state(state: dict[str, Any]) -> bytes:
+    """Serialize a state with `torch.save`."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def load_state(uri: str) -> dict[str, Any]:

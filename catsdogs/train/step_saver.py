@@ -6,7 +6,7 @@ If Ray announces that a node of the workers will be preempted, the state is save
 import copy
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from functools import cached_property, partial
 
 import ray.train
 import torch
@@ -37,7 +37,6 @@ class StepSaver:
         self._worker = worker
         self._checkpoints = checkpoints
         self._left_out = left_out
-        self._files_sha256 = hash_training_files(worker.spec.train_files)
         self._uri = worker.spec.folder.path(LAST, STEP_STATE)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="step-state")
         self._writing: Future[StepSaved] | None = None
@@ -81,6 +80,10 @@ class StepSaver:
         is_due = notice is not None or now_s - self._saved_at >= self._worker.spec.config.save_every
         has_unsaved_epochs = self._checkpoints.num_saved < self._worker.history.epoch
         return is_due and self._writing is None and not has_unsaved_epochs, self._num_steps
+
+    @cached_property
+    def _files_sha256(self) -> str:
+        return hash_training_files(self._worker.spec.train_files)
 
     def _report_written(self) -> None:
         """Report a state that is written; raise the error of one that could not be."""

@@ -18,7 +18,7 @@ from catsdogs import storage
 from catsdogs.checkpoint import HEAD, check_shapes, list_shapes
 from catsdogs.errors import InputError
 from catsdogs.text import format_reason
-from catsdogs.train.run_folder import LAST, STEP_STATE, Digests
+from catsdogs.train.run_folder import LAST, STEP_STATE, Digests, serialize_state
 
 if TYPE_CHECKING:  # imports torch, which the driver does not need
     import torch
@@ -67,11 +67,7 @@ class StepState:
         return EpochProgress(self.num_steps, self.sums, self.seconds, self.left_out)
 
     def serialize(self) -> bytes:
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save(vars(self), buffer)
-        return buffer.getvalue()
+        return serialize_state(vars(self))
 
 
 def hash_training_files(files: pa.Table) -> str:
@@ -108,10 +104,10 @@ def load_step_state(uri: str, training_state: Mapping[str, Any]) -> StepState | 
     return state
 
 
-def find_step_state(uri: str, training_state: Mapping[str, Any], files_sha256: str) -> StepState | None:
+def find_step_state(uri: str, training_state: Mapping[str, Any], files: pa.Table) -> StepState | None:
     """Load the state within the next epoch as `load_step_state` does, unless it is of other training files."""
     state = load_step_state(uri, training_state)
-    return state if state and state.files_sha256 == files_sha256 else None
+    return state if state and state.files_sha256 == hash_training_files(files) else None
 
 
 def _describe_way_out(num_finished: int) -> str:

@@ -20,7 +20,7 @@ from catsdogs.train.events import EventSender
 from catsdogs.train.model import CompiledModel, Forward, FullModel, build_optimizer, should_compile
 from catsdogs.train.run_folder import ARGS, Digests, History
 from catsdogs.train.spec import RunSpec
-from catsdogs.train.step_state import EpochProgress, find_step_state, hash_training_files
+from catsdogs.train.step_state import EpochProgress, find_step_state
 from catsdogs.weights import load_state_dict_strictly
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def build_worker(spec: RunSpec, events: EventSender) -> TrainWorker:
     state = spec.folder.load_state()
     saved_files = spec.folder.restore_files(state) if ranks.is_first else {}
     history = History(state["history"])
-    step_state = find_step_state(spec.folder.uri, state, hash_training_files(spec.train_files))
+    step_state = find_step_state(spec.folder.uri, state, spec.train_files)
     latest = vars(step_state) if step_state else state if history.epoch else {}
     model = _build_model(spec, device, latest.get("model"))
     optimizer = build_optimizer(model, spec.config)
