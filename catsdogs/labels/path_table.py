@@ -145,6 +145,4 @@ def _parse(value: object) -> str:
         value = int(value)
     if not isinstance(value, str | int):
         raise ValueError(f"expected text or a whole number as label, split or group, got {value!r:.100}")
-    text = str(value).strip()
-    text.encode()  # UnicodeEncodeError for half a character, as JSON may have it
-    return normalize_name(text)
+    return normalize_name(str(value).strip())
